@@ -1,0 +1,35 @@
+# Two commands: `make demo` trains and shows a detector, `make test` passes the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint check peer clean
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	@echo "installing into $(VENV) (once; a few minutes)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	rm -rf runs/demo
+	$(BIN)/python scripts/train.py --config=experiments/shapes_demo.py --workdir=runs/demo
+	$(BIN)/python scripts/predict.py --checkpoint=runs/demo --source=eval --num_images=12 --output=runs/demo/pictures
+	$(BIN)/python scripts/evaluate.py --checkpoint=runs/demo --output=runs/demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+check: lint test
+
+clean:
+	rm -rf $(VENV) .venv-peer runs

@@ -1,0 +1,1 @@
+"""Pure functions of one image: boxes, anchors, matching, NMS, RoIAlign (jax only)."""

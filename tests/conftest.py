@@ -1,0 +1,29 @@
+"""Strict numerics for every test: two CPU devices, no silent rank promotion."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def rng(request) -> np.random.Generator:
+    """A generator seeded by the test's own name: the same draw in any order."""
+    return np.random.default_rng(list(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def shared() -> pathlib.Path:
+    """Real images and weights for development; never part of the product."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the development data of {SHARED}, which is not there")
+    return SHARED
