@@ -31,5 +31,14 @@ lint: $(VENV)/.installed
 
 check: lint test
 
+# The peers (several GB): only to remake tests/goldens and to measure against them.
+peer: .venv-peer/.installed
+
+.venv-peer/.installed: Makefile
+	test -x .venv-peer/bin/python || $(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install --quiet torch==2.15.0 torchvision==0.29.2 numpy==2.4.6
+	.venv-peer/bin/python -c "import torch, torchvision; print(torch.__version__, torchvision.__version__, torchvision.ops.nms(torch.eye(4), torch.ones(4), .5).shape)"
+	touch $@
+
 clean:
 	rm -rf $(VENV) .venv-peer runs
