@@ -1,0 +1,253 @@
+"""Greedy non-maximum suppression, exact for every threshold.
+
+n boxes of one image · t boxes of a tile · m boxes that are kept · b images under `vmap`
+
+    keep(i) = valid(i) and no kept j before i with IoU(j, i) > iou_threshold
+
+where "before" is by falling score, equal scores by index. The sorted boxes are taken a
+tile at a time: (1) what the boxes kept so far suppress is dropped, (2) inside the tile the
+rule above is iterated from "keep all" to its fixed point, which is the greedy answer
+(after k rounds the first k boxes of every chain of suppression are right), (3) the
+survivors join the kept ones. The loop ends as soon as enough boxes are kept. With one
+tile this is the full n x n matrix. IoU is `inter / (area_j + area_i - inter)` in float32,
+in that order; boxes without area neither suppress nor are suppressed.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+TILE = {"cpu": 128}  # boxes a step: small where arithmetic is dear ...
+LARGE_TILE = 2048  # ... large where a step is (a kernel launch)
+
+
+def nms(
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    valid: Bool[Array, " n"] | None = None,
+    *,
+    iou_threshold: float,
+) -> Bool[Array, " n"]:
+    """Return the keep mask of greedy NMS: order by score then index, IoU > threshold.
+
+    Padded boxes (`valid` False, NaN allowed) neither suppress nor are kept.
+    Raises ValueError for a threshold outside [0, 1].
+
+    >>> boxes = jnp.array([[0., 0., 10., 10.], [0., 0., 10., 9.], [20., 0., 30., 10.]])
+    >>> nms(boxes, jnp.array([0.8, 0.9, 0.1]), iou_threshold=0.7).tolist()
+    [False, True, True]
+    """
+    return _keep(boxes, scores, None, valid, iou_threshold)
+
+
+def classwise_nms(
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    classes: Int[Array, " n"],
+    valid: Bool[Array, " n"] | None = None,
+    *,
+    iou_threshold: float,
+) -> Bool[Array, " n"]:
+    """Return the keep mask of NMS inside every class (or level) on its own.
+
+    Classes are compared, boxes are not shifted apart: no rounding. Otherwise as `nms`.
+    """
+    return _keep(boxes, scores, classes, valid, iou_threshold)
+
+
+def nms_indices(
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    valid: Bool[Array, " n"] | None = None,
+    *,
+    iou_threshold: float,
+    max_output: int,
+    classes: Int[Array, " n"] | None = None,
+) -> tuple[Int[Array, " m"], Bool[Array, " m"]]:
+    """Return the first `max_output` kept boxes by falling score, and which are real.
+
+    Stops looking once they are found, so it costs far less than `nms` when there are many
+    boxes. Unused slots hold index 0 and False. With `classes`, NMS is class-wise.
+    """
+    n = len(scores)
+    if n == 0 or max_output == 0:
+        return jnp.zeros(max_output, jnp.int32), jnp.zeros(max_output, bool)
+    if valid is None:
+        valid = jnp.ones(n, bool)
+    if classes is None:
+        classes = jnp.zeros(n, jnp.int32)
+    boxes, scores = lax.stop_gradient((boxes.astype(jnp.float32), scores))
+    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
+    boxes = jnp.where(valid[:, None], boxes, 0)[order]
+    greedy = _greedy(_round_down(iou_threshold), min(max_output, n))
+    position, count = greedy(boxes[None], classes[order][None], valid[order][None])
+    position = jnp.pad(position[0], (0, max_output - position.shape[1]))
+    found = jnp.arange(max_output) < count[0]
+    return jnp.where(found, order[position], 0).astype(jnp.int32), found
+
+
+def soft_nms(
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    valid: Bool[Array, " n"] | None = None,
+    *,
+    sigma: float = 0.5,
+) -> Float[Array, " n"]:
+    """Return scores after s_i <- s_i exp(-IoU(M, i)^2 / sigma) for each maximum M in turn.
+
+    Gaussian Soft-NMS (Bodla et al. 2017, eq. 3). Padded boxes get 0 and change nothing.
+    """
+    return _rescore(boxes, scores, valid, lambda iou: jnp.exp(-jnp.square(iou) / sigma))
+
+
+def soft_nms_linear(
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    valid: Bool[Array, " n"] | None = None,
+    *,
+    iou_threshold: float = 0.3,
+) -> Float[Array, " n"]:
+    """Return scores after s_i <- s_i (1 - IoU(M, i)) where IoU(M, i) >= threshold.
+
+    Linear Soft-NMS (Bodla et al. 2017, Section 3). Padded boxes get 0.
+    """
+    return _rescore(
+        boxes, scores, valid, lambda iou: jnp.where(iou >= iou_threshold, 1 - iou, 1)
+    )
+
+
+def _keep(boxes, scores, classes, valid, iou_threshold):
+    n = len(scores)
+    index, found = nms_indices(
+        boxes, scores, valid, iou_threshold=iou_threshold, max_output=n, classes=classes
+    )
+    return jnp.zeros(n, bool).at[jnp.where(found, index, n)].set(True, mode="drop")
+
+
+def _round_down(threshold: float) -> float:
+    """Largest float32 not above `threshold`: float32 x > it exactly if x > threshold."""
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"iou_threshold is {threshold}, expected a number in [0, 1]")
+    t = np.float32(threshold)
+    return float(t if float(t) <= threshold else np.nextafter(t, np.float32(-1)))
+
+
+def _suppresses(first, second, threshold):
+    """[b, n, 6] rows (box, area, class) against [b, k, 6] -> [b, n, k]."""
+    ax1, ay1, ax2, ay2, area_a, class_a = jnp.moveaxis(first[:, :, None], -1, 0)
+    bx1, by1, bx2, by2, area_b, class_b = jnp.moveaxis(second[:, None], -1, 0)
+    w = jnp.maximum(jnp.minimum(ax2, bx2) - jnp.maximum(ax1, bx1), 0)
+    h = jnp.maximum(jnp.minimum(ay2, by2) - jnp.maximum(ay1, by1), 0)
+    inter = w * h
+    return (inter / (area_a + area_b - inter) > threshold) & (class_a == class_b)
+
+
+@functools.cache
+def _greedy(threshold: float, max_output: int) -> Callable:
+    """NMS of sorted boxes [b, n, 4]; `vmap` adds to b, so that all images share loops."""
+
+    @jax.custom_batching.custom_vmap
+    def greedy(boxes, classes, valid):
+        return _greedy_tiles(boxes, classes, valid, threshold, max_output)
+
+    @greedy.def_vmap
+    def _(size, batched, *args):
+        args = [
+            x if b else jnp.broadcast_to(x, (size, *x.shape))
+            for x, b in zip(args, batched, strict=True)
+        ]
+        lead = args[0].shape[:2]
+        out = greedy(*(x.reshape(-1, *x.shape[2:]) for x in args))
+        return tuple(x.reshape(*lead, *x.shape[1:]) for x in out), (True, True)
+
+    return greedy
+
+
+def _greedy_tiles(boxes, classes, valid, threshold, max_output):
+    """Positions [b, max_output] of the kept among sorted boxes, and how many [b]."""
+    b, n, _ = boxes.shape
+    t = min(n, TILE.get(jax.default_backend(), LARGE_TILE))
+    tiles, slots = -(-n // t), -(-max_output // t) * t
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    rows = jnp.concatenate(
+        [boxes, area[..., None], classes[..., None].astype(jnp.float32)], -1
+    )
+    rows = jnp.pad(rows, ((0, 0), (0, tiles * t - n), (0, 0)))
+    valid = jnp.pad(valid, ((0, 0), (0, tiles * t - n)))
+    later = jnp.triu(jnp.ones((t, t), bool), 1)[None]
+    image = jnp.arange(b)[:, None]
+
+    def step(state):
+        i, kept, position, count = state
+        tile = lax.dynamic_slice_in_dim(rows, i * t, t, 1)
+        alive = lax.dynamic_slice_in_dim(valid, i * t, t, 1)
+
+        def drop(j, alive):
+            before = lax.dynamic_slice_in_dim(kept, j * t, t, 1)
+            return alive & ~_suppresses(before, tile, threshold).any(1)
+
+        filled = jnp.minimum(-(-count.max() // t), slots // t)
+        alive = lax.fori_loop(0, filled, drop, alive)
+        matrix = _suppresses(tile, tile, threshold) & later
+        keep = _fixed_point(matrix, alive)
+        slot = jnp.where(keep, count[:, None] + jnp.cumsum(keep, 1) - 1, slots)
+        kept = kept.at[image, slot].set(tile, mode="drop")
+        position = position.at[image, slot].set(
+            jnp.broadcast_to(i * t + jnp.arange(t)[None], (b, t)), mode="drop"
+        )
+        return i + 1, kept, position, count + keep.sum(1)
+
+    def unfinished(state):
+        i, _, _, count = state
+        return (i < tiles) & (count.min() < max_output)
+
+    start = (
+        0,
+        jnp.zeros((b, slots, 6)),
+        jnp.zeros((b, slots), jnp.int32),
+        jnp.zeros(b, jnp.int32),
+    )
+    _, _, position, count = lax.while_loop(unfinished, step, start)
+    return position[:, :max_output], jnp.minimum(count, max_output)
+
+
+def _fixed_point(matrix, alive):
+    """keep <- alive and not any_j(matrix[j, i] and keep[j]), until nothing changes."""
+
+    def step(state):
+        keep, _ = state
+        return alive & ~(matrix & keep[:, :, None]).any(1), keep
+
+    def changing(state):
+        return (state[0] != state[1]).any()
+
+    return lax.while_loop(changing, step, step((alive, alive)))[0]
+
+
+def _rescore(boxes, scores, valid, decay):
+    n = len(scores)
+    if n == 0:
+        return scores
+    if valid is None:
+        valid = jnp.ones(n, bool)
+    boxes = jnp.where(valid[:, None], boxes, 0)
+    x1, y1, x2, y2 = boxes.T
+    area = (x2 - x1) * (y2 - y1)
+
+    def step(_, state):
+        scores, left = state
+        best = jnp.argmax(jnp.where(left, scores, -jnp.inf))
+        w = jnp.maximum(jnp.minimum(x2, x2[best]) - jnp.maximum(x1, x1[best]), 0)
+        h = jnp.maximum(jnp.minimum(y2, y2[best]) - jnp.maximum(y1, y1[best]), 0)
+        union = area + area[best] - w * h
+        iou = w * h / jnp.where(union > 0, union, 1)
+        left = left & (jnp.arange(n) != best)
+        return jnp.where(left, scores * decay(iou), scores), left
+
+    start = jnp.where(valid, scores, 0), valid
+    return lax.fori_loop(0, n, step, start)[0]

@@ -1,0 +1,327 @@
+"""RoIAlign, multilevel RoIAlign and RoIPool for one image.
+
+r RoIs · o output cells a side · s samples a cell a side · h w c feature map
+p = h w pixels, or those of all levels one after the other · m = r o o cells
+k = (2 s)^2 pixels a cell: s x s samples of 2 x 2 corners
+
+RoIAlign is linear in the features: cell i is `sum_k weight[i, k] features[index[i, k]]`.
+Index and weight are small and follow from the RoIs alone; the sum over k is written out
+as k gathers that the compiler fuses into one pass. Its transpose is a scatter-add.
+No gradient flows to the RoIs' coordinates (it is zero by definition here).
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+Size = int | tuple[int, int]
+
+
+def roi_align(
+    features: Float[Array, "h w c"],
+    rois: Float[Array, "r 4"],
+    *,
+    stride: float,
+    output_size: Size = 7,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+) -> Float[Array, "r oh ow c"]:
+    """Average bilinear samples on a regular grid in each cell of each RoI.
+
+    Mask R-CNN, Section 3. `rois` are in input pixels, `stride` of them to a feature pixel;
+    each cell has `sampling_ratio`^2 samples. `aligned` puts pixel centres at half integers;
+    without it, as in the first implementations, everything is half a pixel off and
+    RoIs are at least one feature pixel wide. Samples beyond one pixel outside the map are
+    zero. Padded RoIs (zeros) give finite values. Weights and sums are float32.
+    """
+    h, w, _ = features.shape
+    pixel_map = dict(base=0, height=h, width=w, scale=1 / stride)
+    return _align(
+        features.reshape(h * w, -1),
+        rois,
+        pixel_map,
+        output_size,
+        sampling_ratio,
+        aligned,
+    )
+
+
+def multilevel_roi_align(
+    features: dict[int, Float[Array, "_ _ c"]],
+    rois: Float[Array, "r 4"],
+    *,
+    output_size: Size = 7,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    canonical_size: float = 224,
+    canonical_level: int = 4,
+) -> Float[Array, "r oh ow c"]:
+    """`roi_align` of each RoI on the one level of `{stride: map}` that `roi_levels` says.
+
+    The levels are laid one after the other, so that each RoI is computed once.
+    """
+    strides = sorted(features)
+    maps = [features[s] for s in strides]
+    sizes = [m.shape[0] * m.shape[1] for m in maps]
+    table = dict(
+        base=np.cumsum([0, *sizes[:-1]]),
+        height=[m.shape[0] for m in maps],
+        width=[m.shape[1] for m in maps],
+        scale=np.float32(1) / np.float32(strides),
+    )
+    level = roi_levels(
+        rois,
+        tuple(strides),
+        canonical_size=canonical_size,
+        canonical_level=canonical_level,
+    )
+    pixel_map = {name: jnp.asarray(x)[level] for name, x in table.items()}
+    flat = jnp.concatenate([m.reshape(n, -1) for m, n in zip(maps, sizes, strict=True)])
+    return _align(flat, rois, pixel_map, output_size, sampling_ratio, aligned)
+
+
+def roi_levels(
+    rois: Float[Array, "r 4"],
+    strides: tuple[int, ...],
+    *,
+    canonical_size: float = 224,
+    canonical_level: int = 4,
+) -> Int[Array, " r"]:
+    """Return the index into ascending `strides` of floor(k0 + log2(sqrt(wh) / 224)).
+
+    FPN, eq. (1), with k0 = `canonical_level` (stride 2^k0) and `canonical_size` for 224,
+    bounded by the levels there are. Raises ValueError unless the strides are consecutive
+    powers of two.
+
+    >>> roi_levels(jnp.array([[0., 0., 224., 224.], [0., 0., 9., 9.]]), (4, 8, 16)).tolist()
+    [2, 0]
+    """
+    lowest = int(math.log2(strides[0]))
+    if tuple(strides) != tuple(2 ** (lowest + i) for i in range(len(strides))):
+        raise ValueError(
+            f"strides are {strides}, expected consecutive powers of two, ascending"
+        )
+    size = jnp.sqrt((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1]))
+    # 1e-6: a RoI of exactly the canonical size must not fall below its level by rounding.
+    level = jnp.floor(canonical_level + jnp.log2(size / canonical_size) + 1e-6)
+    level = jnp.nan_to_num(level, nan=lowest)
+    return (jnp.clip(level, lowest, lowest + len(strides) - 1) - lowest).astype(
+        jnp.int32
+    )
+
+
+def roi_pool(
+    features: Float[Array, "h w c"],
+    rois: Float[Array, "r 4"],
+    *,
+    stride: float,
+    output_size: Size = 7,
+) -> Float[Array, "r oh ow c"]:
+    """Take the maximum over each cell of each RoI, quantised to whole feature pixels.
+
+    Fast R-CNN, Section 2.1. Corners are rounded (half away from zero) and inclusive; cells
+    run from floor to ceil, so neighbours share a pixel; a cell without pixels is 0. The
+    gradient goes to the first pixel, row by row, that has the maximum.
+    """
+    h, w, _ = features.shape
+    oh, ow = _pair(output_size)
+    x1, y1, x2, y2 = _round(lax.stop_gradient(rois).T * np.float32(1 / stride))
+    rows = _cells(y1, y2, oh, h)
+    columns = _cells(x1, x2, ow, w)
+    return _masked_max(features, rows, columns)
+
+
+# RoIAlign: indices and weights ---------------------------------------------------------
+
+
+def _align(flat, rois, pixel_map, output_size, samples, aligned):
+    """RoIAlign on pixels [p, c]; `pixel_map` says for every RoI where its map lies."""
+    if samples < 1:
+        raise ValueError(f"sampling_ratio is {samples}, expected a fixed number >= 1")
+    oh, ow = _pair(output_size)
+    pixel_map = {k: jnp.broadcast_to(x, len(rois)) for k, x in pixel_map.items()}
+    scale, width = pixel_map["scale"].astype(jnp.float32), pixel_map["width"]
+    x1, y1, x2, y2 = lax.stop_gradient(rois.astype(jnp.float32)).T * scale[None]
+    y, wy = _corners(y1, y2, oh, samples, pixel_map["height"], aligned)
+    x, wx = _corners(x1, x2, ow, samples, width, aligned)
+    base = pixel_map["base"][:, None, None, None, None]
+    index = base + y[:, :, None, :, None] * width[:, None, None, None, None]
+    index = index + x[:, None, :, None, :]
+    weight = wy[:, :, None, :, None] * wx[:, None, :, None, :]
+    k = index.shape[-1] * index.shape[-2]
+    pooled = _weighted_gather(flat, index.reshape(-1, k), weight.reshape(-1, k))
+    return pooled.reshape(len(rois), oh, ow, -1)
+
+
+def _corners(start, end, cells, samples, length, aligned):
+    """Pixels and weights [r, cells, 2 samples] along one axis of `length` pixels."""
+    start, end = (start - 0.5, end - 0.5) if aligned else (start, end)
+    size = end - start if aligned else jnp.maximum(end - start, 1)
+    cell = size[:, None, None] / cells
+    offset = (jnp.arange(samples, dtype=jnp.float32) + 0.5)[None, None]
+    at = start[:, None, None] + jnp.arange(cells)[None, :, None] * cell
+    at = at + offset * cell / samples
+    length = length[:, None, None]
+    inside = (at >= -1) & (at <= length)
+    at = jnp.maximum(at, 0)
+    low = jnp.minimum(jnp.floor(at).astype(jnp.int32), length - 1)
+    high = jnp.minimum(low + 1, length - 1)
+    fraction = jnp.where(low < high, at - low, 0)
+    weight = jnp.stack([1 - fraction, fraction], -1)
+    weight = jnp.where(inside[..., None], weight / samples, 0)
+    pixel = jnp.where(inside[..., None], jnp.stack([low, high], -1), 0)
+    return (x.reshape(*x.shape[:2], -1) for x in (pixel, weight))
+
+
+# RoIAlign: the weighted sum and its transpose -------------------------------------------
+
+
+@jax.custom_vjp
+def _weighted_gather(flat, index, weight):
+    """out[i] = sum_k weight[i, k] flat[index[i, k]]: [p, c], [m, k], [m, k] -> [m, c]."""
+    return _gather_rows(flat, index, weight)
+
+
+def _gather_fwd(flat, index, weight):
+    return _gather_rows(flat, index, weight), (flat[:, :0], index, weight)
+
+
+def _gather_bwd(saved, cotangent):
+    empty, index, weight = saved
+    grad = _scatter_rows(len(empty))(cotangent, index, weight)
+    return grad.astype(empty.dtype), None, None
+
+
+_weighted_gather.defvjp(_gather_fwd, _gather_bwd)
+
+
+@jax.custom_batching.custom_vmap
+def _gather_rows(flat, index, weight):
+    out = 0.0
+    for k in range(index.shape[1]):
+        out += flat[index[:, k]] * weight[:, k, None]
+    return out.astype(flat.dtype)
+
+
+@_gather_rows.def_vmap
+def _(size, batched, flat, index, weight):
+    index, weight = _batch(size, batched[1:], index, weight)
+    if batched[0]:
+        index = index + flat.shape[1] * jnp.arange(size)[:, None, None]
+        flat = flat.reshape(-1, flat.shape[-1])
+    out = _gather_rows(flat, _merge(index), _merge(weight))
+    return out.reshape(size, -1, out.shape[-1]), True
+
+
+@functools.cache
+def _scatter_rows(p):
+    @jax.custom_batching.custom_vmap
+    def scatter(cotangent, index, weight):
+        cotangent = cotangent.astype(jnp.float32)
+        grad = jnp.zeros((p, cotangent.shape[-1]))
+        if jax.default_backend() == "cpu":
+            return _scatter_in_turn(grad, cotangent, index, weight)
+        for k in range(index.shape[1]):
+            grad = grad.at[index[:, k]].add(weight[:, k, None] * cotangent)
+        return grad
+
+    @scatter.def_vmap
+    def _(size, batched, cotangent, index, weight):
+        cotangent, index, weight = _batch(size, batched, cotangent, index, weight)
+        index = index + p * jnp.arange(size)[:, None, None]
+        grad = _scatter_rows(size * p)(_merge(cotangent), _merge(index), _merge(weight))
+        return grad.reshape(size, p, -1), True
+
+    return scatter
+
+
+def _scatter_in_turn(grad, cotangent, index, weight):
+    chunk = 49
+    m, k = index.shape
+    pad = -m % chunk
+    cotangent, index, weight = (
+        jnp.pad(x, ((0, pad), (0, 0))).reshape(-1, chunk, x.shape[-1])
+        for x in (cotangent, index, weight)
+    )
+
+    def step(grad, x):
+        g, i, w = x
+        rows = w[:, :, None] * g[:, None]
+        return grad.at[i.reshape(-1)].add(rows.reshape(chunk * k, -1)), None
+
+    return lax.scan(step, grad, (cotangent, index, weight))[0]
+
+
+def _batch(size, batched, *arrays):
+    return [
+        x if b else jnp.broadcast_to(x, (size, *x.shape))
+        for x, b in zip(arrays, batched, strict=True)
+    ]
+
+
+def _merge(x):
+    return x.reshape(-1, *x.shape[2:])
+
+
+# RoIPool ---------------------------------------------------------------------------------
+
+
+def _round(x):
+    return jnp.trunc(x + jnp.where(x < 0, -0.5, 0.5))
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _cells(start, end, cells, length):
+    """Which of `length` pixels lie in each cell: bool [r, cells, length]."""
+    size = jnp.maximum(end - start + 1, 1)[:, None] / cells
+    i = jnp.arange(cells)[None]
+    low = jnp.clip(jnp.floor(i * size) + start[:, None], 0, length)
+    high = jnp.clip(jnp.ceil((i + 1) * size) + start[:, None], 0, length)
+    pixel = jnp.arange(length)[None, None]
+    return (pixel >= low[..., None]) & (pixel < high[..., None])
+
+
+@jax.custom_vjp
+def _masked_max(features, rows, columns):
+    """Maximum over the pixels of both masks, 0 where there is none."""
+    return lax.map(lambda x: _max_one(features, *x)[0], (rows, columns))
+
+
+def _max_one(features, rows, columns):
+    """One RoI: [h, w, c], [oh, h], [ow, w] -> maximum and its pixel, [oh, ow, c]."""
+    h, w, _ = features.shape
+    low = -jnp.inf
+    masked = jnp.where(rows[:, :, None, None], features[None], low)
+    by_row = masked.max(1)  # [oh, w, c]
+    first = jnp.argmax(masked, 1) * w + jnp.arange(w)[None, :, None]
+    masked = jnp.where(columns[None, :, :, None], by_row[:, None], low)
+    best = masked.max(2)  # [oh, ow, c]
+    tied = (masked == best[:, :, None]) & columns[None, :, :, None]
+    pixel = jnp.where(tied, first[:, None], h * w).min(2)
+    empty = ~(rows.any(1)[:, None] & columns.any(1)[None])[..., None]
+    return jnp.where(empty, 0, best), jnp.where(empty, h * w, pixel)
+
+
+def _masked_max_fwd(features, rows, columns):
+    out, pixel = lax.map(lambda x: _max_one(features, *x), (rows, columns))
+    return out, (features[..., :0], pixel)
+
+
+def _masked_max_bwd(saved, cotangent):
+    empty, pixel = saved
+    h, w, _ = empty.shape
+    c = cotangent.shape[-1]
+    grad = jnp.zeros((h * w, c)).at[pixel.reshape(-1, c), jnp.arange(c)[None]]
+    grad = grad.add(cotangent.reshape(-1, c).astype(jnp.float32), mode="drop")
+    return grad.reshape(h, w, c).astype(empty.dtype), None, None
+
+
+_masked_max.defvjp(_masked_max_fwd, _masked_max_bwd)

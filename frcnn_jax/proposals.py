@@ -1,0 +1,138 @@
+"""From network outputs to boxes: RPN proposals and final detections, for one image.
+
+a anchors · n candidates that survive the top-k · r RoIs · C classes
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from frcnn_jax.ops import boxes as box_ops
+from frcnn_jax.ops.nms import nms_indices
+from frcnn_jax.types import Detections, Proposals
+
+
+def select_proposals(
+    anchors: Float[Array, "a 4"],
+    objectness_logits: Float[Array, " a"] | Float[Array, "a 2"],
+    box_deltas: Float[Array, "a 4"],
+    image_size: Int[Array, "2"] | Float[Array, "2"],
+    *,
+    level_sizes: tuple[int, ...] | None = None,
+    pre_nms: int = 2000,
+    post_nms: int = 1000,
+    nms_iou: float = 0.7,
+    min_size: float = 1e-3,
+    stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
+    exclude_padding: bool = True,
+) -> Proposals:
+    """Return the `post_nms` best boxes of the RPN, Faster R-CNN Section 3.3.
+
+    In each level the `pre_nms` highest scores are taken, decoded, clipped to the image;
+    boxes with a side below `min_size` pixels are dropped; NMS at `nms_iou` inside each
+    level; the best over all levels remain. `level_sizes` counts the anchors of each level
+    (None: one level). Scores are probabilities: sigmoid, or softmax of index 1 for logits
+    [a, 2]. `exclude_padding` drops anchors whose centre lies outside `image_size`.
+    Proposals carry no gradient (approximate joint training, Section 3.2).
+    Raises ValueError if `level_sizes` do not add up to a.
+    """
+    anchors, logits, deltas = lax.stop_gradient(
+        (anchors, objectness_logits, box_deltas)
+    )
+    sizes = (len(anchors),) if level_sizes is None else level_sizes
+    if sum(sizes) != len(anchors):
+        raise ValueError(f"level_sizes are {sizes}, expected a sum of {len(anchors)}")
+    if logits.ndim == 2:
+        logits = logits[:, 1] - logits[:, 0]
+    if exclude_padding:
+        logits = jnp.where(_centre_inside(anchors, image_size), logits, -jnp.inf)
+    index, level = _top_of_levels(logits, sizes, pre_nms)
+    logits = logits[index]
+    decoded = box_ops.decode(deltas[index], anchors[index], stds=stds)
+    candidates = box_ops.clip(decoded, image_size)
+    usable = (logits > -jnp.inf) & _large_enough(candidates, min_size)
+    best, valid = nms_indices(
+        candidates,
+        logits,
+        usable,
+        iou_threshold=nms_iou,
+        max_output=post_nms,
+        classes=level,
+    )
+    return Proposals(
+        boxes=jnp.where(valid[:, None], candidates[best], 0),
+        scores=jnp.where(valid, jax.nn.sigmoid(logits[best]), 0),
+        valid=valid,
+    )
+
+
+def postprocess(
+    rois: Float[Array, "r 4"],
+    rois_valid: Bool[Array, " r"],
+    class_logits: Float[Array, "r _"],
+    class_deltas: Float[Array, "r _ 4"],
+    image_size: Int[Array, "2"] | Float[Array, "2"],
+    *,
+    score: float = 0.05,
+    nms_iou: float = 0.5,
+    max_detections: int = 100,
+    stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2),
+    pre_nms: int = 5000,
+    min_size: float = 1e-2,
+) -> Detections:
+    """Return the best `max_detections` after class-wise NMS, Fast R-CNN Section 2.
+
+    Every pair of RoI and class whose softmax probability exceeds `score` is a candidate;
+    the best `pre_nms` of them are decoded, clipped, and dropped if a side is below
+    `min_size` pixels. More candidates than that lose the lowest-scored, which can only
+    matter when fewer than `max_detections` survive among the others. Padded RoIs
+    (`rois_valid` False, NaN allowed) give no candidates. `class_deltas` are [r, C, 4], or
+    [r, 1, 4] shared by all classes.
+    """
+    r, num_classes = len(rois), class_logits.shape[1] - 1
+    probability = jax.nn.softmax(class_logits.astype(jnp.float32))[:, 1:]
+    candidate = (probability > score) & rois_valid[:, None]
+    probability = jnp.where(candidate, probability, -jnp.inf).reshape(-1)
+    top, index = lax.top_k(probability, min(pre_nms, r * num_classes))
+    roi, row = index // num_classes, index % num_classes
+    deltas = class_deltas[roi, row if class_deltas.shape[1] > 1 else 0]
+    decoded = box_ops.decode(deltas, rois[roi], stds=stds)
+    candidates = box_ops.clip(decoded, image_size)
+    usable = (top > -jnp.inf) & _large_enough(candidates, min_size)
+    best, valid = nms_indices(
+        candidates,
+        top,
+        usable,
+        iou_threshold=nms_iou,
+        max_output=max_detections,
+        classes=row,
+    )
+    return Detections(
+        boxes=jnp.where(valid[:, None], candidates[best], 0),
+        scores=jnp.where(valid, top[best], 0),
+        classes=jnp.where(valid, row[best] + 1, 0),
+        valid=valid,
+    )
+
+
+def _top_of_levels(scores, sizes, count):
+    """Indices of the `count` best of every level, and the level of each."""
+    index, level, start = [], [], 0
+    for i, size in enumerate(sizes):
+        _, top = lax.top_k(scores[start : start + size], min(count, size))
+        index.append(start + top)
+        level.append(jnp.full_like(top, i))
+        start += size
+    return jnp.concatenate(index), jnp.concatenate(level)
+
+
+def _centre_inside(boxes, image_size):
+    h, w = image_size
+    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    return (x >= 0) & (y >= 0) & (x <= w) & (y <= h)
+
+
+def _large_enough(boxes, min_size):
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    return (w >= min_size) & (h >= min_size)
