@@ -1,0 +1,22 @@
+"""Networks in Flax Linen: backbones, FPN, heads, and their composition FasterRCNN.
+
+A backbone is one file with a class `Backbone`, a box head a class `BoxHead`; both are
+found by module name (`resnet` is `frcnn_jax.models.resnet`; `my.own.module` works as
+well). There is no registry: to add one, add a file.
+"""
+
+from frcnn_jax.models.faster_rcnn import (
+    FasterRCNN,
+    RPNOutput,
+    build_backbone,
+    build_detector,
+)
+from frcnn_jax.models.pretrained import load_backbone
+
+__all__ = [
+    "FasterRCNN",
+    "RPNOutput",
+    "build_backbone",
+    "build_detector",
+    "load_backbone",
+]

@@ -1,0 +1,424 @@
+"""Faster R-CNN (Ren et al. 2016, fig. 2): one network that proposes and classifies.
+
+    images -> backbone [-> fpn] -> rpn_head -> logits, deltas        FasterRCNN.rpn
+    features, RoIs -> roi_align -> box_head -> class logits, deltas  FasterRCNN.detect
+
+b images, h w map, k anchors a place, a anchors of all levels, r RoIs, C classes. What
+lies between the two calls (proposals, sampling) has no parameters and is not here.
+
+`build_detector` composes the parts from plain dicts, each the keyword arguments of one
+function or class:
+
+| group | keyword arguments of | default |
+| --- | --- | --- |
+| `backbone` | `build_backbone` and the module's `Backbone` | required |
+| `fpn` | `fpn.FPN`; leave it out for one level (C4) | none |
+| `anchors` | `anchor_pyramid` | FPN: 32 to 512 on strides 4 to 64 |
+| `rpn` | `RPNHead` | |
+| `roi_align` | `pool_rois` | 7x7 on strides 4 to 32 |
+| `box_head` | `build_box_head` and the module's `BoxHead` | two layers of 1024 |
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, Num
+
+from frcnn_jax import models
+from frcnn_jax.models import fpn as fpn_module
+from frcnn_jax.models import layers
+from frcnn_jax.ops import anchors as anchor_ops
+from frcnn_jax.ops import roi_align as roi_ops
+
+Features = dict[int, Float[Array, "b _ _ _"]]
+
+
+class RPNOutput(NamedTuple):
+    """What the RPN says; levels are concatenated, small stride first."""
+
+    features: Features  # of every stride; the RoIs are pooled from them
+    anchors: Float[Array, "a 4"]  # the same for every image
+    logits: Float[Array, "b a"] | Float[Array, "b a 2"]
+    deltas: Float[Array, "b a 4"]
+    level_sizes: tuple[int, ...]  # anchors of each level, static
+
+
+class RPNHead(nn.Module):
+    """Sec 3.1: a 3x3 convolution with ReLU, then two 1x1 ones; shared by all levels.
+
+    `objectness` is "sigmoid" (k logits a place) or "softmax" (2k, as in the paper).
+    All kernels start as N(0, 0.01), biases at 0. Names: `conv`, `objectness`, `deltas`.
+    """
+
+    num_anchors: int
+    channels: int = 256
+    objectness: str = "sigmoid"
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if self.objectness not in ("sigmoid", "softmax"):
+            raise ValueError(
+                f"rpn objectness={self.objectness!r}: expected 'sigmoid' or 'softmax'"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, features: Features) -> tuple[Array, Float[Array, "b a 4"]]:
+        """Return float32 logits `[b, a]` (or `[b, a, 2]`) and deltas `[b, a, 4]`.
+
+        Strides ascend; inside a level the order is (y, x, anchor).
+        """
+        k, per_anchor = self.num_anchors, 2 if self.objectness == "softmax" else 1
+
+        def conv(channels, size, name):
+            init = nn.initializers.normal(0.01)
+            return layers.Conv(
+                channels, size, kernel_init=init, dtype=self.dtype, name=name
+            )
+
+        hidden = conv(self.channels, 3, "conv")
+        to_logits = conv(per_anchor * k, 1, "objectness")
+        to_deltas = conv(4 * k, 1, "deltas")
+        logits, deltas = [], []
+        for stride in sorted(features):
+            x = nn.relu(hidden(features[stride]))
+            logits.append(to_logits(x).reshape((x.shape[0], -1, per_anchor)))
+            deltas.append(to_deltas(x).reshape((x.shape[0], -1, 4)))
+        logits = jnp.concatenate(logits, axis=1).astype(jnp.float32)
+        deltas = jnp.concatenate(deltas, axis=1).astype(jnp.float32)
+        return logits if per_anchor == 2 else logits[..., 0], deltas
+
+
+class BoxHead(nn.Module):
+    """FPN Sec 4.2: hidden layers of `widths` with ReLU, then the two predictors.
+
+    `fc1` reads the pooled RoI flattened in the order (y, x, channel); weights made for
+    (channel, y, x), as PyTorch flattens, need `transpose` before they fit. Hidden
+    kernels start uniform with variance 1 / fan_in (Detectron2's choice).
+    """
+
+    num_classes: int
+    widths: tuple[int, ...] = (1024, 1024)
+    class_agnostic: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b r h w c"], keys=None
+    ) -> tuple[Float[Array, "b r c1"], Float[Array, "b r c2 4"]]:
+        """Return class_logits and class_deltas of each RoI; `keys` are not used."""
+        del keys
+        x = x.reshape((*x.shape[:2], -1)).astype(self.dtype)
+        for i, width in enumerate(self.widths, start=1):
+            x = nn.Dense(
+                width,
+                kernel_init=layers.xavier_uniform,
+                dtype=self.dtype,
+                name=f"fc{i}",
+            )(x)
+            x = nn.relu(x)
+        return layers.box_predictors(
+            x,
+            num_classes=self.num_classes,
+            class_agnostic=self.class_agnostic,
+            dtype=self.dtype,
+        )
+
+
+def legacy_cells(sizes, aspect_ratios):
+    """The anchors of `ops.anchors.legacy_cell_anchors` for `sizes` in pixels."""
+    return anchor_ops.legacy_cell_anchors(16, aspect_ratios, np.ravel(sizes) / 16)
+
+
+CELLS = dict(
+    none=anchor_ops.cell_anchors,
+    torchvision=anchor_ops.rounded_cell_anchors,
+    legacy=legacy_cells,
+)
+
+
+def anchor_pyramid(
+    feature_sizes: Mapping[int, tuple[int, int]],
+    *,
+    strides: tuple[int, ...] = (4, 8, 16, 32, 64),
+    sizes: tuple[float | tuple[float, ...], ...] = (32.0, 64.0, 128.0, 256.0, 512.0),
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    offset: float = 0.0,
+    rounding: str = "none",
+) -> Float[Array, "a 4"]:
+    """Return the anchors of all `strides`, for feature maps of `{stride: (h, w)}`.
+
+    `sizes` has one entry a level: a length in pixels, or a tuple of them. `rounding` is
+    that of other codes' weights: "torchvision", "legacy" (py-faster-rcnn), or "none".
+    """
+    if rounding not in CELLS:
+        raise ValueError(
+            f"anchors.rounding={rounding!r}: expected one of {tuple(CELLS)}"
+        )
+    return anchor_ops.pyramid(
+        [feature_sizes[stride] for stride in strides],
+        strides,
+        sizes,
+        aspect_ratios,
+        offset=offset,
+        cells=CELLS[rounding],
+    )
+
+
+def anchors_per_place(
+    *,
+    strides: tuple[int, ...] = (4, 8, 16, 32, 64),
+    sizes: tuple[float | tuple[float, ...], ...] = (32.0, 64.0, 128.0, 256.0, 512.0),
+    **kwargs: Any,
+) -> int:
+    """Return k, the same for all levels; raise ValueError where levels disagree."""
+    if list(strides) != sorted(strides):
+        raise ValueError(f"anchors.strides={strides}: expected them to ascend")
+    if len(strides) != len(sizes):
+        raise ValueError(
+            f"anchors: {len(strides)} strides {strides} but {len(sizes)} sizes "
+            f"{sizes}; give one size, or one tuple of sizes, for each stride"
+        )
+    counts = {
+        len(anchor_pyramid({8: (1, 1)}, strides=(8,), sizes=(size,), **kwargs))
+        for size in sizes
+    }
+    if len(counts) != 1:
+        raise ValueError(
+            f"anchors: sizes={sizes} give {sorted(counts)} anchors a place; the RPN "
+            "head is shared, so every level needs the same number"
+        )
+    return counts.pop()
+
+
+def pool_rois(
+    features: Features,
+    rois: Float[Array, "b r 4"],
+    *,
+    strides: tuple[int, ...] = (4, 8, 16, 32),
+    output_size: int = 7,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    canonical_size: float = 224.0,
+    canonical_level: int = 4,
+) -> Float[Array, "b r o o c"]:
+    """RoIAlign each RoI from the level of `strides` that suits its size (FPN eq. 1)."""
+    missing = set(strides) - set(features)
+    if missing:
+        raise ValueError(
+            f"roi_align.strides={strides}: no features of stride {sorted(missing)}; "
+            f"there are {sorted(features)}"
+        )
+    one_image = partial(
+        roi_ops.multilevel_roi_align,
+        output_size=output_size,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+        canonical_size=canonical_size,
+        canonical_level=canonical_level,
+    )
+    return jax.vmap(one_image)({s: features[s] for s in sorted(strides)}, rois)
+
+
+class FasterRCNN(nn.Module):
+    """The network. `anchors` maps `{stride: (h, w)}` to boxes, `pool` RoIs to features.
+
+    A backbone maps normalised images `[b, h, w, 3]` to `{stride: [b, h, w, c]}`; a box
+    head maps `[b, r, o, o, c]` (and a key an image, for dropout) to class_logits and
+    class_deltas. Names of parameters: `backbone`, `fpn`, `rpn_head`, `box_head`.
+    """
+
+    backbone: nn.Module
+    fpn: nn.Module | None
+    rpn_head: nn.Module
+    box_head: nn.Module
+    anchors: Callable[..., Float[Array, "a 4"]]
+    anchor_strides: tuple[int, ...]
+    pool: Callable[..., Float[Array, "b r o o c"]]
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def normalize(
+        self, image: Num[Array, "b h w 3"], image_size: Int[Array, "b 2"]
+    ) -> Float[Array, "b h w 3"]:
+        """(image - pixel_mean) / pixel_std of RGB 0..255; zero outside `image_size`."""
+        mean = jnp.asarray(self.pixel_mean, jnp.float32)[None, None, None]
+        std = jnp.asarray(self.pixel_std, jnp.float32)[None, None, None]
+        h, w = image.shape[1:3]
+        inside_y = jnp.arange(h)[None] < image_size[:, :1]
+        inside_x = jnp.arange(w)[None] < image_size[:, 1:]
+        inside = (inside_y[:, :, None] & inside_x[:, None, :])[..., None]
+        return jnp.where(inside, (image.astype(jnp.float32) - mean) / std, 0.0)
+
+    def rpn(self, images: Float[Array, "b h w 3"]) -> RPNOutput:
+        """Run backbone, neck and RPN on normalised images of any size."""
+        features = self.backbone(images)
+        if self.fpn is not None:
+            features = self.fpn(features)
+        missing = set(self.anchor_strides) - set(features)
+        if missing:
+            raise ValueError(
+                f"anchors.strides={self.anchor_strides}: no features of stride "
+                f"{sorted(missing)}; there are {sorted(features)}"
+            )
+        levels = {s: features[s] for s in sorted(self.anchor_strides)}
+        sizes = {s: f.shape[1:3] for s, f in levels.items()}
+        logits, deltas = self.rpn_head(levels)
+        k = self.rpn_head.num_anchors
+        return RPNOutput(
+            features,
+            jnp.asarray(self.anchors(sizes)),
+            logits,
+            deltas,
+            tuple(h * w * k for h, w in sizes.values()),
+        )
+
+    def detect(
+        self,
+        features: Features,
+        rois: Float[Array, "b r 4"],
+        keys: Array | None = None,
+    ) -> tuple[Float[Array, "b r c1"], Float[Array, "b r c2 4"]]:
+        """Return class_logits and class_deltas of each RoI; `keys` only for dropout."""
+        return self.box_head(self.pool(features, rois), keys)
+
+    def __call__(
+        self, images: Float[Array, "b h w 3"]
+    ) -> tuple[RPNOutput, Float[Array, "b r c1"], Float[Array, "b r c2 4"]]:
+        """Run both stages, the second on one RoI an image: what `init` needs."""
+        out = self.rpn(images)
+        rois = jnp.broadcast_to(jnp.float32([0, 0, 32, 32]), (images.shape[0], 1, 4))
+        return out, *self.detect(out.features, rois)
+
+
+def build_detector(
+    *,
+    num_classes: int,
+    backbone: Mapping[str, Any],
+    fpn: Mapping[str, Any] | None = None,
+    anchors: Mapping[str, Any] | None = None,
+    rpn: Mapping[str, Any] | None = None,
+    roi_align: Mapping[str, Any] | None = None,
+    box_head: Mapping[str, Any] | None = None,
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375),
+    dtype: Any = jnp.float32,
+) -> FasterRCNN:
+    """Compose a FasterRCNN of `num_classes` (without background) from plain dicts.
+
+    `dtype` is what the network computes in; parameters and outputs stay float32. Raises
+    TypeError for a misspelt key and ValueError for a value that does not fit, each
+    naming the group. A C4 detector:
+
+        build_detector(
+            num_classes=80,
+            backbone=dict(name="resnet", depth=50, out_strides=(16,)),
+            anchors=dict(strides=(16,), sizes=((32, 64, 128, 256, 512),)),
+            rpn=dict(channels=1024),
+            roi_align=dict(strides=(16,), output_size=14),
+            box_head=dict(name="resnet", depth=50),
+        )
+    """
+    anchors = _arguments("anchors", anchor_pyramid, anchors, given=("feature_sizes",))
+    pool = _arguments("roi_align", pool_rois, roi_align, given=("features", "rois"))
+    rpn = _arguments("rpn", RPNHead, rpn, given=("num_anchors", "dtype"))
+    neck = None
+    if fpn is not None:
+        neck = fpn_module.FPN(
+            dtype=dtype, **_arguments("fpn", fpn_module.FPN, fpn, given=("dtype",))
+        )
+    return FasterRCNN(
+        backbone=build_backbone(dtype=dtype, **_plain(backbone)),
+        fpn=neck,
+        rpn_head=RPNHead(num_anchors=anchors_per_place(**anchors), dtype=dtype, **rpn),
+        box_head=build_box_head(
+            num_classes=num_classes, dtype=dtype, **_plain(box_head or {})
+        ),
+        anchors=partial(anchor_pyramid, **anchors),
+        anchor_strides=anchors.get("strides", _default(anchor_pyramid, "strides")),
+        pool=partial(pool_rois, **pool),
+        pixel_mean=tuple(pixel_mean),
+        pixel_std=tuple(pixel_std),
+    )
+
+
+def build_backbone(name: str, *, pretrained: str = "", **fields: Any) -> nn.Module:
+    """Return `Backbone(**fields)` of the module `frcnn_jax.models.<name>` (or a path).
+
+    `pretrained` is a file of weights: it is read by `load_backbone` after `init`, not
+    here. Raises ValueError for an unknown name, TypeError for a misspelt field.
+    """
+    del pretrained
+    backbone = _lookup("backbone", name, "Backbone")
+    return backbone(**_arguments(f"backbone {name!r}", backbone, fields))
+
+
+def build_box_head(name: str = "faster_rcnn", **fields: Any) -> nn.Module:
+    """Return `BoxHead(**fields)` of a module, found as `build_backbone` does."""
+    head = _lookup("box_head", name, "BoxHead")
+    return head(**_arguments(f"box_head {name!r}", head, fields))
+
+
+def _lookup(group: str, name: str, attribute: str) -> Any:
+    """The class `attribute` of a module of this package or of a dotted path."""
+    path = name if "." in name else f"{models.__name__}.{name}"
+    try:
+        found = importlib.util.find_spec(path)
+    except ModuleNotFoundError:
+        found = None
+    if found is not None:
+        module = importlib.import_module(path)
+        if hasattr(module, attribute):
+            return getattr(module, attribute)
+    available = [
+        m.name
+        for m in pkgutil.iter_modules(models.__path__)
+        if hasattr(importlib.import_module(f"{models.__name__}.{m.name}"), attribute)
+    ]
+    raise ValueError(
+        f"{group}.name={name!r}: no module of that name with a class {attribute}; "
+        f"available are {available}, or the dotted path of your own module"
+    )
+
+
+def _arguments(
+    group: str,
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any] | None,
+    *,
+    given: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """A plain copy of `arguments`; TypeError where one is not a keyword of `function`.
+
+    `given` are the parameters that the caller fills.
+    """
+    hidden = {*given, "parent", "name"} if dataclasses.is_dataclass(function) else given
+    allowed = [p for p in inspect.signature(function).parameters if p not in hidden]
+    arguments = _plain(arguments or {})
+    unknown = [key for key in arguments if key not in allowed]
+    if unknown:
+        raise TypeError(f"{group}: unexpected {unknown}; expected some of {allowed}")
+    return arguments
+
+
+def _default(function: Callable[..., Any], parameter: str) -> Any:
+    return inspect.signature(function).parameters[parameter].default
+
+
+def _plain(value: Any) -> Any:
+    """Dicts for mappings and tuples for lists, all the way down (fields are hashed)."""
+    if isinstance(value, Mapping) or hasattr(value, "items"):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(v) for v in value)
+    return value

@@ -1,0 +1,69 @@
+"""Feature pyramid network (Lin et al. 2017, Sec 3): strong features at every stride.
+
+    m_s = lateral_s(c_s) + up(m_2s),   p_s = output_s(m_s)
+
+with `lateral` a 1x1 and `output` a 3x3 convolution, both with bias, and `up` the
+nearest-neighbour upsampling by two, cut to the size of the finer map. Backbone maps
+must be `ceil(h / stride)` high, as those of this package are: then any image size, odd
+maps included, works without padding, and the cut removes at most a row and a column.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from frcnn_jax.models import layers
+
+
+def upsample(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Array:
+    """Repeat every cell 2x2 and cut to `size`; raise ValueError if it is not half."""
+    h, w = size
+    if x.shape[1:3] != (-(-h // 2), -(-w // 2)):
+        raise ValueError(
+            f"FPN: a map of {x.shape[1:3]} cells lies above one of {size}; each level "
+            "must have half the cells of the one below, rounded up"
+        )
+    return x.repeat(2, axis=1).repeat(2, axis=2)[:, :h, :w]
+
+
+class FPN(nn.Module):
+    """Turn `{stride: c}` into `{stride: p}` of `channels`, strides ascending.
+
+    `pool_levels` coarser levels follow by subsampling the last (p6 = every second cell
+    of p5: a max-pool of window 1). Convolutions start uniform with variance 1 / fan_in
+    (Detectron2's and torchvision's choice), biases at 0. Names: `fpn/lateral4`,
+    `fpn/output4`, `fpn/lateral8`, ...
+    """
+
+    channels: int = 256
+    pool_levels: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, features: dict[int, Float[Array, "b _ _ _"]]
+    ) -> dict[int, Float[Array, "b _ _ c"]]:
+        """Return the pyramid; consecutive strides must differ by a factor of two."""
+
+        def conv(size, name):
+            return layers.Conv(
+                self.channels,
+                size,
+                kernel_init=layers.xavier_uniform,
+                dtype=self.dtype,
+                name=name,
+            )
+
+        pyramid, merged = {}, None
+        for stride in sorted(features, reverse=True):
+            lateral = conv(1, f"lateral{stride}")(features[stride])
+            if merged is not None:
+                lateral = lateral + upsample(merged, lateral.shape[1:3])
+            merged = lateral
+            pyramid[stride] = conv(3, f"output{stride}")(merged)
+        for _ in range(self.pool_levels):
+            top = max(pyramid)
+            pyramid[2 * top] = pyramid[top][:, ::2, ::2]
+        return {stride: pyramid[stride] for stride in sorted(pyramid)}

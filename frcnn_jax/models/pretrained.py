@@ -1,0 +1,165 @@
+"""Weights of other frameworks -> our parameters, every array accounted for.
+
+`load_backbone(file, variables)` recognises the file by its array names. Known files:
+
+| file | config that it needs | source |
+| --- | --- | --- |
+| `.npz` with Keras names, ResNet-50 | `KERAS_RESNET50`, `KERAS_PIXELS` below | Keras |
+
+The config is the caller's: a wrong `norm_eps`, `stride_in_1x1` or pixel mean changes no
+shape, so nothing here can notice it; it only makes worse features.
+"""
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+# What a detector on the Keras weights needs: the group `backbone`, and the pixels. The
+# network was trained on BGR minus the mean; `load_keras_resnet50` turns conv1 to RGB.
+KERAS_RESNET50 = dict(name="resnet", depth=50, stride_in_1x1=True, norm_eps=1e-3)
+KERAS_PIXELS = dict(pixel_mean=(123.68, 116.779, 103.939), pixel_std=(1.0, 1.0, 1.0))
+
+_CLASSIFIER = re.compile(r"^(fc1000|predictions|probs)/")
+_KERAS = re.compile(r"^(res|bn)([2-5])([a-z])_branch(1|2[abc])/(\w+)$")
+_NORM = dict(gamma="scale", beta="bias", moving_mean="mean", moving_variance="var")
+
+
+def load_backbone(
+    path: str | pathlib.Path, variables: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return `variables` (of a detector) with the backbone's arrays read from `path`.
+
+    Arrays of a stage that the backbone leaves to the box head (`layer4` of C4) go
+    there. Raises FileNotFoundError for a missing file; ValueError for a file of no
+    known kind and, naming the arrays, for one that does not fill every array of the
+    backbone, fills one with another shape, or holds arrays with no place in the model.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"backbone.pretrained={str(path)!r}: no such file; give the path of a "
+            "weight file, or '' to start from random weights"
+        )
+    loaded = _flatten(load_keras_resnet50(path))
+    model = _flatten(variables)
+    in_head = {key for key in model if key[1:3] == ("box_head", "layer4")}
+    to_head = {(key[0], "box_head", *key[1:]) for key in loaded} & in_head
+    new = {}
+    for (collection, *rest), value in loaded.items():
+        head = (collection, "box_head", *rest)
+        new[head if head in to_head else (collection, "backbone", *rest)] = value
+    wanted = {key for key in model if key[1] == "backbone"} | in_head
+    problems = [
+        *(f"not in the file: {_name(k)}" for k in wanted - set(new)),
+        *(f"not in the model: {_name(k)}" for k in set(new) - wanted),
+        *(
+            f"{_name(k)}: the file has shape {new[k].shape}, the model {model[k].shape}"
+            for k in wanted & set(new)
+            if new[k].shape != model[k].shape
+        ),
+    ]
+    if problems:
+        raise ValueError(
+            f"{path} does not fit the backbone (another depth or other stages?): "
+            + _shorten(sorted(problems))
+        )
+    filled = {key: jnp.asarray(value, jnp.float32) for key, value in new.items()}
+    return traverse_util.unflatten_dict({**model, **filled})
+
+
+def load_keras_resnet50(path: str | pathlib.Path) -> dict[str, Any]:
+    """Return `{"params": ..., "batch_stats": ...}` of `resnet.Backbone(depth=50)`.
+
+    Reads an `.npz` with the names of Keras' first ResNet-50 (`conv1/kernel`,
+    `res2a_branch2a/kernel`, `bn2a_branch1/gamma`, ...; other stage lengths work too).
+    Float16 becomes float32; a convolution's bias b moves into its batch norm, whose
+    mean becomes mean - b; the input channels of conv1 are reversed (BGR to RGB). The
+    classifier is left out. Raises ValueError naming arrays that are not understood.
+    """
+    arrays = {
+        name: array.astype(np.float32)
+        for name, array in _read_npz(path).items()
+        if not _CLASSIFIER.match(name)
+    }
+    places = {name: _keras_place(name) for name in arrays}
+    unknown = sorted(name for name, place in places.items() if place is None)
+    if unknown or "conv1/kernel" not in arrays:
+        raise ValueError(
+            f"{path} is not a Keras ResNet: "
+            + (f"cannot place {_shorten(unknown)}" if unknown else "no conv1/kernel")
+        )
+    flat = {places[name]: array for name, array in arrays.items()}
+    conv1 = ("params", "conv1", "kernel")
+    flat[conv1] = flat[conv1][:, :, ::-1]
+    for key in [k for k in flat if k[-1] == "conv_bias"]:
+        mean = ("batch_stats", *key[1:-1], "mean")
+        if mean not in flat:
+            raise ValueError(f"{path}: a bias but no mean at {'/'.join(key[1:-1])}")
+        flat[mean] = flat[mean] - flat.pop(key)
+    return traverse_util.unflatten_dict(flat)
+
+
+def _keras_place(name: str) -> tuple[str, ...] | None:
+    """Where an array of Keras goes: the key path, None when unknown.
+
+    A convolution's bias goes to `conv_bias` of its norm, to be folded there.
+
+    >>> _keras_place("res3b_branch2a/kernel")
+    ('params', 'layer2', 'block1', 'conv1', 'kernel')
+    >>> _keras_place("bn2a_branch1/moving_mean")
+    ('batch_stats', 'layer1', 'block0', 'shortcut_bn', 'mean')
+    """
+    if name.startswith(("conv1/", "bn_conv1/")):
+        kind, what = ("res" if name[0] == "c" else "bn"), name.split("/")[1]
+        conv, norm, block = "conv1", "bn1", ()
+    elif match := _KERAS.match(name):
+        kind, stage, letter, branch, what = match.groups()
+        block = (f"layer{int(stage) - 1}", f"block{ord(letter) - ord('a')}")
+        index = "abc".find(branch[-1]) + 1
+        conv, norm = (f"conv{index}", f"bn{index}") if index else (
+            "shortcut", "shortcut_bn")  # fmt: skip
+    else:
+        return None
+    if kind == "res":
+        places = dict(kernel=("params", *block, conv, "kernel"))
+        places["bias"] = ("params", *block, norm, "conv_bias")
+        return places.get(what)
+    if what not in _NORM:
+        return None
+    collection = "batch_stats" if what.startswith("moving") else "params"
+    return (collection, *block, norm, _NORM[what])
+
+
+def _read_npz(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, AttributeError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(
+            f"{path} is not a readable .npz file of plain arrays: {error}"
+        ) from error
+
+
+def _flatten(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    return traverse_util.flatten_dict(dict(tree))
+
+
+def _name(key: tuple[str, ...]) -> str:
+    return "/".join(key)
+
+
+def _shorten(names: list[str], limit: int = 8) -> str:
+    """The first few of many names, and how many there are.
+
+    >>> _shorten(["a", "b", "c"], limit=2)
+    'a; b; and 1 more'
+    """
+    rest = len(names) - limit
+    return "; ".join(names[:limit]) + (f"; and {rest} more" if rest > 0 else "")

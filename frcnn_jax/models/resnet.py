@@ -1,0 +1,188 @@
+"""ResNet (He et al. 2016, table 1) with frozen batch norm, and its res5 as a box head.
+
+Parameters are named after the drawing, so that layers freeze by the start of their
+path: `backbone/conv1`, `backbone/bn1`, `backbone/layer1/block0/conv1`, ...,
+`backbone/layer4/block2/bn3`, with `shortcut` and `shortcut_bn` where a block projects.
+
+| variant | `stride_in_1x1` | `norm_eps` | weights |
+| --- | --- | --- | --- |
+| "v1.5": stride 2 on the 3x3 of a bottleneck | False | 1e-5 | torchvision |
+| original: stride 2 on its first 1x1 | True | 1e-5 (Caffe, MSRA), 1e-3 (Keras) | |
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from frcnn_jax.models import layers
+
+# depth: (blocks of each stage, whether they are bottlenecks)
+STAGES = {
+    10: ((1, 1, 1, 1), False),
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+
+
+class Block(nn.Module):
+    """y = relu(F(x) + shortcut(x)), F of two 3x3 or of 1x1, 3x3, 1x1 convolutions."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+    stride_in_1x1: bool
+    norm_eps: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        """Return the block's map, `ceil(h / stride)` high."""
+
+        def conv_norm(x, features, size, stride, conv, norm):
+            x = layers.Conv(
+                features, size, stride, use_bias=False, dtype=self.dtype, name=conv
+            )(x)
+            return layers.FrozenBatchNorm(self.norm_eps, self.dtype, name=norm)(x)
+
+        if self.bottleneck:
+            first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
+            out = 4 * self.width
+            y = nn.relu(conv_norm(x, self.width, 1, first, "conv1", "bn1"))
+            y = nn.relu(conv_norm(y, self.width, 3, second, "conv2", "bn2"))
+            y = conv_norm(y, out, 1, 1, "conv3", "bn3")
+        else:
+            out = self.width
+            y = nn.relu(conv_norm(x, out, 3, self.stride, "conv1", "bn1"))
+            y = conv_norm(y, out, 3, 1, "conv2", "bn2")
+        if self.stride > 1 or x.shape[-1] != out:
+            x = conv_norm(x, out, 1, self.stride, "shortcut", "shortcut_bn")
+        return nn.relu(x + y)
+
+
+class Stage(nn.Module):
+    """Blocks of one width; the first takes the stride: conv2_x to conv5_x of table 1.
+
+    `index` 1 to 4; stage 4 is the "res5" of other codes.
+    """
+
+    index: int
+    depth: int
+    stride_in_1x1: bool
+    norm_eps: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        """Return the stage's map; stage 1 keeps the resolution, the others halve it."""
+        blocks, bottleneck = STAGES[self.depth]
+        for i in range(blocks[self.index - 1]):
+            x = Block(
+                width=64 * 2 ** (self.index - 1),
+                stride=2 if i == 0 and self.index > 1 else 1,
+                bottleneck=bottleneck,
+                stride_in_1x1=self.stride_in_1x1,
+                norm_eps=self.norm_eps,
+                dtype=self.dtype,
+                name=f"block{i}",
+            )(x)
+        return x
+
+
+class Backbone(nn.Module):
+    """ResNet of `depth` layers giving `{4: c2, 8: c3, 16: c4, 32: c5}`.
+
+    Only the maps of `out_strides` are returned, and no stage beyond the last of them
+    exists: `out_strides=(16,)` is the C4 backbone whose stage 4 is `BoxHead`.
+    Convolutions start as He normal (fan out), as in torchvision.
+    """
+
+    depth: int = 50
+    out_strides: tuple[int, ...] = (4, 8, 16, 32)
+    stride_in_1x1: bool = False
+    norm_eps: float = 1e-5
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        check_depth(self.depth)
+        if not self.out_strides or not set(self.out_strides) <= {4, 8, 16, 32}:
+            raise ValueError(
+                f"resnet out_strides={self.out_strides}: expected some of "
+                "(4, 8, 16, 32)"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b h w 3"]
+    ) -> dict[int, Float[Array, "b _ _ _"]]:
+        """Return the maps of `out_strides`, `ceil(h / stride)` cells high."""
+        x = layers.Conv(
+            64, 7, 2, use_bias=False, dtype=self.dtype, name="conv1"
+        )(images)  # fmt: skip
+        x = layers.FrozenBatchNorm(self.norm_eps, self.dtype, name="bn1")(x)
+        x = layers.max_pool(nn.relu(x), window=3, stride=2, padding=1)
+        features = {}
+        for index, stride in enumerate((4, 8, 16, 32), start=1):
+            if stride > max(self.out_strides):
+                break
+            x = Stage(
+                index=index,
+                depth=self.depth,
+                stride_in_1x1=self.stride_in_1x1,
+                norm_eps=self.norm_eps,
+                dtype=self.dtype,
+                name=f"layer{index}",
+            )(x)
+            features[stride] = x
+        return {stride: features[stride] for stride in sorted(self.out_strides)}
+
+
+class BoxHead(nn.Module):
+    """The C4 head: stage 4 on every pooled RoI (14x14), global mean, two predictors.
+
+    Initialised as the backbone; use the backbone's `depth` and flags. Names:
+    `box_head/layer4/...`, `box_head/class_logits`, `box_head/class_deltas`.
+    """
+
+    num_classes: int
+    depth: int = 50
+    stride_in_1x1: bool = False
+    norm_eps: float = 1e-5
+    class_agnostic: bool = False
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        check_depth(self.depth)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b r h w c"], keys=None
+    ) -> tuple[Float[Array, "b r c1"], Float[Array, "b r c2 4"]]:
+        """Return class_logits and class_deltas of each RoI; `keys` are not used."""
+        del keys
+        y = Stage(
+            index=4,
+            depth=self.depth,
+            stride_in_1x1=self.stride_in_1x1,
+            norm_eps=self.norm_eps,
+            dtype=self.dtype,
+            name="layer4",
+        )(x.reshape((-1, *x.shape[2:])))
+        return layers.box_predictors(
+            y.mean((1, 2)).reshape((*x.shape[:2], -1)),
+            num_classes=self.num_classes,
+            class_agnostic=self.class_agnostic,
+            dtype=self.dtype,
+        )
+
+
+def check_depth(depth: int) -> None:
+    """Raise ValueError for a depth that table 1 does not have."""
+    if depth not in STAGES:
+        raise ValueError(f"resnet depth={depth}: expected one of {tuple(STAGES)}")

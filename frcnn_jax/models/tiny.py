@@ -1,0 +1,67 @@
+"""A small network that learns from scratch in minutes on a CPU: tests and the demo.
+
+Group normalisation (Wu & He 2018) needs neither pretrained statistics nor large
+batches. Its statistics are those of the whole canvas, padding included, so keep one
+canvas for training and evaluation.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from frcnn_jax.models import layers
+
+
+class Backbone(nn.Module):
+    """A 3x3/2 stem, then one residual stage per width: `{4: .., 8: .., ...}`.
+
+    Each stage halves the map with a 3x3/2 convolution and adds `blocks` residual pairs
+    of 3x3 convolutions. The number of widths is the number of strides, from 4 on; only
+    those of `out_strides` are returned (`()` means all). `groups` divides every width.
+    """
+
+    widths: tuple[int, ...] = (24, 32, 64, 96)
+    blocks: int = 1
+    groups: int = 8
+    out_strides: tuple[int, ...] = ()
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        available = tuple(4 * 2**i for i in range(len(self.widths)))
+        if not set(self.out_strides) <= set(available):
+            raise ValueError(
+                f"tiny out_strides={self.out_strides}: {len(self.widths)} widths give "
+                f"{available}"
+            )
+        if any(width % self.groups for width in self.widths):
+            raise ValueError(
+                f"tiny widths={self.widths}: each must be a multiple of "
+                f"groups={self.groups}"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b h w 3"]
+    ) -> dict[int, Float[Array, "b _ _ _"]]:
+        """Return the maps of `out_strides`, `ceil(h / stride)` cells high."""
+
+        def conv_norm(x, features, stride, name):
+            x = layers.Conv(
+                features, 3, stride, use_bias=False, dtype=self.dtype, name=name
+            )(x)
+            norm = nn.GroupNorm(self.groups, dtype=self.dtype, name=f"{name}_norm")
+            return norm(x)
+
+        x = nn.relu(conv_norm(images, self.widths[0], 2, "stem"))
+        features = {}
+        for i, width in enumerate(self.widths):
+            x = nn.relu(conv_norm(x, width, 2, f"stage{i + 1}_down"))
+            for j in range(self.blocks):
+                name = f"stage{i + 1}_block{j}"
+                y = nn.relu(conv_norm(x, width, 1, f"{name}_conv1"))
+                x = nn.relu(x + conv_norm(y, width, 1, f"{name}_conv2"))
+            features[4 * 2**i] = x
+        return {s: features[s] for s in sorted(self.out_strides or features)}
