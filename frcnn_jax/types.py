@@ -25,7 +25,11 @@ tuples below stand for one image there and carry a leading batch axis elsewhere.
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Float, Int, UInt8
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+Array = jax.Array | np.ndarray  # the data pipeline makes numpy, the step jax arrays
 
 
 class Batch(NamedTuple):

@@ -1,0 +1,125 @@
+"""Detection with a trained model, in three lines.
+
+from frcnn_jax.detector import load
+detector = load("runs/demo")
+detections = detector(images)      # RGB arrays or file names, of any size
+"""
+
+import pathlib
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from frcnn_jax.data import pipeline
+from frcnn_jax.training import checkpoint
+from frcnn_jax.training.step import predict_step
+from frcnn_jax.types import Batch, Detections
+
+
+class Detector:
+    """A trained model with its classes; call it with images.
+
+    Attributes: `classes` (names of classes 1..C), `category_ids` (their ids in result
+    files), `config`, `model` (a Flax module) and `variables` (its arrays).
+    """
+
+    def __init__(
+        self, model: Any, variables: Any, meta: checkpoint.Meta, *, batch_size: int = 1
+    ):
+        self.model, self.variables = model, jax.device_put(variables)
+        self.config, self.batch_size = meta.config, batch_size
+        self.classes, self.category_ids = meta.classes, meta.category_ids
+        predict = partial(predict_step, model=model, config=meta.config.to_dict())
+        self._predict = jax.jit(predict)
+
+    def __call__(
+        self, images: Sequence[np.ndarray | str | pathlib.Path] | np.ndarray
+    ) -> Detections:
+        """Detections `[b, max_detections]` in pixels of the images as they were given.
+
+        `images`: RGB uint8 arrays `[h, w, 3]` or file names, sizes may differ. They are
+        resized and padded as in training and run `batch_size` at a time (one compiled
+        shape). Returns numpy arrays by falling score, zero where not `valid`.
+        """
+        found = [
+            self._batch(images[i : i + self.batch_size])
+            for i in range(0, len(images), self.batch_size)
+        ]
+        if not found:
+            n = self.config.postprocess.max_detections
+            zeros = partial(np.zeros, (0, n))
+            return Detections(
+                np.zeros((0, n, 4), np.float32),
+                zeros(np.float32),
+                zeros(np.int32),
+                zeros(bool),
+            )
+        return Detections(*map(np.concatenate, zip(*found, strict=True)))
+
+    def _batch(self, images: Sequence[Any]) -> Detections:
+        data = self.config.data
+        arrays = [
+            pipeline.load_image(x)
+            if isinstance(x, str | pathlib.Path)
+            else check_image(x)
+            for x in images
+        ]
+        ready = [
+            pipeline.prepare(
+                x,
+                short_side=data.short_side,
+                max_side=data.max_side,
+                canvas=tuple(data.canvas),
+            )
+            for x in arrays
+        ]
+        fill = self.batch_size - len(ready)
+        pixels = np.stack([image for image, _ in ready] + [ready[0][0]] * fill)
+        sizes = np.array([size for _, size in ready] + [ready[0][1]] * fill, np.int32)
+        originals = np.array([x.shape[:2] for x in arrays], np.int32)
+        found = jax.device_get(
+            self._predict(self.variables, predict_batch(pixels, sizes))
+        )
+        found = jax.tree.map(lambda x: x[: len(arrays)], found)
+        scale = (originals / sizes[: len(arrays)])[:, [1, 0, 1, 0]].astype(np.float32)
+        return found._replace(boxes=found.boxes * scale[:, None])
+
+
+def load(path: str | pathlib.Path, *, batch_size: int = 1) -> Detector:
+    """The detector of a run's folder (its best checkpoint) or of one checkpoint.
+
+    Raises FileNotFoundError that says what was looked for.
+    """
+    return Detector(
+        *checkpoint.load_model(checkpoint.find(path)), batch_size=batch_size
+    )
+
+
+def check_image(image: Any) -> np.ndarray:
+    """`image` if it is RGB uint8 `[h, w, 3]`, else a ValueError that says what it is."""
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(
+            f"image has dtype {image.dtype} and shape {image.shape}: expected uint8 RGB "
+            "[h, w, 3]; for a batch pass a list of such arrays"
+        )
+    return image
+
+
+def predict_batch(image: np.ndarray, image_size: np.ndarray) -> Batch:
+    """A Batch for prediction: images and their sizes, no ground truth."""
+    b = len(image)
+    return Batch(
+        image=image,
+        image_size=image_size,
+        original_size=image_size,
+        gt_boxes=np.zeros((b, 0, 4), np.float32),
+        gt_classes=np.zeros((b, 0), np.int32),
+        gt_valid=np.zeros((b, 0), bool),
+        gt_ignore=np.zeros((b, 0), bool),
+        index=np.zeros((b,), np.int32),
+        valid=np.ones((b,), bool),
+    )

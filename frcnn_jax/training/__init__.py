@@ -1,0 +1,1 @@
+"""Training: read `step.py` first (the algorithm), then `loop.py` (the run)."""

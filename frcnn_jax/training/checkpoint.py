@@ -1,0 +1,286 @@
+"""Checkpoints: what a run leaves behind, and how it goes on from there.
+
+A run's folder holds `checkpoints/STEP/`, each complete in itself:
+
+    model      params and batch statistics (what prediction needs)
+    training   step and optimizer state (what a resumed run needs besides)
+    meta       JSON: config, class names, category ids, metrics, data iterator
+
+Arrays are stored by Orbax (no pickles) and committed by an atomic rename, so a
+half-written checkpoint is never taken for a whole one.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+from orbax.checkpoint import checkpoint_managers as policies
+
+from frcnn_jax import models
+from frcnn_jax.training.config import from_json
+from frcnn_jax.training.optimizer import path_name
+from frcnn_jax.training.step import TrainState
+
+FORMAT = 1
+
+
+class Meta(NamedTuple):
+    """What a checkpoint says about itself."""
+
+    config: ml_collections.ConfigDict
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    step: int
+    metrics: dict[str, float]
+    data: Any  # the state of the data iterator
+
+
+def manager(workdir: str | pathlib.Path, *, best: str = "AP") -> ocp.CheckpointManager:
+    """The writer of a run's checkpoints: asynchronous, keeps the last and the best."""
+    keep = policies.AnyPreservationPolicy(
+        [
+            policies.LatestN(1),
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics[best],
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+    )
+    return ocp.CheckpointManager(
+        folder(workdir), options=ocp.CheckpointManagerOptions(preservation_policy=keep)
+    )
+
+
+def folder(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Where a run keeps its checkpoints."""
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def save(
+    writer: ocp.CheckpointManager,
+    state: TrainState,
+    *,
+    config: ml_collections.ConfigDict,
+    classes: Sequence[str],
+    category_ids: Sequence[int],
+    metrics: Mapping[str, float] | None = None,
+    data: Any = None,
+) -> int:
+    """Writes a checkpoint in the background and returns its step."""
+    step = int(state.step)
+    metrics = dict(metrics or {})
+    meta = dict(
+        format=FORMAT,
+        config=json.loads(config.to_json()),
+        classes=list(classes),
+        category_ids=list(category_ids),
+        step=step,
+        metrics=metrics,
+        data=data,
+    )
+    writer.save(
+        step,
+        args=ocp.args.Composite(
+            model=ocp.args.StandardSave(_model(state)),
+            training=ocp.args.StandardSave(_training(state)),
+            meta=ocp.args.JsonSave(meta),
+        ),
+        metrics=metrics or None,
+    )
+    return step
+
+
+def restore(
+    writer: ocp.CheckpointManager, state: TrainState
+) -> tuple[TrainState, Meta]:
+    """The last checkpoint, laid out like `state`; its arrays must be those of `state`."""
+    step = writer.latest_step()
+    where = pathlib.Path(str(writer.directory)) / str(step)
+    found = writer.item_metadata(step)["model"]
+    check_same_arrays(_model(state), found, where)
+    restored = writer.restore(
+        step,
+        args=ocp.args.Composite(
+            model=ocp.args.StandardRestore(jax.tree.map(_abstract, _model(state))),
+            training=ocp.args.StandardRestore(
+                jax.tree.map(_abstract, _training(state))
+            ),
+            meta=ocp.args.JsonRestore(),
+        ),
+    )
+    model, training = restored["model"], restored["training"]
+    return (
+        TrainState(
+            step=training["step"],
+            params=model["params"],
+            model_state=model["model_state"],
+            opt_state=training["opt_state"],
+        ),
+        _read_meta(restored["meta"], where),
+    )
+
+
+def find(path: str | pathlib.Path, *, best: bool = True) -> pathlib.Path:
+    """The checkpoint that `path` means: a step's folder itself, or a run's best or last.
+
+    Best is by the stored metric AP; a run that was never evaluated gives its last.
+    Raises FileNotFoundError that says what was looked for.
+    """
+    path = pathlib.Path(path).absolute()
+    if (path / "meta").is_dir() and (path / "model").is_dir():
+        return path
+    root = path if path.name == "checkpoints" else path / "checkpoints"
+    steps = sorted(
+        (p for p in root.glob("[0-9]*") if p.name.isdigit() and (p / "meta").is_dir()),
+        key=lambda p: int(p.name),
+    )
+    if not steps:
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: expected a run's folder (with checkpoints/STEP/) "
+            "or one checkpoint's folder (with model/ and meta/); "
+            "train one with scripts/train.py --workdir=DIR"
+        )
+    if best:
+        scored = [(read_meta(p).metrics.get("AP"), int(p.name), p) for p in steps]
+        scored = [entry for entry in scored if entry[0] is not None]
+        if scored:
+            return max(scored, key=lambda entry: entry[:2])[2]
+    return steps[-1]
+
+
+def read_meta(checkpoint: str | pathlib.Path) -> Meta:
+    """The meta item of one checkpoint's folder."""
+    checkpoint = pathlib.Path(checkpoint)
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return _read_meta(reader.restore(checkpoint / "meta"), checkpoint)
+
+
+def read_variables(checkpoint: str | pathlib.Path) -> dict[str, PyTree]:
+    """`{"params": ..., collection: ...}` of one checkpoint's folder, as numpy arrays."""
+    checkpoint = pathlib.Path(checkpoint)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(checkpoint / "model").item_metadata.tree
+        model = reader.restore(
+            checkpoint / "model",
+            args=ocp.args.PyTreeRestore(
+                restore_args=jax.tree.map(
+                    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+                )
+            ),
+        )
+    return {"params": model["params"], **model["model_state"]}
+
+
+def load_model(checkpoint: str | pathlib.Path) -> tuple[Any, dict[str, PyTree], Meta]:
+    """The model of one checkpoint's folder, its variables and what it says of itself."""
+    meta, variables = read_meta(checkpoint), read_variables(checkpoint)
+    c = meta.config.to_dict()
+    model = models.build_detector(num_classes=len(meta.classes), **c["model"])
+    image = jax.ShapeDtypeStruct((1, *c["data"]["canvas"], 3), np.float32)
+    expected = jax.eval_shape(model.init, jax.random.key(0), image)
+    check_same_arrays(expected, variables, checkpoint)
+    return model, variables, meta
+
+
+def fine_tune(
+    source: PyTree, target: PyTree, *, where: str | pathlib.Path
+) -> tuple[PyTree, list[str]]:
+    """`target`'s arrays replaced by `source`'s, and the names of those that were kept.
+
+    Arrays must have the same names. One of another shape stays as freshly drawn if it
+    belongs to the class-dependent last layers (`class_logits`, `class_deltas`) and is an
+    error anywhere else.
+    """
+    source_leaves, target_leaves = named_leaves(source), named_leaves(target)
+    kept, wrong = [], []
+    for name, leaf in target_leaves.items():
+        other = source_leaves.get(name)
+        if other is not None and tuple(other.shape) == tuple(leaf.shape):
+            continue
+        if other is not None and any(
+            part in ("class_logits", "class_deltas") for part in name.split("/")
+        ):
+            kept.append(name)
+        else:
+            wrong.append(name)
+    unknown = [name for name in source_leaves if name not in target_leaves]
+    if wrong or unknown:
+        raise ValueError(_difference(target_leaves, source_leaves, where))
+
+    def pick(path, leaf):
+        name = path_name(path)
+        return leaf if name in kept else np.asarray(source_leaves[name], leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(pick, target), kept
+
+
+def check_same_arrays(expected: PyTree, found: PyTree, where: Any) -> None:
+    """ValueError listing the arrays that are missing, unexpected or of another shape."""
+    want, have = named_leaves(expected), named_leaves(found)
+    if {k: tuple(v.shape) for k, v in want.items()} != {
+        k: tuple(v.shape) for k, v in have.items()
+    }:
+        raise ValueError(_difference(want, have, where))
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """`{"params/backbone/conv1/kernel": leaf}`."""
+    return {
+        path_name(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            tree, is_leaf=lambda x: hasattr(x, "shape")
+        )
+    }
+
+
+def _difference(want: Mapping, have: Mapping, where: Any) -> str:
+    lines = [f"missing {n} {tuple(want[n].shape)}" for n in want if n not in have]
+    lines += [f"unexpected {n} {tuple(have[n].shape)}" for n in have if n not in want]
+    lines += [
+        f"{n} has shape {tuple(have[n].shape)}, expected {tuple(want[n].shape)}"
+        for n in want
+        if n in have and tuple(have[n].shape) != tuple(want[n].shape)
+    ]
+    shown = "\n  ".join(lines[:20]) + (
+        f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
+    )
+    return (
+        f"{where} holds another model than the configuration builds:\n  {shown}\n"
+        "use the configuration it was trained with (it lies in the checkpoint and in the "
+        "run's config.json), or another --workdir"
+    )
+
+
+def _model(state: TrainState) -> dict[str, PyTree]:
+    return {"params": state.params, "model_state": state.model_state}
+
+
+def _training(state: TrainState) -> dict[str, PyTree]:
+    return {"step": state.step, "opt_state": state.opt_state}
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
+
+
+def _read_meta(meta: Mapping[str, Any], where: Any) -> Meta:
+    if meta.get("format") != FORMAT:
+        raise ValueError(
+            f"{where} is of checkpoint format {meta.get('format')}, this version reads "
+            f"{FORMAT}"
+        )
+    return Meta(
+        config=from_json(meta["config"]),
+        classes=tuple(meta["classes"]),
+        category_ids=tuple(meta["category_ids"]),
+        step=meta["step"],
+        metrics=meta["metrics"],
+        data=meta["data"],
+    )

@@ -1,0 +1,84 @@
+"""Reading a configuration: checks, command-line changes, JSON and back.
+
+A group of a configuration is the keyword arguments of exactly one function, so that
+function names a misspelt key. The rest is checked here.
+"""
+
+import ast
+from collections.abc import Iterable
+from typing import Any
+
+import ml_collections
+
+RUN = {  # the leaves that are no group of keyword arguments
+    *("seed", "batch_size", "eval_batch_size", "total_steps", "eval_every"),
+    *("log_every", "checkpoint_every", "frozen", "init_from", "loss_weights"),
+}
+GROUPS = {
+    *("data", "model", "optimizer", "rpn_targets", "roi_targets", "proposals"),
+    *("rpn_loss", "detector_loss", "postprocess"),
+}
+
+
+def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The configuration as plain dicts; ValueError names what is missing or unknown."""
+    c = config.to_dict()
+    if wrong := sorted(set(c) ^ (RUN | GROUPS)):
+        raise ValueError(
+            "config: "
+            + "; ".join(
+                f"unknown key {k!r}" if k in c else f"missing key {k!r}" for k in wrong
+            )
+            + f"; expected {sorted(RUN | GROUPS)}"
+        )
+    pairs = [
+        ("rpn_targets", "proposals.train", c["proposals"]["train"]),
+        ("rpn_targets", "proposals.eval", c["proposals"]["eval"]),
+        ("roi_targets", "postprocess", c["postprocess"]),
+    ]
+    for name, other, group in pairs:
+        if c[name].get("stds") != group.get("stds"):
+            raise ValueError(
+                f"config.{name}.stds={c[name].get('stds')} but config.{other}.stds="
+                f"{group.get('stds')}: targets and decoding must use the same"
+            )
+    return c
+
+
+def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
+    """Applies `data.root=DIR` and the like in place.
+
+    Raises ValueError for an unknown key or a value of another type.
+    """
+    for item in changes:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise ValueError(f"change {item!r}: expected NAME=VALUE, as data.root=DIR")
+        group = config
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            group = group[parent] if parent in group else None
+            if not isinstance(group, ml_collections.ConfigDict):
+                raise ValueError(f"change {item!r}: the config has no group {parent!r}")
+        if leaf not in group:
+            raise ValueError(
+                f"change {item!r}: the config has no {leaf!r} there, but {sorted(group)}"
+            )
+        try:
+            value = text if isinstance(group[leaf], str) else ast.literal_eval(text)
+            group[leaf] = value
+        except (ValueError, SyntaxError, TypeError) as error:
+            raise ValueError(
+                f"change {item!r}: expected a value like {group[leaf]!r} ({error})"
+            ) from None
+
+
+def from_json(tree: Any) -> ml_collections.ConfigDict:
+    """A configuration read back from JSON, where tuples had become lists."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return ml_collections.ConfigDict(tuples(tree))

@@ -1,0 +1,112 @@
+"""Detections of a whole data set, and what they are worth."""
+
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from frcnn_jax.data import coco, pipeline
+from frcnn_jax.evaluation import draw, files
+from frcnn_jax.training import checkpoint, devices
+from frcnn_jax.training import config as configs
+from frcnn_jax.training.metrics import duration
+from frcnn_jax.training.step import predict_step
+
+
+def build_data(c: dict[str, Any]) -> pipeline.Data:
+    """The data of a configuration; its batches split over the devices or ValueError."""
+    n = jax.device_count()
+    for name in ("batch_size", "eval_batch_size"):
+        if c[name] % n:
+            below = c[name] // n * n
+            near = f"{below} or {below + n}" if below else f"{n}"
+            raise ValueError(
+                f"{name}={c[name]} does not split over {n} devices: use {near}"
+            )
+    return pipeline.build(
+        batch_size=c["batch_size"],
+        eval_batch_size=c["eval_batch_size"],
+        seed=c["seed"],
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        **c["data"],
+    )
+
+
+def predict_all(predict: Callable, variables: Any, data: pipeline.Data) -> list[dict]:
+    """COCO-format detections of every evaluation image, each exactly once.
+
+    `predict` maps variables and a sharded Batch to stacked Detections.
+    """
+    ids = coco.image_ids(data.eval)
+    results, done, start = [], 0, time.perf_counter()
+    said = start
+    for batch in data.eval_batches():
+        found = devices.gather(predict(variables, devices.shard(batch)))
+        for i in np.flatnonzero(batch.valid):
+            results += files.to_results(
+                type(found)(*(field[i] for field in found)),
+                image_id=ids[int(batch.index[i])],
+                image_size=batch.image_size[i],
+                original_size=batch.original_size[i],
+                category_ids=data.eval.category_ids,
+            )
+            done += 1
+        if (now := time.perf_counter()) - said > 20:
+            left = (now - start) / done * (len(data.eval) - done)
+            logging.info(
+                "evaluated %d/%d images, %s left", done, len(data.eval), duration(left)
+            )
+            said = now
+    return results
+
+
+def evaluate_checkpoint(
+    path: str | pathlib.Path,
+    output: str | pathlib.Path,
+    *,
+    changes: Sequence[str] = (),
+    pictures: int = 0,
+    score: float = 0.5,
+) -> tuple[dict, list[dict]]:
+    """COCO-format annotations and detections of a checkpoint on its evaluation data.
+
+    Leaves both as JSON in `output`, and `pictures` annotated images with their ground
+    truth. `changes` are config values such as "data.root=DIR".
+    """
+    where = checkpoint.find(path)
+    model, variables, meta = checkpoint.load_model(where)
+    configs.change(meta.config, changes)
+    c = configs.check(meta.config)
+    data = build_data(c)
+    if data.eval.classes != meta.classes:
+        raise ValueError(
+            f"{where} knows the classes {meta.classes}, the data has {data.eval.classes}"
+        )
+    logging.info("%s: step %d, %d images", where, meta.step, len(data.eval))
+    predict = devices.parallel(
+        partial(predict_step, model=model, config=c), in_axes=(None, 0)
+    )
+    detections = predict_all(predict, devices.replicated(variables), data)
+    output = pathlib.Path(output)
+    annotations = write_results(output, detections, data)
+    for i in range(min(pictures, len(data.eval))):
+        picture = draw_example(data.eval, i, annotations, detections, score=score)
+        pipeline.save_image(output / "pictures" / f"{i:04d}.jpg", picture)
+    return annotations, detections
+
+
+def write_results(
+    output: pathlib.Path, detections: list[dict], data: pipeline.Data
+) -> dict:
+    """Leaves `annotations.json` and `detections.json` and returns the annotations."""
+    output.mkdir(parents=True, exist_ok=True)
+    annotations = coco.to_coco(data.eval)
+    files.write_annotations(output / "annotations.json", annotations)
+    files.write_detections(output / "detections.json", detections)
+    return annotations

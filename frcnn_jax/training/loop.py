@@ -1,0 +1,172 @@
+"""A run from start to end: data, model, optimizer, restore, train, evaluate."""
+
+import math
+import pathlib
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import ml_collections
+from absl import logging
+
+from frcnn_jax import models
+from frcnn_jax.evaluation import coco as coco_metrics
+from frcnn_jax.models import pretrained
+from frcnn_jax.training import checkpoint, devices
+from frcnn_jax.training import config as configs
+from frcnn_jax.training.evaluate import build_data, predict_all, write_results
+from frcnn_jax.training.metrics import Progress, Writer, duration
+from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
+from frcnn_jax.training.step import (
+    init_variables,
+    initial_state,
+    keep,
+    predict_step,
+    train_step,
+)
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path
+) -> dict[str, Any]:
+    """Trains to `config.total_steps`, going on from the last checkpoint in `workdir`.
+
+    Returns the last evaluation's metrics. Raises FloatingPointError if a loss is not
+    finite, naming the steps and the last good checkpoint.
+    """
+    c = configs.check(config)
+    workdir = pathlib.Path(workdir).absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+
+    # ---- data ---------------------------------------------------------------
+    data = build_data(c)
+    for line in data.report:
+        logging.warning("data: %s", line)
+    logging.info(
+        "data: %d training and %d evaluation images, %d classes: %s",
+        len(data.train),
+        len(data.eval),
+        len(data.train.classes),
+        ", ".join(data.train.classes[:20]),
+    )
+
+    # ---- model --------------------------------------------------------------
+    model = models.build_detector(num_classes=len(data.train.classes), **c["model"])
+    key = jax.random.key(c["seed"])
+    variables = init_variables(key, (*c["data"]["canvas"], 3), model=model)
+    if path := c["model"]["backbone"].get("pretrained"):
+        variables = pretrained.load_backbone(path, variables)
+        logging.info("backbone initialised from %s", path)
+    if c["init_from"]:
+        source = checkpoint.find(c["init_from"])
+        variables, fresh = checkpoint.fine_tune(
+            checkpoint.read_variables(source), variables, where=source
+        )
+        logging.info("initialised from %s, but for %s", source, fresh or "nothing")
+
+    # ---- optimizer ----------------------------------------------------------
+    optimizer, learning_rate = make_optimizer(c["total_steps"], **c["optimizer"])
+    trainable = trainable_mask(variables["params"], c["frozen"])
+    state = initial_state(
+        key,
+        (*c["data"]["canvas"], 3),
+        model=model,
+        optimizer=optimizer,
+        trainable=trainable,
+        variables=variables,
+    )
+    counts = [
+        sum(x.size for x in jax.tree.leaves(tree)) / 1e6
+        for tree in (state.params, keep(state.params, trainable))
+    ]
+    logging.info("model: %.2f M parameters, %.2f M trained", *counts)
+
+    # ---- restore ------------------------------------------------------------
+    # Replicated before the first step, else the step compiles a second time.
+    state = devices.replicated(state)
+    batches = data.train_batches()
+    writer = checkpoint.manager(workdir)
+    good, result = writer.latest_step(), {}
+    if good is not None:
+        state, meta = checkpoint.restore(writer, state)
+        if meta.classes != tuple(data.train.classes):
+            raise ValueError(
+                f"{workdir} was trained on classes {meta.classes}, the data has "
+                f"{tuple(data.train.classes)}: use another --workdir, or --config."
+                "init_from to start from its weights"
+            )
+        batches.set_state(meta.data)
+        result = meta.metrics
+        logging.info("going on from step %d in %s", good, workdir)
+    (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+    log = Writer(workdir, step=good or 0)
+    progress = Progress(c["total_steps"], c["batch_size"], step=good or 0)
+
+    # ---- train --------------------------------------------------------------
+    p_step = devices.parallel(
+        partial(
+            train_step, model=model, optimizer=optimizer, trainable=trainable, config=c
+        ),
+        in_axes=(None, 0, None),
+        out_axes=(None, None),
+        donate_argnums=0,
+    )
+    p_predict = devices.parallel(
+        partial(predict_step, model=model, config=c), in_axes=(None, 0)
+    )
+
+    def read(step, metrics):
+        """Fetches a step's metrics; only now does the host wait for the device."""
+        values = {name: float(value) for name, value in metrics.items()}
+        if not all(map(math.isfinite, values.values())):
+            raise FloatingPointError(
+                f"not finite at step {step}: {values}; last good checkpoint: "
+                f"{checkpoint.folder(workdir) / str(good) if good else 'none yet'}; "
+                "try a lower optimizer.learning_rate or a longer warm-up"
+            )
+        if step % c["log_every"] == 0 or step == 1:
+            values["learning_rate"] = float(learning_rate(step - 1))
+            log(step, progress(step, values), group="train")
+
+    pending = None
+    for step in range(int(state.step) + 1, c["total_steps"] + 1):
+        state, metrics = p_step(state, devices.shard(next(batches)), key)
+        if pending:
+            read(*pending)
+        pending = step, metrics
+        last = step == c["total_steps"]
+        evaluate_now = last or step % c["eval_every"] == 0
+        if evaluate_now or step % c["checkpoint_every"] == 0:
+            read(*pending)  # a checkpoint is saved only when its own loss is known
+            pending = None
+            result = {}
+            if evaluate_now:
+                variables = {"params": state.params, **state.model_state}
+                start = time.perf_counter()
+                detections = predict_all(p_predict, variables, data)
+                annotations = write_results(workdir, detections, data)
+                scores = coco_metrics.evaluate(annotations, detections)
+                result = {k: v for k, v in scores.items() if isinstance(v, float)}
+                log(step, result, group="eval")
+                logging.info(
+                    "step %d: AP %.3f  AP50 %.3f  (%d images in %s)",
+                    step,
+                    scores["AP"],
+                    scores["AP50"],
+                    len(data.eval),
+                    duration(time.perf_counter() - start),
+                )
+            good = checkpoint.save(
+                writer,
+                state,
+                config=config,
+                classes=data.train.classes,
+                category_ids=data.train.category_ids,
+                metrics=result,
+                data=batches.get_state(),
+            )
+            progress.start(step)
+    writer.close()
+    log.close()
+    return result

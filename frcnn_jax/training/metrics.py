@@ -1,0 +1,96 @@
+"""Where the numbers go: metrics.jsonl, TensorBoard and the progress line."""
+
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+
+import tensorboardX
+from absl import logging
+
+
+class Writer:
+    """Appends to `metrics.jsonl` and TensorBoard files of a run's folder.
+
+    On a resumed run the file is first cut back to the restored step, so that it reads
+    as if the run had never stopped.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, *, step: int = 0):
+        self.path = pathlib.Path(workdir) / "metrics.jsonl"
+        if self.path.exists():
+            rows = read(self.path)
+            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(kept))
+            temporary.replace(self.path)
+        self.board = tensorboardX.SummaryWriter(
+            str(pathlib.Path(workdir) / "tensorboard"), purge_step=step + 1
+        )
+
+    def __call__(self, step: int, values: Mapping[str, float], *, group: str) -> None:
+        """Writes one row, e.g. group "train" or "eval"."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(f"{group}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self.board.close()
+
+
+def read(path: str | pathlib.Path) -> list[dict]:
+    """The rows of a `metrics.jsonl`; a last line cut short by a crash is left out."""
+    rows = []
+    for line in pathlib.Path(path).read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Progress:
+    """Says where a run is: losses, learning rate, images a second, time left."""
+
+    def __init__(self, total_steps: int, batch_size: int, *, step: int = 0):
+        self.total_steps, self.batch_size = total_steps, batch_size
+        self.start(step)
+
+    def start(self, step: int) -> None:
+        """(Re)starts the clock: after compiling, evaluating or saving."""
+        self.step, self.time = step, time.perf_counter()
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Logs a line and returns the values with the speed added."""
+        elapsed = time.perf_counter() - self.time
+        rate = (step - self.step) / elapsed if step > self.step else 0.0
+        left = (self.total_steps - step) / rate if rate else float("nan")
+        terms = "  ".join(
+            f"{name} {value:.4g}"
+            for name, value in values.items()
+            if name not in ("total", "learning_rate", "grad_norm")
+        )
+        logging.info(
+            "step %d/%d  loss %.4f (%s)  lr %.2g  %.1f images/s  %s left",
+            step,
+            self.total_steps,
+            values["total"],
+            terms,
+            values["learning_rate"],
+            rate * self.batch_size,
+            duration(left),
+        )
+        self.start(step)
+        return dict(values, images_per_second=rate * self.batch_size)
+
+
+def duration(seconds: float) -> str:
+    """`3h12m`, `4m05s` or `12s`; `?` if unknown."""
+    if seconds != seconds:
+        return "?"
+    seconds = round(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"

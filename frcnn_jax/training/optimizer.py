@@ -1,0 +1,126 @@
+"""SGD with momentum, warm-up and decay; which parameters train and which decay."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """`backbone/layer1/block0/conv1/kernel` for a key path of jax.tree_util."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
+
+
+def trainable_mask(params: PyTree, frozen: Sequence[str] = ()) -> PyTree:
+    """True for the leaves to train: those under none of the `frozen` path prefixes.
+
+    A prefix ends at a path's slash: "backbone/layer1" freezes backbone/layer1/... and
+    not backbone/layer10. Raises ValueError for a prefix that names nothing.
+    """
+    names = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for prefix in frozen:
+        if not any(_under(name, prefix) for name in names):
+            depth = prefix.count("/") + 1
+            known = sorted({"/".join(n.split("/")[:depth]) for n in names})
+            raise ValueError(
+                f"frozen={prefix!r} names no parameter: expected a path prefix such as "
+                + ", ".join(known[:12])
+            )
+    return jax.tree_util.tree_map_with_path(
+        lambda p, _: not any(_under(path_name(p), prefix) for prefix in frozen), params
+    )
+
+
+def _under(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix.rstrip("/") + "/")
+
+
+def decay_mask(params: PyTree) -> PyTree:
+    """True for the leaves that weight decay acts on: kernels, not norms and biases."""
+    return jax.tree_util.tree_map_with_path(
+        lambda p, _: re.search(r"(^|/)(bias|scale)$", path_name(p)) is None, params
+    )
+
+
+def rate_schedule(
+    total_steps: int,
+    *,
+    base: float,
+    schedule: str = "step",
+    boundaries: Sequence[float] = (0.7, 0.9),
+    decay: float = 0.1,
+    warmup_steps: int = 0,
+    warmup_factor: float = 1e-3,
+) -> Callable[[Any], Any]:
+    """Linear warm-up, then steps down (times `decay` at each boundary) or a cosine to 0.
+
+    Boundaries up to 1 are shares of `total_steps`, larger ones are step numbers.
+    """
+    if schedule not in ("step", "cosine", "constant"):
+        raise ValueError(
+            f"schedule={schedule!r}: expected 'step', 'cosine' or 'constant'"
+        )
+    steps = tuple(b * total_steps if b <= 1 else b for b in boundaries)
+
+    def rate(step):
+        step = jnp.asarray(step, jnp.float32)
+        warm = warmup_factor + (1 - warmup_factor) * step / max(warmup_steps, 1)
+        factor = jnp.where(step < warmup_steps, warm, 1.0)
+        if schedule == "step":
+            for boundary in steps:
+                factor = factor * jnp.where(step >= boundary, decay, 1.0)
+        elif schedule == "cosine":
+            done = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+            factor = factor * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
+        return base * factor
+
+    return rate
+
+
+def make_optimizer(
+    total_steps: int,
+    *,
+    learning_rate: float,
+    name: str = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    clip_norm: float = 0.0,
+    schedule: str = "step",
+    boundaries: Sequence[float] = (0.7, 0.9),
+    decay: float = 0.1,
+    warmup_steps: int = 0,
+    warmup_factor: float = 1e-3,
+) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
+    """The optimizer and its learning-rate schedule.
+
+    "sgd" is momentum SGD with L2 decay added to the gradient (as the peers), "adamw" is
+    Adam with decoupled decay. Decay skips norms and biases; `clip_norm` > 0 clips the
+    gradient's global norm.
+    """
+    rate = rate_schedule(
+        total_steps,
+        base=learning_rate,
+        schedule=schedule,
+        boundaries=boundaries,
+        decay=decay,
+        warmup_steps=warmup_steps,
+        warmup_factor=warmup_factor,
+    )
+    if name == "sgd":
+        update = optax.chain(
+            optax.add_decayed_weights(weight_decay, decay_mask),
+            optax.sgd(rate, momentum=momentum),
+        )
+    elif name == "adamw":
+        update = optax.adamw(
+            rate, b1=momentum, weight_decay=weight_decay, mask=decay_mask
+        )
+    else:
+        raise ValueError(f"optimizer.name={name!r}: expected 'sgd' or 'adamw'")
+    if clip_norm > 0:
+        update = optax.chain(optax.clip_by_global_norm(clip_norm), update)
+    return update, rate

@@ -1,0 +1,62 @@
+"""COCO and VOC metrics of a checkpoint, or of a detections file.
+
+python scripts/evaluate.py --checkpoint=runs/demo --split=test --pictures=12
+python scripts/evaluate.py --detections=detections.json --annotations=annotations.json
+
+With a checkpoint, its data is read as in training (`--set=data.root=DIR` where it has
+moved), and annotations.json, detections.json (COCO format) and annotated pictures go to
+`--output`. The last line on stdout is one JSON object.
+"""
+
+import json
+import pathlib
+
+from absl import app, flags, logging
+
+from frcnn_jax.evaluation import coco, files, voc
+from frcnn_jax.training import evaluate
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's folder or a checkpoint.")
+DETECTIONS = flags.DEFINE_string("detections", None, "A COCO-format results file.")
+ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO-format instances file.")
+SPLIT = flags.DEFINE_string("split", None, "The split; default data.eval_split.")
+OUTPUT = flags.DEFINE_string("output", None, "A folder; default the run's own.")
+PICTURES = flags.DEFINE_integer("pictures", 0, "How many annotated pictures to write.")
+SCORE = flags.DEFINE_float("score", 0.5, "The least score shown in pictures.")
+BATCH = flags.DEFINE_integer("batch_size", None, "Images at a time.")
+SET = flags.DEFINE_multi_string("set", [], "Changes a config value: data.root=DIR.")
+
+
+def main(_):
+    logging.set_verbosity(logging.INFO)
+    if CHECKPOINT.value:
+        changes = list(SET.value)
+        if SPLIT.value:
+            changes.append(f"data.eval_split={SPLIT.value}")
+        if BATCH.value:
+            changes.append(f"eval_batch_size={BATCH.value}")
+        output = pathlib.Path(OUTPUT.value or CHECKPOINT.value)
+        annotations, detections = evaluate.evaluate_checkpoint(
+            CHECKPOINT.value,
+            output,
+            changes=changes,
+            pictures=PICTURES.value,
+            score=SCORE.value,
+        )
+    elif DETECTIONS.value and ANNOTATIONS.value:
+        annotations = files.read_annotations(ANNOTATIONS.value)
+        detections = files.read_detections(DETECTIONS.value, annotations)
+    else:
+        raise app.UsageError("give --checkpoint, or --detections and --annotations")
+
+    result = coco.evaluate(annotations, detections)
+    for metric in ("07", "area"):
+        result[f"VOC{metric}"] = voc.evaluate(annotations, detections, metric=metric)
+    print(coco.format_table(result))
+    for metric, name in (("07", "VOC AP50, 11 points"), ("area", "VOC AP50, area")):
+        print(f"{name:<28}{result[f'VOC{metric}']['mean']:.3f}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,36 @@
+"""Trains an experiment, or goes on with it: the same command again resumes.
+
+python scripts/train.py --config=experiments/shapes_demo.py --workdir=runs/demo
+python scripts/train.py --config=experiments/bccd_r50_fpn.py:runlocal --workdir=runs/b \
+    --config.data.root=DIR --config.optimizer.learning_rate=0.01
+
+Progress goes to stderr; the last line on stdout is one JSON object, the last
+evaluation's metrics.
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from frcnn_jax.training.loop import train_and_evaluate
+
+# Experiments import their shared parts from the folder beside this one.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, e.g. experiments/shapes_demo.py."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder that keeps the run.")
+
+
+def main(_):
+    logging.set_verbosity(logging.INFO)
+    print(json.dumps(train_and_evaluate(CONFIG.value, WORKDIR.value)))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
