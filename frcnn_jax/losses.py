@@ -1,0 +1,156 @@
+"""Losses: eq. (1) for the RPN, the same two terms for the detector, and box losses.
+
+    a anchors, r RoIs, after any leading axes      C classes, without background
+    labels   -1 not sampled, 0 background, >= 1 object (RPN: 1; detector: class)
+
+Everything is float32, whatever comes in. Rows that a term does not use have no value
+and no gradient, even where they hold NaN. Each term is a scalar and can be used alone:
+
+    rpn_cls, rpn_box = rpn_loss(logits, deltas, targets.labels, targets.deltas)
+    loss = rpn_cls + rpn_box
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
+
+from frcnn_jax.ops import boxes as box_ops
+
+Normalizer = Num[Array, ""] | float | int
+
+
+def _f32(x) -> Array:
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+# -- Of one prediction -----------------------------------------------------------------
+
+
+def smooth_l1(x: Float[Array, "*n"], *, beta: float | int) -> Float[Array, "*n"]:
+    """`x^2 / (2 beta)` where |x| < beta, else `|x| - beta / 2`; |x| when beta is 0.
+
+    Element by element; Fast R-CNN eq. (3) has beta = 1, py-faster-rcnn's RPN beta = 1/9
+    (its sigma = 3).
+
+    >>> smooth_l1(jnp.array([0.5, -2.0]), beta=1.0).tolist()
+    [0.125, 1.5]
+    """
+    x = _f32(x)
+    if beta == 0:
+        return jnp.abs(x)
+    small = jnp.minimum(jnp.abs(x), beta)
+    return jnp.abs(x) - small + small**2 / (2 * beta)
+
+
+def giou_loss(
+    boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"]
+) -> Float[Array, "*n"]:
+    """`1 - GIoU` of boxes and their targets, row by row (arXiv:1902.09630)."""
+    return 1 - box_ops.elementwise_giou(boxes, targets)
+
+
+def diou_loss(
+    boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"]
+) -> Float[Array, "*n"]:
+    """`1 - DIoU` of boxes and their targets, row by row (arXiv:1911.08287, eq. 7)."""
+    return 1 - box_ops.elementwise_diou(boxes, targets)
+
+
+def ciou_loss(
+    boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"]
+) -> Float[Array, "*n"]:
+    """`1 - CIoU` of boxes and their targets, row by row (arXiv:1911.08287, eq. 10)."""
+    return 1 - box_ops.elementwise_ciou(boxes, targets)
+
+
+def _log_loss(logits, labels, used):
+    """Softmax cross-entropy of each row, 0 where not used."""
+    logits = jnp.where(used[..., None], _f32(logits), 0.0)
+    picked = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], axis=-1)
+    loss = jax.nn.logsumexp(logits, axis=-1) - picked[..., 0]
+    return jnp.where(used, loss, 0.0)
+
+
+def _box_loss(deltas, target_deltas, used, beta):
+    """Smooth L1 of each row, summed over the four deltas, 0 where not used."""
+    off = jnp.where(used[..., None], _f32(deltas) - _f32(target_deltas), 0.0)
+    return smooth_l1(off, beta=beta).sum(axis=-1)
+
+
+# -- Of a stage ------------------------------------------------------------------------
+
+
+def rpn_loss(
+    objectness_logits: Float[Array, "*a"],
+    box_deltas: Float[Array, "*b 4"],
+    labels: Int[Array, "*b"],
+    target_deltas: Float[Array, "*b 4"],
+    *,
+    normalizer: Normalizer | None = None,
+    box_normalizer: Normalizer | None = None,
+    beta: float | int = 1 / 9,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`1/N_cls sum L_cls(p_i, p_i*)` and `1/N_reg sum p_i* L_reg(t_i - t_i*)`, eq. (1).
+
+    i runs over the sampled anchors (labels >= 0) of all leading axes. L_cls is the log
+    loss over a sigmoid (logits shaped as labels) or over a softmax (logits with one
+    more axis, of two; index 1 is "object"); L_reg is `smooth_l1`, summed over the four.
+
+    `normalizer` (N_cls) is by default the number of sampled anchors, at least 1;
+    `box_normalizer` (N_reg) is by default the same. A constant, such as sampled anchors
+    times images, keeps the mean over devices exact. The paper's form:
+
+        cls, box = rpn_loss(..., normalizer=256, box_normalizer=h * w)  # locations
+        loss = cls + 10 * box  # lambda = 10
+
+    Raises ValueError when the logits fit neither form.
+    """
+    sampled, found = labels >= 0, labels >= 1
+    if objectness_logits.shape == labels.shape:
+        z = jnp.where(sampled, _f32(objectness_logits), 0.0)
+        loss = -jax.nn.log_sigmoid(jnp.where(found, z, -z))
+        cls = jnp.where(sampled, loss, 0.0)
+    elif objectness_logits.shape == (*labels.shape, 2):
+        cls = _log_loss(objectness_logits, labels, sampled)
+    else:
+        raise ValueError(
+            f"objectness_logits has shape {objectness_logits.shape}, expected that of "
+            f"labels, {labels.shape} (sigmoid), or {(*labels.shape, 2)} (softmax)."
+        )
+    box = _box_loss(box_deltas, target_deltas, found, beta)
+    n_cls = jnp.maximum(sampled.sum(), 1) if normalizer is None else normalizer
+    n_reg = n_cls if box_normalizer is None else box_normalizer
+    return cls.sum() / n_cls, box.sum() / n_reg
+
+
+def detector_loss(
+    class_logits: Float[Array, "*r k"],
+    class_deltas: Float[Array, "*r d 4"],
+    labels: Int[Array, "*r"],
+    target_deltas: Float[Array, "*r 4"],
+    *,
+    normalizer: Normalizer | None = None,
+    beta: float | int = 1.0,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`1/N sum -log p_u` and `1/N sum [u >= 1] L_loc(t^u - v)`, Fast R-CNN eq. (1).
+
+    The sums run over the sampled RoIs (labels u >= 0) of all leading axes. Index 0 of
+    the logits is background; row c - 1 of the deltas belongs to class c, or there is
+    one row for all classes. `normalizer` N is by default the number of sampled RoIs, at
+    least 1. Raises ValueError when the deltas have neither C rows nor one.
+    """
+    rows, num_classes = class_deltas.shape[-2], class_logits.shape[-1] - 1
+    if rows not in (1, num_classes):
+        raise ValueError(
+            f"class_deltas has shape {class_deltas.shape}: with {num_classes + 1} "
+            f"class_logits (background included) it needs {num_classes} rows, or 1 for "
+            "all classes."
+        )
+    sampled, found = labels >= 0, labels >= 1
+    row = jnp.clip(labels - 1, 0, rows - 1)[..., None, None]
+    deltas = jnp.take_along_axis(class_deltas, row, axis=-2)[..., 0, :]
+    cls = _log_loss(class_logits, labels, sampled)
+    box = _box_loss(deltas, target_deltas, found, beta)
+    n = jnp.maximum(sampled.sum(), 1) if normalizer is None else normalizer
+    return cls.sum() / n, box.sum() / n

@@ -1,0 +1,122 @@
+"""Anchors, section 3.1.1: k reference boxes at every cell of a feature map.
+
+    cells    [k, 4]  the boxes of one cell, relative to the cell's place in the image
+    stride           input pixels per feature cell
+    sizes            square root of an anchor's area, in pixels
+    aspect_ratios    height / width
+
+A cell's boxes are small numpy constants; the grid is arithmetic on them, so that no
+large constant ends up in a compiled program.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def cell_anchors(
+    sizes: float | int | Sequence[float | int],
+    aspect_ratios: Sequence[float | int] = (0.5, 1.0, 2.0),
+) -> Float[np.ndarray, "k 4"]:
+    """The k boxes with area size^2 and h / w = ratio, centred on 0.
+
+    For each ratio, for each size: torchvision's order. (Detectron2 puts the sizes
+    outside; with one size a level, as in FPN, the two agree.)
+
+    >>> cell_anchors(16, (1.0, 4.0))
+    array([[ -8.,  -8.,   8.,   8.],
+           [ -4., -16.,   4.,  16.]], dtype=float32)
+    """
+    ratios = np.sqrt(np.asarray(aspect_ratios, np.float64))[:, None]
+    w = (np.ravel(sizes) / ratios).ravel()
+    h = (np.ravel(sizes) * ratios).ravel()
+    return np.stack([-w, -h, w, h], axis=-1).astype(np.float32) / 2
+
+
+def rounded_cell_anchors(
+    sizes: float | int | Sequence[float | int],
+    aspect_ratios: Sequence[float | int] = (0.5, 1.0, 2.0),
+) -> Float[np.ndarray, "k 4"]:
+    """`cell_anchors` with corners rounded to whole pixels, half to even: torchvision's.
+
+    >>> rounded_cell_anchors(32, (0.5,))
+    array([[-23., -11.,  23.,  11.]], dtype=float32)
+    """
+    return np.round(cell_anchors(sizes, aspect_ratios))
+
+
+def legacy_cell_anchors(
+    base_size: int = 16,
+    aspect_ratios: Sequence[float | int] = (0.5, 1.0, 2.0),
+    scales: Sequence[float | int] = (8, 16, 32),
+) -> Float[np.ndarray, "k 4"]:
+    """The boxes of py-faster-rcnn's weights, for each ratio, for each scale.
+
+    Width and height at scale 1 are rounded to whole pixels, then multiplied; the centre
+    is the middle of the cell, (base_size / 2, base_size / 2). The original's corners
+    are first and last pixel: its (-84, -40, 99, 55), or (-83, -39, 100, 56) where
+    pixels count from one, is (-84, -40, 100, 56) here. Use with `offset=0`.
+    """
+    ratios = np.asarray(aspect_ratios, np.float64)
+    w = np.round(np.sqrt(base_size**2 / ratios))
+    h = np.round(w * ratios)
+    w, h = (np.outer(side, scales).ravel() for side in (w, h))
+    return (base_size / 2 + np.stack([-w, -h, w, h], -1) / 2).astype(np.float32)
+
+
+def grid(
+    cells: Float[np.ndarray, "k 4"] | Float[Array, "k 4"],
+    feature_size: tuple[int, int],
+    stride: int,
+    *,
+    offset: float | int = 0.0,
+) -> Float[Array, "a 4"]:
+    """The boxes of all h x w cells, a = h * w * k, ordered (y, x, anchor) as NHWC is.
+
+    Cell (y, x) places its boxes at ((x + offset) * stride, (y + offset) * stride):
+    offset 0 is the corner of the cell, which torchvision, Detectron2 and py-faster-rcnn
+    use, 0.5 the middle of its receptive field.
+
+    >>> grid(cell_anchors(2, (1.0,)), (1, 2), 16)
+    Array([[-1., -1.,  1.,  1.],
+           [15., -1., 17.,  1.]], dtype=float32)
+    """
+    h, w = feature_size
+    y, x = jnp.meshgrid(
+        (jnp.arange(h, dtype=jnp.float32) + offset) * stride,
+        (jnp.arange(w, dtype=jnp.float32) + offset) * stride,
+        indexing="ij",
+    )
+    shifts = jnp.stack([x, y, x, y], axis=-1)[:, :, None]
+    return (shifts + jnp.asarray(cells)[None, None]).reshape(-1, 4)
+
+
+def pyramid(
+    feature_sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    sizes: Sequence[float | int | Sequence[float | int]],
+    aspect_ratios: Sequence[float | int] = (0.5, 1.0, 2.0),
+    *,
+    offset: float | int = 0.0,
+    cells: Callable[..., np.ndarray] = cell_anchors,
+) -> Float[Array, "a 4"]:
+    """The grids of several levels, one after the other (FPN, section 4.1).
+
+    Level l has `cells(sizes[l], aspect_ratios)` at every cell: `sizes[l]` is a number
+    or several. Raises ValueError when the three sequences differ in length.
+
+    >>> pyramid([(2, 2), (1, 1)], (16, 32), (32, 64)).shape
+    (15, 4)
+    """
+    if not len(feature_sizes) == len(strides) == len(sizes):
+        raise ValueError(
+            "feature_sizes, strides and sizes must have one entry a level, found "
+            f"{len(feature_sizes)}, {len(strides)} and {len(sizes)}: give each level "
+            "its stride and its anchor size(s), such as sizes=(32, (64, 128))."
+        )
+    levels = zip(feature_sizes, strides, sizes, strict=True)
+    return jnp.concatenate(
+        [grid(cells(s, aspect_ratios), hw, d, offset=offset) for hw, d, s in levels]
+    )

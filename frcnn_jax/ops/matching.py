@@ -1,0 +1,137 @@
+"""Matching and sampling, sections 3.1.2 and 3.1.3: which boxes learn which object.
+
+    n   rows: anchors or RoIs        g   ground-truth slots (padded, `gt_valid`)
+    labels   -1 ignored, 0 background, 1 object
+
+The [n, g] matrix of overlaps is never kept: `match` walks over the slots in use, with a
+running best of n numbers. 268,569 anchors cost about as much as the objects there are.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from frcnn_jax.ops import boxes as box_ops
+
+
+class Matches(NamedTuple):
+    """What each row was matched with.
+
+    `gt_index` is the slot with the largest IoU (the first of equals; 0, with `iou` 0,
+    where nothing overlaps), so it means an object only where `labels` is 1.
+    """
+
+    gt_index: Int[Array, "n"]
+    iou: Float[Array, "n"]
+    labels: Int[Array, "n"]
+
+
+def match(
+    boxes: Float[Array, "n 4"],
+    gt_boxes: Float[Array, "g 4"],
+    gt_valid: Bool[Array, "g"],
+    gt_ignore: Bool[Array, "g"] | None = None,
+    *,
+    fg_iou: float | int,
+    bg_iou: float | int,
+    bg_lo: float | int = 0.0,
+    force_best: bool,
+    ignore_ioa: float | int = 0.5,
+    valid: Bool[Array, "n"] | None = None,
+) -> Matches:
+    """Label each box by its largest IoU with any object, section 3.1.2.
+
+    object (1): IoU >= fg_iou, or, with `force_best` (rule (i)), the largest IoU of some
+    object; every box that ties for it counts. An IoU of 0 never makes an object.
+    background (0): bg_lo <= IoU < bg_iou. ignored (-1): the rest, and whatever is not
+    an object and has `ignore_ioa` of its area inside one box of `gt_ignore` (crowd,
+    difficult), which itself makes no object.
+
+    Rows where `valid` is False are ignored and are nobody's best. Slots where
+    `gt_valid` is False change nothing, whatever they hold. As in the other
+    implementations, a box that is somebody's best still learns the object that it
+    overlaps most itself. No gradient flows.
+    """
+    boxes, gt_boxes = jax.lax.stop_gradient((boxes, gt_boxes))
+    if valid is not None:
+        boxes = jnp.where(valid[:, None], boxes, 0.0)
+    gt_boxes = jnp.where(gt_valid[:, None], gt_boxes, 0.0)
+    crowd = jnp.zeros_like(gt_valid) if gt_ignore is None else gt_valid & gt_ignore
+    best, index, forced = _best(boxes, gt_boxes, gt_valid & ~crowd)
+    found = (best >= fg_iou) & (best > 0)
+    if force_best:
+        found |= forced
+    labels = jnp.where((best >= bg_lo) & (best < bg_iou), 0, -1)
+    if gt_ignore is not None:
+        labels = jnp.where(_covered(boxes, gt_boxes, crowd, ignore_ioa), -1, labels)
+    labels = jnp.where(found, 1, labels)
+    if valid is not None:
+        labels = jnp.where(valid, labels, -1)
+    return Matches(index, best, labels)
+
+
+def _best(boxes, gt_boxes, used):
+    """Of each row: the best IoU, its slot, and whether it is the best of some slot."""
+    n, lanes = len(boxes), 1024
+    boxes = jnp.pad(boxes, ((0, -n % lanes), (0, 0)))
+    gt_boxes = jnp.where(used[:, None], gt_boxes, 0.0)
+
+    def step(j, carry):
+        best, index, forced = carry
+        # The barrier has the overlap computed once, so that a maximum equals itself.
+        iou = box_ops.elementwise_iou(boxes, gt_boxes[j][None])
+        iou = jax.lax.optimization_barrier(iou)
+        top = iou.reshape(-1, lanes).max(axis=0).max()  # lane by lane: vectorised
+        forced |= (iou == top) & (top > 0)
+        better = iou > best
+        return jnp.where(better, iou, best), jnp.where(better, j, index), forced
+
+    m = len(boxes)
+    start = jnp.zeros(m), jnp.zeros(m, jnp.int32), jnp.zeros(m, bool)
+    best, index, forced = jax.lax.fori_loop(0, _count(used), step, start)
+    return best[:n], index[:n], forced[:n]
+
+
+def _covered(boxes, gt_boxes, crowd, ignore_ioa):
+    """Rows with `ignore_ioa` of their area inside one of the crowd boxes."""
+
+    def step(j, covered):
+        ioa = box_ops.ioa(boxes, gt_boxes[j][None])[:, 0]
+        return covered | (crowd[j] & (ioa >= ignore_ioa))
+
+    return jax.lax.fori_loop(0, _count(crowd), step, jnp.zeros(len(boxes), bool))
+
+
+def _count(used):
+    """Slots up to the last one in use: loops end there, not at the padding."""
+    return jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0), initial=0)
+
+
+def sample(
+    key: PRNGKeyArray,
+    labels: Int[Array, "n"],
+    *,
+    num_samples: int,
+    fg_fraction: float | int,
+) -> tuple[Int[Array, "num_samples"], Bool[Array, "num_samples"]]:
+    """Draw `num_samples` labelled rows, balanced, section 3.1.3: indices and valid.
+
+    Objects (labels >= 1) come first: floor(fg_fraction * num_samples) of them at most,
+    uniformly at random and without repetition. Background (label 0) fills the rest;
+    label -1 is never drawn. Where rows run out, the tail has index 0 and `valid` False.
+    """
+    n = len(labels)
+    max_fg = min(int(fg_fraction * num_samples), n)
+    priority = jax.random.uniform(key, (n,))
+    fg_priority, fg = jax.lax.top_k(jnp.where(labels >= 1, priority, -1.0), max_fg)
+    bg_priority, bg = jax.lax.top_k(
+        jnp.where(labels == 0, priority, -1.0), min(num_samples, n)
+    )
+    # Objects, then background, without the gaps between: a stable partition.
+    drawn = jnp.concatenate([fg_priority, bg_priority]) >= 0
+    place = jnp.where(drawn, jnp.cumsum(drawn) - 1, num_samples)
+    indices = jnp.zeros(num_samples, jnp.int32)
+    indices = indices.at[place].set(jnp.concatenate([fg, bg]), mode="drop")
+    return indices, jnp.arange(num_samples) < jnp.sum(drawn)

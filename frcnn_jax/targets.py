@@ -1,0 +1,150 @@
+"""Targets: what the RPN and the detector should answer for one image.
+
+    key     PRNG key of this image          a   anchors
+    g       ground-truth slots (padded)     r   sampled RoIs
+    labels  -1 not sampled, 0 background, >= 1 object (RPN: 1; detector: class)
+
+matching + sampling + encoding; `jax.vmap` for a batch:
+
+    t = jax.vmap(rpn_targets, (0, None, 0, 0))(keys, anchors, gt_boxes, gt_valid)
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from frcnn_jax.ops import boxes as box_ops
+from frcnn_jax.ops import matching
+from frcnn_jax.types import Proposals, RoITargets, RPNTargets
+
+
+def rpn_targets(
+    key: PRNGKeyArray,
+    anchors: Float[Array, "a 4"],
+    gt_boxes: Float[Array, "g 4"],
+    gt_valid: Bool[Array, "g"],
+    gt_ignore: Bool[Array, "g"] | None = None,
+    image_size: box_ops.ImageSize | None = None,
+    *,
+    fg_iou: float | int = 0.7,
+    bg_iou: float | int = 0.3,
+    num_samples: int = 256,
+    fg_fraction: float | int = 0.5,
+    force_best: bool = True,
+    straddle: float | int = jnp.inf,
+    exclude_padding: bool = True,
+    stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+) -> RPNTargets:
+    """Labels and deltas of the anchors of one image, sections 3.1.2 and 3.1.3.
+
+    Of the anchors that `matching.match` calls object or background, `num_samples` are
+    drawn, objects up to `fg_fraction`; all others have label -1. Deltas are `encode`d
+    over `stds` where the label is 1 and zero elsewhere.
+
+    With `image_size`, anchors that cross the image's border by more than `straddle`
+    pixels (0: the paper, which trains on inside anchors only) take no part, and, with
+    `exclude_padding`, neither do those centred outside: they are not even an object's
+    best. Padded slots change nothing. Raises ValueError for a `straddle` without
+    `image_size`.
+    """
+    anchors, gt_boxes = jax.lax.stop_gradient((anchors, gt_boxes))
+    matches = matching.match(
+        anchors,
+        gt_boxes,
+        gt_valid,
+        gt_ignore,
+        fg_iou=fg_iou,
+        bg_iou=bg_iou,
+        force_best=force_best,
+        valid=_taking_part(anchors, image_size, straddle, exclude_padding),
+    )
+    rows, drawn = matching.sample(
+        key, matches.labels, num_samples=num_samples, fg_fraction=fg_fraction
+    )
+    deltas = box_ops.encode(gt_boxes[matches.gt_index[rows]], anchors[rows], stds=stds)
+    found = matches.labels[rows] >= 1
+    rows = jnp.where(drawn, rows, len(anchors))  # the others fall off the end
+    return RPNTargets(
+        labels=jnp.full(len(anchors), -1).at[rows].set(found.astype(int), mode="drop"),
+        deltas=jnp.zeros(anchors.shape)
+        .at[rows]
+        .set(jnp.where(found[:, None], deltas, 0.0), mode="drop"),
+    )
+
+
+def _taking_part(anchors, image_size, straddle, exclude_padding):
+    """Anchors that may be sampled, None for all."""
+    if image_size is None:
+        if straddle < jnp.inf:
+            raise ValueError(
+                f"straddle={straddle} needs the border of the image, but image_size is "
+                "None: pass image_size=(h, w), or leave straddle at infinity."
+            )
+        return None
+    ok = jnp.ones(len(anchors), bool)
+    if straddle < jnp.inf:
+        h, w = jnp.asarray(image_size, jnp.float32)
+        x1, y1, x2, y2 = anchors.T
+        ok &= (x1 >= -straddle) & (y1 >= -straddle)
+        ok &= (x2 <= w + straddle) & (y2 <= h + straddle)
+    if exclude_padding:
+        ok &= box_ops.centered_inside(anchors, image_size)
+    return ok
+
+
+def roi_targets(
+    key: PRNGKeyArray,
+    proposals: Proposals,
+    gt_boxes: Float[Array, "g 4"],
+    gt_classes: Int[Array, "g"],
+    gt_valid: Bool[Array, "g"],
+    gt_ignore: Bool[Array, "g"] | None = None,
+    *,
+    fg_iou: float | int = 0.5,
+    bg_iou: float | int = 0.5,
+    bg_lo: float | int = 0.0,
+    num_samples: int = 512,
+    fg_fraction: float | int = 0.25,
+    stds: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
+    append_gt: bool = True,
+) -> RoITargets:
+    """RoIs sampled from proposals, with classes and deltas: Fast R-CNN, section 2.3.
+
+    With `append_gt` the objects themselves (no ignored ones) are proposals too. Objects
+    have IoU >= fg_iou, background [bg_lo, bg_iou): Fast R-CNN had bg_lo = 0.1, with
+    which an image without objects gives no RoI at all. Deltas are `encode`d over
+    `stds` where the label is a class and zero elsewhere; slots not filled have label
+    -1 and a zero box. Padded slots and invalid proposals change nothing. No gradient
+    flows into the proposals (section 3.2, approximate joint training).
+    """
+    gt_boxes = jax.lax.stop_gradient(gt_boxes)
+    rois = jax.lax.stop_gradient(jnp.asarray(proposals.boxes))
+    valid = jnp.asarray(proposals.valid)
+    if append_gt:
+        objects = gt_valid if gt_ignore is None else gt_valid & ~gt_ignore
+        rois = jnp.concatenate([rois, gt_boxes])
+        valid = jnp.concatenate([valid, objects])
+    matches = matching.match(
+        rois,
+        gt_boxes,
+        gt_valid,
+        gt_ignore,
+        fg_iou=fg_iou,
+        bg_iou=bg_iou,
+        bg_lo=bg_lo,
+        force_best=False,
+        valid=valid,
+    )
+    rows, drawn = matching.sample(
+        key, matches.labels, num_samples=num_samples, fg_fraction=fg_fraction
+    )
+    slots, found = matches.gt_index[rows], drawn & (matches.labels[rows] >= 1)
+    rois = jnp.where(drawn[:, None], rois[rows], 0.0)
+    deltas = box_ops.encode(gt_boxes[slots], rois, stds=stds)
+    return RoITargets(
+        boxes=rois,
+        labels=jnp.where(found, gt_classes[slots], jnp.where(drawn, 0, -1)),
+        deltas=jnp.where(found[:, None], deltas, 0.0),
+    )
