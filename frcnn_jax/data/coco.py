@@ -1,0 +1,200 @@
+"""COCO: an instances JSON and a folder of images; and any source written as such JSON.
+
+COCO's boxes `(x, y, w, h)` are continuous already. Category ids may have gaps: classes
+1..C follow the order of the ids. Crowds are kept as `ignore`, images without
+annotations are kept, and masks are not read.
+"""
+
+import collections
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from frcnn_jax.data.images import load_image
+from frcnn_jax.data.source import Example, Size, Source, clean_boxes, image_ids
+
+
+def load(
+    *,
+    split: str,
+    root: str = "",
+    annotations: str = "annotations/instances_{split}.json",
+    images: str = "{split}",
+) -> Source:
+    """The images of an instances file, in its order.
+
+    `annotations` and `images` are the file and the folder below `root`; `{split}` in
+    them stands for the split's name.
+    """
+    base = pathlib.Path(root)
+    file = base / annotations.format(split=split)
+    folder = base / images.format(split=split)
+    found = _read(file)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no image folder {folder}: set data.root or data.images"
+        )
+    names = _by_id(found["categories"], "category", file)
+    names = {i: names[i]["name"] for i in sorted(names)}
+    entries = _by_id(found["images"], "image", file)
+    missing = [
+        e["file_name"]
+        for e in entries.values()
+        if not (folder / e["file_name"]).is_file()
+    ]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(entries)} images of {file} are not in {folder}: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        )
+    objects = collections.defaultdict(list)
+    for a in found["annotations"]:
+        _check(a, entries, names, file)
+        objects[a["image_id"]].append(a)
+    report: list[str] = []
+    examples = [
+        _example(folder / e["file_name"], e, objects[i], names, report)
+        for i, e in entries.items()
+    ]
+    return Source(examples, tuple(names.values()), tuple(names), report)
+
+
+def to_coco(source: Source) -> dict[str, Any]:
+    """The annotations of any source as a COCO dictionary, ready for `json.dump`.
+
+    Image ids are `source.image_ids`; widths and heights come from the annotations, or
+    from the image itself where those are silent; `iscrowd` is `ignore`; `area` is the
+    annotated one, or the box's.
+    """
+    images, annotations = [], []
+    for image_id, example in zip(image_ids(source), source.examples, strict=True):
+        h, w = _size(example)
+        image = example.image
+        name = (
+            pathlib.Path(image).name
+            if isinstance(image, str)
+            else f"{image_id:06d}.png"
+        )
+        images.append(
+            {
+                "id": image_id,
+                "file_name": name,
+                "width": int(w),
+                "height": int(h),
+            }
+        )
+        for i, (x1, y1, x2, y2) in enumerate(example.boxes.tolist()):
+            box_area = (x2 - x1) * (y2 - y1)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": source.category_ids[int(example.classes[i]) - 1],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": box_area
+                    if example.area is None
+                    else float(example.area[i]),
+                    "iscrowd": int(example.ignore[i]),
+                }
+            )
+    categories = [
+        {"id": i, "name": name}
+        for i, name in zip(source.category_ids, source.classes, strict=True)
+    ]
+    return {
+        "info": {},
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
+
+
+def _size(example: Example) -> Size:
+    if example.size is not None:
+        return example.size
+    image = example.image
+    return (load_image(image) if isinstance(image, str) else image).shape[:2]
+
+
+def _example(
+    path: pathlib.Path,
+    entry: dict,
+    objects: list[dict],
+    names: dict[int, str],
+    report: list[str],
+) -> Example:
+    h, w = entry.get("height") or 0, entry.get("width") or 0
+    size = (h, w) if h > 0 and w > 0 else load_image(str(path)).shape[:2]
+    xywh = np.array([a["bbox"] for a in objects], np.float64).reshape(-1, 4)
+    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    labels = [
+        f"annotation {a.get('id', '?')}, {names[a['category_id']]} {a['bbox']}"
+        for a in objects
+    ]
+    boxes, keep = clean_boxes(boxes, size, labels, entry["file_name"], report)
+    boxes, objects = boxes[keep], [a for a, k in zip(objects, keep, strict=True) if k]
+    box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    areas = [a.get("area", own) for a, own in zip(objects, box_areas, strict=True)]
+    ignore = [bool(a.get("iscrowd") or a.get("ignore")) for a in objects]
+    index = {i: c for c, i in enumerate(names, start=1)}
+    return Example(
+        image=str(path),
+        image_id=entry["id"],
+        boxes=boxes,
+        classes=np.array([index[a["category_id"]] for a in objects], np.int32),
+        ignore=np.array(ignore, bool),
+        size=size,
+        area=np.array(areas, np.float32),
+    )
+
+
+def _read(file: pathlib.Path) -> dict[str, list[dict]]:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no annotation file {file}: set data.root or data.annotations"
+        )
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(found, dict) or not isinstance(found.get(key), list):
+            raise ValueError(
+                f"{file} has no list {key!r}: is it a COCO instances file?"
+            )
+    return found
+
+
+def _by_id(entries: list[dict], what: str, file: pathlib.Path) -> dict[Any, dict]:
+    needed = {"image": ("id", "file_name"), "category": ("id", "name")}[what]
+    for entry in entries:
+        for key in needed:
+            if key not in entry:
+                raise ValueError(f"{file}: {what} without {key!r}: {entry}")
+    ids = [e["id"] for e in entries]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i, n in collections.Counter(ids).items() if n > 1)
+        raise ValueError(f"{file}: {what} id {twice} occurs more than once")
+    return dict(zip(ids, entries, strict=True))
+
+
+def _check(a: dict, images: dict, names: dict[int, str], file: pathlib.Path) -> None:
+    """The annotation has a known category, a known image and a box of four numbers."""
+    where = f"{file}: annotation {a.get('id', '?')}"
+    if a.get("category_id") not in names:
+        raise ValueError(
+            f"{where} has category_id {a.get('category_id')}, which is not in "
+            f"categories ({', '.join(f'{i} {n}' for i, n in names.items())}): "
+            "add the category or correct the annotation"
+        )
+    if a.get("image_id") not in images:
+        raise ValueError(
+            f"{where} has image_id {a.get('image_id')}, which is not in images: "
+            "add the image or remove the annotation"
+        )
+    box = a.get("bbox")
+    numbers = isinstance(box, list) and all(isinstance(v, int | float) for v in box)
+    if not isinstance(box, list) or not numbers or len(box) != 4:
+        raise ValueError(f"{where} has bbox {box}, expected [x, y, width, height]")

@@ -1,0 +1,103 @@
+"""One image: decode, resize by the short side, place on a canvas of static size.
+
+Nothing here depends on a data set: prediction prepares its images with the same two
+functions, `load_image` and `prepare`.
+"""
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+Size = tuple[int, int]  # (h, w) in pixels
+
+
+def load_image(path: str, *, orient: bool = True) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in a file as RGB.
+
+    Grayscale is repeated, transparency dropped, 16 bits scaled to 8, and the picture
+    turned upright as its EXIF tag says (not with `orient=False`). FileNotFoundError
+    or, when it cannot be decoded to its end, ValueError, both naming the file.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image file {path}") from None
+    flags = cv2.IMREAD_COLOR if orient else _AS_STORED
+    try:
+        image = None if _cut_short(data) else cv2.imdecode(data, flags)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ValueError(
+            f"cannot decode the image {path} ({data.size} bytes): the file is corrupt, "
+            "cut short or no image; replace it, or set data.on_bad_image='skip'"
+        )
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+_AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+
+
+def _cut_short(data: UInt8[np.ndarray, "n"]) -> bool:
+    """Empty, or a JPEG whose last scan has no end (some decoders fill it with gray)."""
+    raw = data.tobytes()
+    jpeg = raw[:2] == b"\xff\xd8"
+    return not raw or (jpeg and raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda"))
+
+
+def check_canvas(short_side: int, max_side: int, canvas: Size) -> None:
+    """ValueError unless the canvas holds the largest image of at least one orientation.
+
+    >>> check_canvas(800, 1333, (800, 1344))
+    """
+    if not 0 < short_side <= max_side:
+        raise ValueError(
+            f"short_side={short_side} must be positive and at most max_side={max_side}"
+        )
+    if min(canvas) < short_side or max(canvas) < max_side:
+        raise ValueError(
+            f"canvas={tuple(canvas)} cannot hold images of short_side={short_side} and "
+            f"max_side={max_side}: make it at least {(short_side, max_side)} or "
+            f"{(max_side, short_side)}, or lower short_side or max_side"
+        )
+
+
+def fit(size: Size, short_side: int, max_side: int, canvas: Size) -> Size:
+    """(h, w) after resizing: `short_side`, unless `max_side` or the canvas are smaller.
+
+    The scale is `min(short_side / min(h, w), max_side / max(h, w), canvas / size)`: an
+    upright picture is shrunk further for a canvas that lies on its side.
+
+    >>> fit((480, 640), 300, 400, (300, 400)), fit((640, 480), 300, 400, (300, 400))
+    ((300, 400), (300, 225))
+    """
+    h, w = size
+    scale = min(
+        short_side / min(size), max_side / max(size), canvas[0] / h, canvas[1] / w
+    )
+    return max(1, round(h * scale)), max(1, round(w * scale))
+
+
+def resize(image: UInt8[np.ndarray, "h w 3"], size: Size) -> UInt8[np.ndarray, "i j 3"]:
+    """Bilinear, without smoothing before shrinking."""
+    if image.shape[:2] == tuple(size):
+        return image
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def place(
+    image: UInt8[np.ndarray, "h w 3"], canvas: Size
+) -> UInt8[np.ndarray, "i j 3"]:
+    """The image at the top left of a canvas of zeros."""
+    out = np.zeros((*canvas, 3), np.uint8)
+    out[: image.shape[0], : image.shape[1]] = image
+    return out
+
+
+def prepare(
+    image: UInt8[np.ndarray, "h w 3"], short_side: int, max_side: int, canvas: Size
+) -> tuple[UInt8[np.ndarray, "i j 3"], Size]:
+    """The network's input for one image: the canvas, and the (h, w) it fills of it."""
+    check_canvas(short_side, max_side, canvas)
+    size = fit(image.shape[:2], short_side, max_side, canvas)
+    return place(resize(image, size), canvas), size

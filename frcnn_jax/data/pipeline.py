@@ -1,0 +1,426 @@
+"""From a source to batches: shuffle, decode, resize, flip, pad, batch, shard, resume.
+
+The order of training is one stream, fixed by `seed`: a permutation of the examples per
+epoch, one after another. Step k takes the `batch_size` next ones, and of these process
+p of n takes the p-th n-th part: the same examples make the same batch, in the same
+order, on any number of processes. A flip is drawn from (seed, epoch, index) alone. An
+iterator's state is a number; a resumed run continues with the very next batch.
+"""
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import os
+import pkgutil
+import re
+import warnings
+from typing import Any, Literal, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Float32, UInt8
+
+from frcnn_jax.data.images import Size, check_canvas, fit, load_image, place, resize
+from frcnn_jax.data.source import Example, Source, subset
+from frcnn_jax.types import Batch
+
+Overflow = Literal["error", "drop_smallest"]
+BadImage = Literal["error", "skip"]
+
+
+class Resized(NamedTuple):
+    """An example as the network sees it, before it is padded (and what is cached)."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    boxes: Float32[np.ndarray, "n 4"]
+    original_size: Size
+
+
+class Batches:
+    """A grain dataset of batches as an iterable with a length; a pass starts anew."""
+
+    def __init__(self, dataset: grain.MapDataset, threads: int, workers: int):
+        self._dataset, self._threads, self._workers = dataset, threads, workers
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> grain.DatasetIterator:
+        options = grain.ReadOptions(self._threads, prefetch_buffer_size=self._threads)
+        batches = self._dataset.to_iter_dataset(options)
+        if self._workers:
+            if not flags.FLAGS.is_parsed():  # grain reads its own; not every program
+                flags.FLAGS.mark_as_parsed()  # that trains has parsed any
+            processes = grain.MultiprocessingOptions(num_workers=self._workers)
+            batches = batches.mp_prefetch(processes)
+        return iter(batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The two splits, and this process's share of their batches."""
+
+    train: Source
+    eval: Source
+    steps_per_epoch: int  # of the global batch; the last may reach into the next epoch
+    train_stream: Batches
+    eval_stream: Batches
+
+    def train_batches(self) -> grain.DatasetIterator:
+        """Endless training batches; `get_state` and `set_state` save and restore."""
+        return iter(self.train_stream)
+
+    def eval_batches(self) -> Batches:
+        """Every example once, in order; the last batch is filled with `valid=False`."""
+        return self.eval_stream
+
+
+# ---------------------------------------------------------------- the whole pipeline
+
+
+def build(
+    name: str,
+    *,
+    batch_size: int,
+    eval_batch_size: int,
+    seed: int,
+    train_split: str,
+    eval_split: str,
+    short_side: int,
+    max_side: int,
+    canvas: Size,
+    max_boxes: int = 100,
+    on_overflow: Overflow = "error",
+    flip: bool = True,
+    on_bad_image: BadImage = "error",
+    cache: bool = False,
+    threads: int = 4,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    **source_kwargs: Any,
+) -> Data:
+    """Both splits of a source, loaded by `load_source`, as batches.
+
+    Args:
+        name: a module of `frcnn_jax.data`, or a dotted path to one of your own.
+        batch_size: examples per training step over all processes.
+        eval_batch_size: the same for evaluation.
+        seed: of the order and the flips.
+        train_split: the split to train on; `"train[:100]"` is its first hundred.
+        eval_split: the split to evaluate on.
+        short_side: pixels of an image's short side after resizing,
+        max_side: but no more than this for its long side,
+        canvas: and no more than the (h, w) of the static shape it is padded to.
+        max_boxes: slots for ground truth.
+        on_overflow: what to do about more boxes than slots.
+        flip: mirror every other training image.
+        on_bad_image: "skip" warns, reports, and replaces the image: in training by the
+            next readable one, in evaluation by a slot with `valid=False` (so that its
+            objects count as missed).
+        cache: keep decoded and resized images in memory (of each worker).
+        threads: batches made at the same time and ahead of their use.
+        workers: processes that make them; 0 for none but this one.
+        process_index: which share of each batch is this process's,
+        process_count: of how many.
+        **source_kwargs: what the source's `load` takes besides `split`.
+    """
+    train = load_source(name, split=train_split, **source_kwargs)
+    evaluation = load_source(name, split=eval_split, **source_kwargs)
+    if train.classes != evaluation.classes:
+        raise ValueError(
+            f"{train_split!r} has the classes {train.classes}, {eval_split!r} has "
+            f"{evaluation.classes}: both need the same, in the same order"
+        )
+    common: dict[str, Any] = dict(
+        short_side=short_side,
+        max_side=max_side,
+        canvas=tuple(canvas),
+        max_boxes=max_boxes,
+        on_overflow=on_overflow,
+        on_bad_image=on_bad_image,
+        cache=cache,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    train_stream = train_dataset(
+        train, batch_size=batch_size, seed=seed, flip=flip, **common
+    )
+    eval_stream = eval_dataset(evaluation, batch_size=eval_batch_size, **common)
+    return Data(
+        train=train,
+        eval=evaluation,
+        steps_per_epoch=-(-len(train) // batch_size),
+        train_stream=Batches(train_stream, threads, workers),
+        eval_stream=Batches(eval_stream, threads, workers),
+    )
+
+
+def load_source(name: str, *, split: str, **kwargs: Any) -> Source:
+    """`load` of the module `name`, of `frcnn_jax.data` or a dotted path.
+
+    `split` may end in a range of positions: "train[:100]", "val[50:]".
+    """
+    path = name if "." in name else f"frcnn_jax.data.{name}"
+    if "." not in name and importlib.util.find_spec(path) is None:
+        raise ValueError(
+            f"no data source {name!r}: there are {', '.join(_sources())}, or give the "
+            "dotted path of a module with a function load"
+        )
+    match = re.fullmatch(r"(.+?)(?:\[(-?\d*):(-?\d*)\])?", split)
+    if not match:
+        raise ValueError(f"split={split!r}: give a name, or a part: 'train[:100]'")
+    start, stop = (int(v) if v else None for v in match.group(2, 3))
+    source = importlib.import_module(path).load(split=match[1], **kwargs)
+    return subset(source, slice(start, stop)) if match[2] is not None else source
+
+
+def train_dataset(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    flip: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    **shape: Any,
+) -> grain.MapDataset:
+    """Endless batches of `batch_size / process_count`; `shape` as in `eval_dataset`."""
+    share = _share(batch_size, process_index, process_count)
+    if not len(source):
+        raise ValueError("there is no image to train on: the split is empty")
+    transform = _transform(source, seed=seed, flip=flip, train=True, **shape)
+    stream = grain.MapDataset.source(range(len(source))).seed(seed).shuffle().repeat()
+    batches = stream.map_with_index(transform).batch(share)
+    return batches.slice(slice(process_index, None, process_count))
+
+
+def eval_dataset(
+    source: Source,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    **shape: Any,
+) -> grain.MapDataset:
+    """Each example once, in order; every process has the same number of batches.
+
+    `shape` are `short_side`, `max_side`, `canvas`, `max_boxes`, `on_overflow`,
+    `on_bad_image` and `cache`, as for `build`.
+    """
+    share = _share(batch_size, process_index, process_count)
+    padded = -(-len(source) // batch_size) * batch_size
+    transform = _transform(source, seed=0, flip=False, train=False, **shape)
+    stream = grain.MapDataset.range(padded).map_with_index(transform)
+    return stream.batch(share).slice(slice(process_index, None, process_count))
+
+
+def _sources() -> list[str]:
+    """The modules beside this one that have a function `load`."""
+    names = [m.name for m in pkgutil.iter_modules([os.path.dirname(__file__)])]
+    modules = (importlib.import_module(f"frcnn_jax.data.{n}") for n in names)
+    return [n for n, m in zip(names, modules, strict=True) if hasattr(m, "load")]
+
+
+def _share(batch_size: int, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} of {process_count}")
+    if batch_size <= 0 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size={batch_size} must be a positive multiple of the number of "
+            f"processes, {process_count}"
+        )
+    return batch_size // process_count
+
+
+# ------------------------------------------------------------------------ one example
+
+
+def _transform(
+    source: Source,
+    *,
+    seed: int,
+    flip: bool,
+    train: bool,
+    short_side: int,
+    max_side: int,
+    canvas: Size,
+    max_boxes: int = 100,
+    on_overflow: Overflow = "error",
+    on_bad_image: BadImage = "error",
+    cache: bool = False,
+):
+    """What makes the example at a position of the stream; bad settings raise here."""
+    check_canvas(short_side, max_side, canvas)
+    for key, value, known in (
+        ("on_overflow", on_overflow, ("error", "drop_smallest")),
+        ("on_bad_image", on_bad_image, ("error", "skip")),
+    ):
+        if value not in known:
+            raise ValueError(f"data.{key}={value!r}: expected one of {known}")
+    if isinstance(source.examples, list | tuple):  # nothing is drawn or decoded
+        for example in source.examples:
+            if pick_boxes(example, max_boxes, on_overflow).size < len(example.boxes):
+                source.report.append(
+                    f"{_name(example)}: dropped the smallest of {len(example.boxes)} "
+                    f"boxes (data.max_boxes={max_boxes})"
+                )
+    read = functools.partial(
+        _read,
+        source,
+        fit=functools.partial(
+            fit, short_side=short_side, max_side=max_side, canvas=canvas
+        ),
+        cache={} if cache else None,
+    )
+    pad = functools.partial(
+        pad_example, canvas=canvas, max_boxes=max_boxes, on_overflow=on_overflow
+    )
+    skip = on_bad_image == "skip"
+    if train:
+        return functools.partial(_train_example, source, read, pad, skip, seed, flip)
+    return functools.partial(_eval_example, source, read, pad, skip)
+
+
+def _train_example(source, read, pad, skip, seed, flip, position, index) -> Batch:
+    epoch = position // len(source)
+    rng = np.random.default_rng((seed, epoch, index))
+    for candidate in range(index, index + len(source)):
+        candidate %= len(source)
+        example, resized = _attempt(source, read, candidate, skip)
+        if resized is not None:
+            flipped = mirror(resized) if flip and rng.random() < 0.5 else resized
+            return pad(example, flipped, index=candidate)
+    raise ValueError("none of the images can be read")
+
+
+def _eval_example(source, read, pad, skip, position, _) -> Batch:
+    if position < len(source):
+        example, resized = _attempt(source, read, position, skip)
+        if resized is not None:
+            return pad(example, resized, index=position)
+    blank = _blank()
+    index = min(position, len(source) - 1)
+    resized = Resized(decode(blank), blank.boxes, (1, 1))
+    return pad(blank, resized, index=index)._replace(valid=np.bool_(False))
+
+
+def _blank() -> Example:
+    """One black pixel and no box: what an unused slot of a batch is made from."""
+    none = np.zeros(0, np.int32)
+    image, boxes = np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4), np.float32)
+    return Example(image, 0, boxes, none, none.astype(bool))
+
+
+def _attempt(source, read, index: int, skip: bool) -> tuple[Example, Resized | None]:
+    """The example, and its image unless that is bad and to be skipped."""
+    example = source[index]
+    try:
+        return example, read(index, example)
+    except (OSError, ValueError) as error:
+        if not skip:
+            raise
+        line = f"{_name(example)}: skipped: {error}"
+        if line not in source.report:
+            source.report.append(line)
+            warnings.warn(line, stacklevel=1)
+        return example, None
+
+
+def _read(source, index: int, example: Example, *, fit, cache) -> Resized:
+    """Decodes and resizes, or takes what was decoded and resized before."""
+    if cache is not None and index in cache:
+        return cache[index]
+    image = decode(example)
+    original = (image.shape[0], image.shape[1])
+    h, w = fit(original)
+    scale = np.array([w / original[1], h / original[0]] * 2, np.float32)
+    resized = Resized(resize(image, (h, w)), example.boxes * scale, original)
+    if cache is not None:
+        cache[index] = resized
+    return resized
+
+
+def decode(example: Example) -> UInt8[np.ndarray, "h w 3"]:
+    """The image of an example, in the frame that its boxes were drawn in.
+
+    That is upright, as its EXIF tag says; but as stored where only that has the size
+    that the annotation states. ValueError where neither has.
+    """
+    if not isinstance(example.image, str):
+        if example.image.dtype != np.uint8 or example.image.shape[2:] != (3,):
+            found = f"{example.image.dtype} {example.image.shape}"
+            raise ValueError(f"{_name(example)} is {found}, expected uint8 (h, w, 3)")
+        return example.image
+    image = load_image(example.image)
+    if example.size is None or image.shape[:2] == tuple(example.size):
+        return image
+    stored = load_image(example.image, orient=False)
+    if stored.shape[:2] == tuple(example.size):
+        return stored
+    (h, w), (want_h, want_w) = image.shape[:2], example.size
+    raise ValueError(
+        f"{example.image} is {w}x{h} but its annotation says {want_w}x{want_h}: "
+        "its boxes would be wrong; correct one of them, or set data.on_bad_image='skip'"
+    )
+
+
+def mirror(resized: Resized) -> Resized:
+    """Left and right exchanged: `x' = w - x`."""
+    width = np.float32(resized.image.shape[1])
+    x1, y1, x2, y2 = resized.boxes.T
+    boxes = np.stack([width - x2, y1, width - x1, y2], axis=1)
+    return resized._replace(image=resized.image[:, ::-1], boxes=boxes)
+
+
+def pick_boxes(example: Example, max_boxes: int, on_overflow: Overflow) -> np.ndarray:
+    """Positions of the boxes that fit into `max_boxes` slots: all, or the largest.
+
+    ValueError where there are more and `on_overflow` is "error".
+    """
+    n = len(example.boxes)
+    if n <= max_boxes:
+        return np.arange(n)
+    if on_overflow == "error":
+        raise ValueError(
+            f"image {example.image_id} has {n} boxes but data.max_boxes={max_boxes}: "
+            "raise it, or set data.on_overflow='drop_smallest'"
+        )
+    areas = (example.boxes[:, 2:] - example.boxes[:, :2]).prod(-1)
+    return np.sort(np.argsort(-areas, kind="stable")[:max_boxes])
+
+
+def pad_example(
+    example: Example,
+    resized: Resized,
+    *,
+    index: int,
+    canvas: Size,
+    max_boxes: int,
+    on_overflow: Overflow = "error",
+) -> Batch:
+    """One row of a batch: image on the canvas, ground truth in `max_boxes` slots."""
+    keep = pick_boxes(example, max_boxes, on_overflow)
+
+    def slots(values: np.ndarray) -> np.ndarray:
+        out = np.zeros((max_boxes, *values.shape[1:]), values.dtype)
+        out[: len(keep)] = values[keep]
+        return out
+
+    return Batch(
+        image=place(resized.image, canvas),
+        image_size=np.array(resized.image.shape[:2], np.int32),
+        original_size=np.array(resized.original_size, np.int32),
+        gt_boxes=slots(resized.boxes),
+        gt_classes=slots(example.classes),
+        gt_valid=np.arange(max_boxes) < len(keep),
+        gt_ignore=slots(example.ignore),
+        index=np.int32(index),  # pyright: ignore[reportArgumentType]
+        valid=np.bool_(True),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _name(example: Example) -> str:
+    return example.image if isinstance(example.image, str) else str(example.image_id)

@@ -1,0 +1,112 @@
+"""What a data set is: annotated images by position, class names, and a report.
+
+A format's module has one function, `load(*, split, root="", ...) -> Source`. Your own
+data need no module at all: `Source(examples, classes)` with a list of `Example`s.
+
+Boxes here are `(x1, y1, x2, y2)` in continuous pixels of the image on disk; classes are
+1..C, so `classes[c - 1]` names class c and `category_ids[c - 1]` is its id in files.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int32, UInt8
+
+Size = tuple[int, int]  # (h, w) in pixels
+
+
+class Example(NamedTuple):
+    """One annotated image; `ignore` marks boxes that are neither object nor background.
+
+    `size` is (h, w) as the annotation states it, `area` what a metric should take for
+    the objects' areas (COCO's are those of the masks); both may be unknown.
+    """
+
+    image: str | UInt8[np.ndarray, "h w 3"]  # a path, or RGB
+    image_id: int | str
+    boxes: Float32[np.ndarray, "n 4"]
+    classes: Int32[np.ndarray, "n"]
+    ignore: Bool[np.ndarray, "n"]
+    size: Size | None = None
+    area: Float32[np.ndarray, "n"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set: any sequence of examples (a list, or one that makes them on demand).
+
+    `report` says what was dropped, clipped or skipped and why, by file name.
+    """
+
+    examples: Sequence[Example]
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...] = ()  # empty: 1..C
+    report: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self):
+        ids = tuple(self.category_ids) or tuple(range(1, len(self.classes) + 1))
+        if len(ids) != len(self.classes):
+            raise ValueError(f"{len(self.classes)} classes but {len(ids)} category_ids")
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "category_ids", ids)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+def subset(source: Source, part: slice) -> Source:
+    """Some of the examples of a source: `subset(source, slice(0, 100))`."""
+    return dataclasses.replace(source, examples=source.examples[part])
+
+
+def image_ids(source: Source) -> list[int]:
+    """The integer id of every image in annotation and result files.
+
+    The source's own ids when all of them are integers, otherwise (VOC's are names) the
+    position counted from one.
+    """
+    ids = [example.image_id for example in source.examples]
+    if all(isinstance(i, int) for i in ids):
+        return [int(i) for i in ids]
+    return list(range(1, len(ids) + 1))
+
+
+def clean_boxes(
+    boxes: Float[np.ndarray, "n 4"],
+    size: Size,
+    labels: Sequence[str],
+    file: str,
+    report: list[str],
+    *,
+    min_size: float = 0.0,
+) -> tuple[Float32[np.ndarray, "n 4"], Bool[np.ndarray, "n"]]:
+    """Boxes clipped to the image, and which of them can be trained on.
+
+    Dropped and reported, each under its file's name and its own label: boxes that are
+    not finite, not wider and higher than `min_size`, or entirely outside the image.
+    Clipped boxes are counted in the report. Rows that are not kept are meaningless.
+    """
+    h, w = size
+    limit = np.array([w, h, w, h], boxes.dtype)
+    finite = np.all(np.isfinite(boxes), axis=1)
+    boxes = np.where(finite[:, None], boxes, 0)
+    clipped = np.clip(boxes, 0, limit)
+    proper = np.all(boxes[:, 2:] - boxes[:, :2] > min_size, axis=1)
+    inside = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)
+    for i, label in enumerate(labels):
+        if not finite[i]:
+            report.append(f"{file}: dropped {label}: not finite")
+        elif not proper[i]:
+            report.append(f"{file}: dropped {label}: no area")
+        elif not inside[i]:
+            report.append(f"{file}: dropped {label}: outside the image of {w}x{h}")
+    keep = finite & proper & inside
+    if count := int(np.sum(keep & np.any(clipped != boxes, axis=1))):
+        plural = "es" if count > 1 else ""
+        report.append(f"{file}: clipped {count} box{plural} to the image of {w}x{h}")
+    return clipped.astype(np.float32), keep
