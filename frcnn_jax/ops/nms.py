@@ -22,8 +22,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-TILE = {"cpu": 128}  # boxes a step: small where arithmetic is dear ...
-LARGE_TILE = 2048  # ... large where a step is (a kernel launch)
+TILE = {"cpu": 64}  # boxes a step: few where arithmetic is dear ...
+LARGE_TILE = 2048  # ... many where a step is (kernel launches)
 
 
 def nms(
@@ -138,9 +138,9 @@ def _round_down(threshold: float) -> float:
 
 
 def _suppresses(first, second, threshold):
-    """[b, n, 6] rows (box, area, class) against [b, k, 6] -> [b, n, k]."""
-    ax1, ay1, ax2, ay2, area_a, class_a = jnp.moveaxis(first[:, :, None], -1, 0)
-    bx1, by1, bx2, by2, area_b, class_b = jnp.moveaxis(second[:, None], -1, 0)
+    """Columns (x1, y1, x2, y2, area, class) [b, 6, n] against [b, 6, k] -> [b, n, k]."""
+    ax1, ay1, ax2, ay2, area_a, class_a = jnp.moveaxis(first[..., None], 1, 0)
+    bx1, by1, bx2, by2, area_b, class_b = jnp.moveaxis(second[:, :, None], 1, 0)
     w = jnp.maximum(jnp.minimum(ax2, bx2) - jnp.maximum(ax1, bx1), 0)
     h = jnp.maximum(jnp.minimum(ay2, by2) - jnp.maximum(ay1, by1), 0)
     inter = w * h
@@ -173,22 +173,21 @@ def _greedy_tiles(boxes, classes, valid, threshold, max_output):
     b, n, _ = boxes.shape
     t = min(n, TILE.get(jax.default_backend(), LARGE_TILE))
     tiles, slots = -(-n // t), -(-max_output // t) * t
-    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
-    rows = jnp.concatenate(
-        [boxes, area[..., None], classes[..., None].astype(jnp.float32)], -1
-    )
-    rows = jnp.pad(rows, ((0, 0), (0, tiles * t - n), (0, 0)))
+    x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
+    area = (x2 - x1) * (y2 - y1)
+    columns = jnp.stack([x1, y1, x2, y2, area, classes.astype(jnp.float32)], 1)
+    columns = jnp.pad(columns, ((0, 0), (0, 0), (0, tiles * t - n)))
     valid = jnp.pad(valid, ((0, 0), (0, tiles * t - n)))
     later = jnp.triu(jnp.ones((t, t), bool), 1)[None]
     image = jnp.arange(b)[:, None]
 
     def step(state):
         i, kept, position, count = state
-        tile = lax.dynamic_slice_in_dim(rows, i * t, t, 1)
+        tile = lax.dynamic_slice_in_dim(columns, i * t, t, 2)
         alive = lax.dynamic_slice_in_dim(valid, i * t, t, 1)
 
         def drop(j, alive):
-            before = lax.dynamic_slice_in_dim(kept, j * t, t, 1)
+            before = lax.dynamic_slice_in_dim(kept, j * t, t, 2)
             return alive & ~_suppresses(before, tile, threshold).any(1)
 
         filled = jnp.minimum(-(-count.max() // t), slots // t)
@@ -196,10 +195,9 @@ def _greedy_tiles(boxes, classes, valid, threshold, max_output):
         matrix = _suppresses(tile, tile, threshold) & later
         keep = _fixed_point(matrix, alive)
         slot = jnp.where(keep, count[:, None] + jnp.cumsum(keep, 1) - 1, slots)
-        kept = kept.at[image, slot].set(tile, mode="drop")
-        position = position.at[image, slot].set(
-            jnp.broadcast_to(i * t + jnp.arange(t)[None], (b, t)), mode="drop"
-        )
+        kept = kept.at[image, :, slot].set(jnp.moveaxis(tile, 1, 2), mode="drop")
+        place = jnp.broadcast_to(i * t + jnp.arange(t)[None], (b, t))
+        position = position.at[image, slot].set(place, mode="drop")
         return i + 1, kept, position, count + keep.sum(1)
 
     def unfinished(state):
@@ -208,7 +206,7 @@ def _greedy_tiles(boxes, classes, valid, threshold, max_output):
 
     start = (
         0,
-        jnp.zeros((b, slots, 6)),
+        jnp.zeros((b, 6, slots)),
         jnp.zeros((b, slots), jnp.int32),
         jnp.zeros(b, jnp.int32),
     )
