@@ -1,0 +1,165 @@
+"""COCO's box metrics: the twelve numbers, and AP for each class.
+
+PLACEHOLDER
+"""
+
+import numpy as np
+from hotcoco import COCO, COCOeval
+
+from frcnn_jax.evaluation import files
+
+ALL = slice(None)
+# name: (which array, IoU threshold .5 + .05 i, area all s m l, kept 1 10 100)
+METRICS = {
+    "AP": ("precision", ALL, 0, 2),
+    "AP50": ("precision", 0, 0, 2),
+    "AP75": ("precision", 5, 0, 2),
+    "APs": ("precision", ALL, 1, 2),
+    "APm": ("precision", ALL, 2, 2),
+    "APl": ("precision", ALL, 3, 2),
+    "AR1": ("recall", ALL, 0, 0),
+    "AR10": ("recall", ALL, 0, 1),
+    "AR100": ("recall", ALL, 0, 2),
+    "ARs": ("recall", ALL, 1, 2),
+    "ARm": ("recall", ALL, 2, 2),
+    "ARl": ("recall", ALL, 3, 2),
+}
+
+
+def evaluate(annotations: dict, detections: list[dict]) -> dict:
+    """Compute the twelve COCO numbers and every class' AP and AP50.
+
+    AP is the mean over classes, IoU thresholds .50:.05:.95 and 101 recalls of the
+    interpolated precision, with at most 100 detections an image; AP50 and AP75 hold one
+    threshold; s, m, l are objects of area under 32^2, up to 96^2, and above; AR is the
+    mean recall with at most 1, 10 or 100 detections an image.
+
+    Args:
+        annotations: COCO dict (see `files`); image ids may be int or str. `iscrowd`
+            marks regions whose detections count neither way; `ignore` is not read, as
+            in the original; a missing `area` is width * height.
+        detections: COCO results, in any order; the list may be empty.
+
+    Returns:
+        `{"AP": float | None, ..., "ARl": ..., "per_class": {name: {"AP", "AP50"}}}`.
+        None (JSON null) where there is no object to find, which the original writes
+        as -1: no class of that name or no object of that size. Objects without any
+        detection give 0.0.
+
+    Raises:
+        ValueError: an entry is malformed, or names an unknown image or category.
+
+    >>> annotations = {
+    ...     "images": [{"id": "a"}],
+    ...     "categories": [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}],
+    ...     "annotations": [{"image_id": "a", "category_id": 4, "bbox": [0, 0, 9, 9]}],
+    ... }
+    >>> found = {"image_id": "a", "category_id": 4, "bbox": [0, 0, 9, 7], "score": 0.5}
+    >>> result = evaluate(annotations, [found])  # IoU 7/9: right up to threshold .75
+    >>> round(result["AP"], 3), round(result["AP75"], 3), result["APl"]
+    (0.6, 1.0, None)
+    >>> result["per_class"]["dog"]
+    {'AP': None, 'AP50': None}
+    """
+    files.check_annotations(annotations)
+    files.check_detections(detections, annotations)
+    names = [category["name"] for category in annotations["categories"]]
+    if not names or not annotations["images"]:
+        return dict.fromkeys(METRICS) | {"per_class": {}}
+    truth = COCO(_numbered(annotations))
+    run = COCOeval(truth, truth.load_res(_results(annotations, detections)), "bbox")
+    run.evaluate()
+    run.accumulate()  # summarize() would print
+    # precision [threshold, recall, class, area, kept], recall without the second axis
+    curves: dict = run.eval or {}
+    result: dict = {
+        name: _mean(np.asarray(curves[what])[threshold, ..., area, kept])
+        for name, (what, threshold, area, kept) in METRICS.items()
+    }
+    precision = np.asarray(curves["precision"])[..., 0, 2]
+    return result | {
+        "per_class": {
+            name: {"AP": _mean(precision[..., k]), "AP50": _mean(precision[0, :, k])}
+            for k, name in enumerate(names)
+        }
+    }
+
+
+def _numbered(annotations: dict) -> dict:
+    """Number images, categories and annotations 1, 2, ...; keep what is needed."""
+    entries = annotations["annotations"]
+    table = files.to_table(entries, annotations)
+    sizes = table.boxes[:, 2:] - table.boxes[:, :2]
+    return {
+        "images": [{"id": n + 1} for n in range(len(annotations["images"]))],
+        "categories": [
+            {"id": k + 1, "name": str(category["name"])}
+            for k, category in enumerate(annotations["categories"])
+        ],
+        "annotations": [
+            {
+                "id": n + 1,
+                "image_id": int(image) + 1,
+                "category_id": int(category) + 1,
+                "bbox": [float(v) for v in entry["bbox"]],
+                "area": float(entry.get("area", size.prod())),
+                "iscrowd": int(entry.get("iscrowd", 0)),
+            }
+            for n, (entry, image, category, size) in enumerate(
+                zip(entries, table.image, table.category, sizes, strict=True)
+            )
+        ],
+    }
+
+
+def _results(annotations: dict, detections: list[dict]) -> np.ndarray:
+    """Detections as rows (image, x, y, w, h, score, category), numbered likewise."""
+    table = files.to_table(detections, annotations)
+    boxes = np.array([d["bbox"] for d in detections], float).reshape(-1, 4)
+    scores = np.array([d["score"] for d in detections], float)
+    return np.column_stack([table.image + 1, boxes, scores, table.category + 1])
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean over what is defined; -1 stands for a class without objects."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else None
+
+
+def format_table(result: dict) -> str:
+    """Format a result for people: the numbers six in a row, then a line for each class.
+
+    Any further numbers in `result`, or in the classes' dicts, get a column too; None is
+    shown as a dash.
+
+    >>> print(format_table({"AP": 0.5, "APl": None, "per_class": {"cat": {"AP": 0.5}}}))
+        AP    APl
+     0.500      -
+    <BLANKLINE>
+    class     AP
+    cat    0.500
+    """
+    numbers = {k: v for k, v in result.items() if k != "per_class"}
+    keys = list(numbers)
+    lines = []
+    for row in (keys[i : i + 6] for i in range(0, len(keys), 6)):
+        width = max(6, *map(len, row))
+        lines += [
+            " ".join(k.rjust(width) for k in row),
+            " ".join(_cell(numbers[k]).rjust(width) for k in row),
+        ]
+    per_class = result.get("per_class", {})
+    if per_class:
+        columns = list(next(iter(per_class.values())))
+        first = max(5, *(len(name) for name in per_class))
+        width = max(6, *map(len, columns))
+        head = " ".join(c.rjust(width) for c in columns)
+        lines += ["", f"{'class':{first}} {head}"]
+        for name, values in per_class.items():
+            cells = " ".join(_cell(values[c]).rjust(width) for c in columns)
+            lines.append(f"{name:{first}} {cells}")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
