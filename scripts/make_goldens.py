@@ -96,7 +96,7 @@ def boxes(rng):
             ciou=ops.complete_box_iou(ta, tb),
         ),
     )
-    point = [[5, 5, 5, 5], [3, 1, 3, 9]]  # no area: iou 0 with any box that has one
+    point = [[5.0, 5, 5, 5], [3, 1, 3, 9]]  # no area: iou 0 with any box that has one
     yield "empty", dict(a=point, b=b, iou=ops.box_iou(tensor(point), tb))
 
     anchors = random_boxes(rng, 40, image_size=(300, 400), sizes=(8, 300))
