@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from frcnn_jax.data import pipeline
+from frcnn_jax.data import images as image_files
 from frcnn_jax.training import checkpoint
 from frcnn_jax.training.step import predict_step
 from frcnn_jax.types import Batch, Detections
@@ -62,13 +62,13 @@ class Detector:
     def _batch(self, images: Sequence[Any]) -> Detections:
         data = self.config.data
         arrays = [
-            pipeline.load_image(x)
+            image_files.load_image(x)
             if isinstance(x, str | pathlib.Path)
             else check_image(x)
             for x in images
         ]
         ready = [
-            pipeline.prepare(
+            image_files.prepare(
                 x,
                 short_side=data.short_side,
                 max_side=data.max_side,
@@ -99,12 +99,12 @@ def load(path: str | pathlib.Path, *, batch_size: int = 1) -> Detector:
 
 
 def check_image(image: Any) -> np.ndarray:
-    """`image` if it is RGB uint8 `[h, w, 3]`, else a ValueError that says what it is."""
+    """`image` if it is RGB uint8 `[h, w, 3]`, else ValueError says what it is."""
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(
-            f"image has dtype {image.dtype} and shape {image.shape}: expected uint8 RGB "
-            "[h, w, 3]; for a batch pass a list of such arrays"
+            f"image has dtype {image.dtype} and shape {image.shape}: expected uint8 "
+            "RGB [h, w, 3]; for a batch pass a list of such arrays"
         )
     return image
 

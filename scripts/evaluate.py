@@ -11,10 +11,11 @@ moved), and annotations.json, detections.json (COCO format) and annotated pictur
 import json
 import pathlib
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from frcnn_jax.evaluation import coco, files, voc
 from frcnn_jax.training import evaluate
+from frcnn_jax.training.metrics import log_to_stderr
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's folder or a checkpoint.")
 DETECTIONS = flags.DEFINE_string("detections", None, "A COCO-format results file.")
@@ -28,7 +29,7 @@ SET = flags.DEFINE_multi_string("set", [], "Changes a config value: data.root=DI
 
 
 def main(_):
-    logging.set_verbosity(logging.INFO)
+    log_to_stderr()
     if CHECKPOINT.value:
         changes = list(SET.value)
         if SPLIT.value:

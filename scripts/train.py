@@ -12,10 +12,11 @@ import json
 import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from frcnn_jax.training.loop import train_and_evaluate
+from frcnn_jax.training.metrics import log_to_stderr
 
 # Experiments import their shared parts from the folder beside this one.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -27,7 +28,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The folder that keeps the run.")
 
 
 def main(_):
-    logging.set_verbosity(logging.INFO)
+    log_to_stderr()
     print(json.dumps(train_and_evaluate(CONFIG.value, WORKDIR.value)))
 
 

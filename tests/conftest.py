@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 2)
+# The same program is compiled by several tests, workers and scripts: once is enough.
+CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"

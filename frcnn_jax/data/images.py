@@ -4,11 +4,14 @@ Nothing here depends on a data set: prediction prepares its images with the same
 functions, `load_image` and `prepare`.
 """
 
+import os
+import pathlib
+
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-Size = tuple[int, int]  # (h, w) in pixels
+from frcnn_jax.data.source import Size
 
 
 def load_image(path: str, *, orient: bool = True) -> UInt8[np.ndarray, "h w 3"]:
@@ -101,3 +104,11 @@ def prepare(
     check_canvas(short_side, max_side, canvas)
     size = fit(image.shape[:2], short_side, max_side, canvas)
     return place(resize(image, size), canvas), size
+
+
+def save_image(path: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Write an RGB picture; the format is that of the name, folders are made."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+        raise OSError(f"cannot write the picture {path}")

@@ -100,7 +100,7 @@ def save(
 def restore(
     writer: ocp.CheckpointManager, state: TrainState
 ) -> tuple[TrainState, Meta]:
-    """The last checkpoint, laid out like `state`; its arrays must be those of `state`."""
+    """The last checkpoint, laid out like `state`; its arrays must be those of it."""
     step = writer.latest_step()
     where = pathlib.Path(str(writer.directory)) / str(step)
     found = writer.item_metadata(step)["model"]
@@ -128,7 +128,7 @@ def restore(
 
 
 def find(path: str | pathlib.Path, *, best: bool = True) -> pathlib.Path:
-    """The checkpoint that `path` means: a step's folder itself, or a run's best or last.
+    """The checkpoint that `path` means: a step's folder, or a run's best or last.
 
     Best is by the stored metric AP; a run that was never evaluated gives its last.
     Raises FileNotFoundError that says what was looked for.
@@ -143,8 +143,8 @@ def find(path: str | pathlib.Path, *, best: bool = True) -> pathlib.Path:
     )
     if not steps:
         raise FileNotFoundError(
-            f"no checkpoint at {path}: expected a run's folder (with checkpoints/STEP/) "
-            "or one checkpoint's folder (with model/ and meta/); "
+            f"no checkpoint at {path}: expected a run's folder (with checkpoints/STEP/)"
+            " or one checkpoint's folder (with model/ and meta/); "
             "train one with scripts/train.py --workdir=DIR"
         )
     if best:
@@ -163,7 +163,7 @@ def read_meta(checkpoint: str | pathlib.Path) -> Meta:
 
 
 def read_variables(checkpoint: str | pathlib.Path) -> dict[str, PyTree]:
-    """`{"params": ..., collection: ...}` of one checkpoint's folder, as numpy arrays."""
+    """`{"params": ..., collection: ...}` of a checkpoint's folder, as numpy arrays."""
     checkpoint = pathlib.Path(checkpoint)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(checkpoint / "model").item_metadata.tree
@@ -179,7 +179,7 @@ def read_variables(checkpoint: str | pathlib.Path) -> dict[str, PyTree]:
 
 
 def load_model(checkpoint: str | pathlib.Path) -> tuple[Any, dict[str, PyTree], Meta]:
-    """The model of one checkpoint's folder, its variables and what it says of itself."""
+    """The model of a checkpoint's folder, its variables and what it says of itself."""
     meta, variables = read_meta(checkpoint), read_variables(checkpoint)
     c = meta.config.to_dict()
     model = models.build_detector(num_classes=len(meta.classes), **c["model"])
@@ -195,8 +195,8 @@ def fine_tune(
     """`target`'s arrays replaced by `source`'s, and the names of those that were kept.
 
     Arrays must have the same names. One of another shape stays as freshly drawn if it
-    belongs to the class-dependent last layers (`class_logits`, `class_deltas`) and is an
-    error anywhere else.
+    belongs to the class-dependent last layers (`class_logits`, `class_deltas`) and is
+    an error anywhere else.
     """
     source_leaves, target_leaves = named_leaves(source), named_leaves(target)
     kept, wrong = [], []
@@ -222,7 +222,7 @@ def fine_tune(
 
 
 def check_same_arrays(expected: PyTree, found: PyTree, where: Any) -> None:
-    """ValueError listing the arrays that are missing, unexpected or of another shape."""
+    """ValueError lists the arrays that are missing, unexpected or of another shape."""
     want, have = named_leaves(expected), named_leaves(found)
     if {k: tuple(v.shape) for k, v in want.items()} != {
         k: tuple(v.shape) for k, v in have.items()
@@ -253,8 +253,8 @@ def _difference(want: Mapping, have: Mapping, where: Any) -> str:
     )
     return (
         f"{where} holds another model than the configuration builds:\n  {shown}\n"
-        "use the configuration it was trained with (it lies in the checkpoint and in the "
-        "run's config.json), or another --workdir"
+        "use the configuration it was trained with (it lies in the checkpoint and in "
+        "the run's config.json), or another --workdir"
     )
 
 

@@ -62,7 +62,8 @@ def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
                 raise ValueError(f"change {item!r}: the config has no group {parent!r}")
         if leaf not in group:
             raise ValueError(
-                f"change {item!r}: the config has no {leaf!r} there, but {sorted(group)}"
+                f"change {item!r}: the config has no {leaf!r} there, but "
+                f"{sorted(group)}"
             )
         try:
             value = text if isinstance(group[leaf], str) else ast.literal_eval(text)

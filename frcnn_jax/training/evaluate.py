@@ -1,5 +1,6 @@
 """Detections of a whole data set, and what they are worth."""
 
+import logging
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -8,14 +9,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
-from frcnn_jax.data import coco, pipeline
+from frcnn_jax.data import coco, images, pipeline
+from frcnn_jax.data.source import Source, image_ids
 from frcnn_jax.evaluation import draw, files
 from frcnn_jax.training import checkpoint, devices
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import duration
 from frcnn_jax.training.step import predict_step
+
+log = logging.getLogger(__name__)
 
 
 def build_data(c: dict[str, Any]) -> pipeline.Data:
@@ -43,7 +46,7 @@ def predict_all(predict: Callable, variables: Any, data: pipeline.Data) -> list[
 
     `predict` maps variables and a sharded Batch to stacked Detections.
     """
-    ids = coco.image_ids(data.eval)
+    ids = image_ids(data.eval)
     results, done, start = [], 0, time.perf_counter()
     said = start
     for batch in data.eval_batches():
@@ -59,7 +62,7 @@ def predict_all(predict: Callable, variables: Any, data: pipeline.Data) -> list[
             done += 1
         if (now := time.perf_counter()) - said > 20:
             left = (now - start) / done * (len(data.eval) - done)
-            logging.info(
+            log.info(
                 "evaluated %d/%d images, %s left", done, len(data.eval), duration(left)
             )
             said = now
@@ -86,9 +89,10 @@ def evaluate_checkpoint(
     data = build_data(c)
     if data.eval.classes != meta.classes:
         raise ValueError(
-            f"{where} knows the classes {meta.classes}, the data has {data.eval.classes}"
+            f"{where} knows the classes {meta.classes}, the data has "
+            f"{data.eval.classes}"
         )
-    logging.info("%s: step %d, %d images", where, meta.step, len(data.eval))
+    log.info("%s: step %d, %d images", where, meta.step, len(data.eval))
     predict = devices.parallel(
         partial(predict_step, model=model, config=c), in_axes=(None, 0)
     )
@@ -96,9 +100,32 @@ def evaluate_checkpoint(
     output = pathlib.Path(output)
     annotations = write_results(output, detections, data)
     for i in range(min(pictures, len(data.eval))):
-        picture = draw_example(data.eval, i, annotations, detections, score=score)
-        pipeline.save_image(output / "pictures" / f"{i:04d}.jpg", picture)
+        picture = draw_example(data.eval, i, detections, score=score)
+        images.save_image(output / "pictures" / f"{i:04d}.jpg", picture)
     return annotations, detections
+
+
+def draw_example(
+    source: Source, i: int, detections: list[dict], *, score: float = 0.5
+) -> np.ndarray:
+    """Image `i` with its detections of at least `score` and its ground truth, dashed."""
+    example = source[i]
+    image_id = image_ids(source)[i]
+    found = [d for d in detections if d["image_id"] == image_id and d["score"] >= score]
+    boxes = np.array([d["bbox"] for d in found], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    classes = [source.category_ids.index(d["category_id"]) + 1 for d in found]
+    image = example.image
+    return draw.draw(
+        images.load_image(image) if isinstance(image, str) else image,
+        boxes,
+        np.array(classes, np.int32),
+        np.array([d["score"] for d in found], np.float32),
+        names=source.classes,
+        truth=example.boxes,
+        truth_classes=example.classes,
+        min_side=300,
+    )
 
 
 def write_results(

@@ -1,5 +1,6 @@
 """A run from start to end: data, model, optimizer, restore, train, evaluate."""
 
+import logging
 import math
 import pathlib
 import time
@@ -8,7 +9,6 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import logging
 
 from frcnn_jax import models
 from frcnn_jax.evaluation import coco as coco_metrics
@@ -26,6 +26,8 @@ from frcnn_jax.training.step import (
     train_step,
 )
 
+log = logging.getLogger(__name__)
+
 
 def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: str | pathlib.Path
@@ -41,9 +43,9 @@ def train_and_evaluate(
 
     # ---- data ---------------------------------------------------------------
     data = build_data(c)
-    for line in data.report:
-        logging.warning("data: %s", line)
-    logging.info(
+    for line in data.train.report + data.eval.report:
+        log.warning("data: %s", line)
+    log.info(
         "data: %d training and %d evaluation images, %d classes: %s",
         len(data.train),
         len(data.eval),
@@ -57,13 +59,13 @@ def train_and_evaluate(
     variables = init_variables(key, (*c["data"]["canvas"], 3), model=model)
     if path := c["model"]["backbone"].get("pretrained"):
         variables = pretrained.load_backbone(path, variables)
-        logging.info("backbone initialised from %s", path)
+        log.info("backbone initialised from %s", path)
     if c["init_from"]:
         source = checkpoint.find(c["init_from"])
         variables, fresh = checkpoint.fine_tune(
             checkpoint.read_variables(source), variables, where=source
         )
-        logging.info("initialised from %s, but for %s", source, fresh or "nothing")
+        log.info("initialised from %s, but for %s", source, fresh or "nothing")
 
     # ---- optimizer ----------------------------------------------------------
     optimizer, learning_rate = make_optimizer(c["total_steps"], **c["optimizer"])
@@ -80,7 +82,7 @@ def train_and_evaluate(
         sum(x.size for x in jax.tree.leaves(tree)) / 1e6
         for tree in (state.params, keep(state.params, trainable))
     ]
-    logging.info("model: %.2f M parameters, %.2f M trained", *counts)
+    log.info("model: %.2f M parameters, %.2f M trained", *counts)
 
     # ---- restore ------------------------------------------------------------
     # Replicated before the first step, else the step compiles a second time.
@@ -98,9 +100,9 @@ def train_and_evaluate(
             )
         batches.set_state(meta.data)
         result = meta.metrics
-        logging.info("going on from step %d in %s", good, workdir)
+        log.info("going on from step %d in %s", good, workdir)
     (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
-    log = Writer(workdir, step=good or 0)
+    write = Writer(workdir, step=good or 0)
     progress = Progress(c["total_steps"], c["batch_size"], step=good or 0)
 
     # ---- train --------------------------------------------------------------
@@ -127,7 +129,7 @@ def train_and_evaluate(
             )
         if step % c["log_every"] == 0 or step == 1:
             values["learning_rate"] = float(learning_rate(step - 1))
-            log(step, progress(step, values), group="train")
+            write(step, progress(step, values), group="train")
 
     pending = None
     for step in range(int(state.step) + 1, c["total_steps"] + 1):
@@ -148,8 +150,8 @@ def train_and_evaluate(
                 annotations = write_results(workdir, detections, data)
                 scores = coco_metrics.evaluate(annotations, detections)
                 result = {k: v for k, v in scores.items() if isinstance(v, float)}
-                log(step, result, group="eval")
-                logging.info(
+                write(step, result, group="eval")
+                log.info(
                     "step %d: AP %.3f  AP50 %.3f  (%d images in %s)",
                     step,
                     scores["AP"],
@@ -168,5 +170,5 @@ def train_and_evaluate(
             )
             progress.start(step)
     writer.close()
-    log.close()
+    write.close()
     return result

@@ -1,12 +1,24 @@
 """Where the numbers go: metrics.jsonl, TensorBoard and the progress line."""
 
 import json
+import logging
 import pathlib
 import time
 from collections.abc import Mapping
 
 import tensorboardX
-from absl import logging
+
+log = logging.getLogger(__name__)
+
+
+def log_to_stderr() -> None:
+    """Shows this package's progress, and of the libraries below only warnings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    package = logging.getLogger("frcnn_jax")
+    package.handlers, package.propagate = [handler], False
+    package.setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 class Writer:
@@ -72,7 +84,7 @@ class Progress:
             for name, value in values.items()
             if name not in ("total", "learning_rate", "grad_norm")
         )
-        logging.info(
+        log.info(
             "step %d/%d  loss %.4f (%s)  lr %.2g  %.1f images/s  %s left",
             step,
             self.total_steps,

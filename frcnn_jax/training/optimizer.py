@@ -56,7 +56,7 @@ def rate_schedule(
     warmup_steps: int = 0,
     warmup_factor: float = 1e-3,
 ) -> Callable[[Any], Any]:
-    """Linear warm-up, then steps down (times `decay` at each boundary) or a cosine to 0.
+    """Linear warm-up, then steps (times `decay` at each boundary) or a cosine to 0.
 
     Boundaries up to 1 are shares of `total_steps`, larger ones are step numbers.
     """

@@ -111,7 +111,7 @@ def train_step(
     config: Mapping[str, Any],
     axis_name: str | None = "batch",
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One update of the `trainable` parameters; gradients are averaged over `axis_name`.
+    """One update of the `trainable` parameters, gradients averaged over `axis_name`.
 
     Frozen parameters are not differentiated at all: where they open the network, their
     backward pass is never computed.

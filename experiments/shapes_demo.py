@@ -1,0 +1,57 @@
+r"""The demo: a small Faster R-CNN learns shapes from scratch on a CPU, no download.
+
+    make demo
+
+or
+
+    python scripts/train.py --config=experiments/shapes_demo.py --workdir=runs/shapes
+    python scripts/evaluate.py --checkpoint=runs/shapes --split=test --pictures=12
+
+Cost and result: see the README's results.
+"""
+
+import ml_collections
+
+from experiments import common
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    arg = common.parse_arg(arg, runlocal=False)
+    c = ml_collections.ConfigDict()
+    c.update(common.run(batch_size=8, total_steps=10 if arg["runlocal"] else 600))
+    c.update(common.faster_rcnn())
+
+    c.data = dict(  # data.pipeline.build, data.shapes.load
+        name="shapes",
+        train_split="train",
+        eval_split="val",
+        short_side=128,
+        max_side=128,
+        canvas=(128, 128),
+        max_boxes=8,
+        flip=True,
+    )
+    c.model = dict(  # models.build_detector
+        backbone=dict(name="tiny", widths=(24, 48, 64, 96)),
+        fpn=dict(channels=64),
+        anchors=dict(
+            strides=(4, 8, 16, 32), sizes=(12.0, 24.0, 40.0, 64.0), offset=0.5
+        ),
+        rpn=dict(channels=64),
+        roi_align=dict(strides=(4, 8, 16), canonical_size=48.0),
+        box_head=dict(widths=(256,)),
+    )
+    c.rpn_targets.num_samples = 64
+    c.roi_targets.num_samples = 64
+    c.proposals.train.update(pre_nms=200, post_nms=200)
+    c.proposals.eval.update(pre_nms=200, post_nms=100)
+    c.postprocess.max_detections = 20
+    c.optimizer = dict(  # training.optimizer.make_optimizer
+        name="adamw",
+        learning_rate=2e-3,
+        weight_decay=1e-4,
+        schedule="cosine",
+        warmup_steps=50,
+        warmup_factor=0.1,
+    )
+    return c

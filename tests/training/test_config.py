@@ -1,0 +1,60 @@
+import json
+
+import pytest
+
+from experiments import common
+from frcnn_jax.training import config as configs
+from tests.training import small
+
+
+def test_unknown_and_missing_keys_are_named():
+    c = small.config()
+    c.lerning_rate = 1.0
+    del c.postprocess
+    with pytest.raises(
+        ValueError, match="unknown key 'lerning_rate'.*missing.*'postpro"
+    ):
+        configs.check(c)
+
+
+def test_targets_and_decoding_must_share_their_stds():
+    c = small.config()
+    c.postprocess.stds = (1.0, 1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="roi_targets.stds=.*postprocess.stds="):
+        configs.check(c)
+
+
+def test_change_sets_leaves_of_any_depth():
+    c = small.config()
+    configs.change(c, ["data.name=voc", "postprocess.score=0.2", "batch_size=8"])
+    assert (c.data.name, c.postprocess.score, c.batch_size) == ("voc", 0.2, 8)
+
+
+@pytest.mark.parametrize(
+    "item, message",
+    [
+        ("batch_size", "expected NAME=VALUE"),
+        ("dta.name=voc", "no group 'dta'"),
+        ("postprocess.scor=0.1", "no 'scor'.*'score'"),
+        ("batch_size=many", "expected a value like 2"),
+    ],
+)
+def test_change_names_what_is_wrong(item, message):
+    with pytest.raises(ValueError, match=message):
+        configs.change(small.config(), [item])
+
+
+def test_json_and_back_keeps_tuples():
+    c = small.config()
+    again = configs.from_json(json.loads(c.to_json()))
+    assert again.to_dict() == c.to_dict()
+
+
+def test_parse_arg_reads_types_and_refuses_the_unknown():
+    args = common.parse_arg("runlocal,depth=101", runlocal=False, depth=50, lr=0.1)
+    assert args == dict(runlocal=True, depth=101, lr=0.1)
+    assert common.parse_arg(None, runlocal=False) == dict(runlocal=False)
+    with pytest.raises(ValueError, match="'detph' is unknown: expected.*'depth'"):
+        common.parse_arg("detph=1", depth=50)
+    with pytest.raises(ValueError, match="expected depth=int"):
+        common.parse_arg("depth=deep", depth=50)
