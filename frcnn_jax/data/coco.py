@@ -150,7 +150,7 @@ def _example(
     )
 
 
-def _read(file: pathlib.Path) -> dict[str, list[dict]]:
+def _read(file: pathlib.Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(
             f"no annotation file {file}: set data.root or data.annotations"

@@ -15,19 +15,16 @@ import os
 import pkgutil
 import re
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 from absl import flags
 from jaxtyping import Float32, UInt8
 
-from frcnn_jax.data.images import Size, check_canvas, fit, load_image, place, resize
-from frcnn_jax.data.source import Example, Source, subset
+from frcnn_jax.data.images import check_canvas, fit, load_image, place, resize
+from frcnn_jax.data.source import Example, Size, Source, subset
 from frcnn_jax.types import Batch
-
-Overflow = Literal["error", "drop_smallest"]
-BadImage = Literal["error", "skip"]
 
 
 class Resized(NamedTuple):
@@ -92,9 +89,9 @@ def build(
     max_side: int,
     canvas: Size,
     max_boxes: int = 100,
-    on_overflow: Overflow = "error",
+    on_overflow: str = "error",
     flip: bool = True,
-    on_bad_image: BadImage = "error",
+    on_bad_image: str = "error",
     cache: bool = False,
     threads: int = 4,
     workers: int = 0,
@@ -115,11 +112,11 @@ def build(
         max_side: but no more than this for its long side,
         canvas: and no more than the (h, w) of the static shape it is padded to.
         max_boxes: slots for ground truth.
-        on_overflow: what to do about more boxes than slots.
+        on_overflow: "error", or "drop_smallest" when there are more boxes than slots.
         flip: mirror every other training image.
-        on_bad_image: "skip" warns, reports, and replaces the image: in training by the
-            next readable one, in evaluation by a slot with `valid=False` (so that its
-            objects count as missed).
+        on_bad_image: "error", or "skip", which warns, reports and replaces the image:
+            in training by the next readable one, in evaluation by a slot with
+            `valid=False` (so that its objects count as missed).
         cache: keep decoded and resized images in memory (of each worker).
         threads: batches made at the same time and ahead of their use.
         workers: processes that make them; 0 for none but this one.
@@ -192,7 +189,9 @@ def train_dataset(
     if not len(source):
         raise ValueError("there is no image to train on: the split is empty")
     transform = _transform(source, seed=seed, flip=flip, train=True, **shape)
-    stream = grain.MapDataset.source(range(len(source))).seed(seed).shuffle().repeat()
+    epoch = grain.MapDataset.source(range(len(source))).seed(seed).shuffle()
+    # As good as endless: the length of grain's own endless stream overflows in batches.
+    stream = epoch.repeat(2**48 // len(source) + 1)
     batches = stream.map_with_index(transform).batch(share)
     return batches.slice(slice(process_index, None, process_count))
 
@@ -248,8 +247,8 @@ def _transform(
     max_side: int,
     canvas: Size,
     max_boxes: int = 100,
-    on_overflow: Overflow = "error",
-    on_bad_image: BadImage = "error",
+    on_overflow: str = "error",
+    on_bad_image: str = "error",
     cache: bool = False,
 ):
     """What makes the example at a position of the stream; bad settings raise here."""
@@ -375,7 +374,7 @@ def mirror(resized: Resized) -> Resized:
     return resized._replace(image=resized.image[:, ::-1], boxes=boxes)
 
 
-def pick_boxes(example: Example, max_boxes: int, on_overflow: Overflow) -> np.ndarray:
+def pick_boxes(example: Example, max_boxes: int, on_overflow: str) -> np.ndarray:
     """Positions of the boxes that fit into `max_boxes` slots: all, or the largest.
 
     ValueError where there are more and `on_overflow` is "error".
@@ -399,27 +398,28 @@ def pad_example(
     index: int,
     canvas: Size,
     max_boxes: int,
-    on_overflow: Overflow = "error",
+    on_overflow: str = "error",
 ) -> Batch:
     """One row of a batch: image on the canvas, ground truth in `max_boxes` slots."""
     keep = pick_boxes(example, max_boxes, on_overflow)
-
-    def slots(values: np.ndarray) -> np.ndarray:
-        out = np.zeros((max_boxes, *values.shape[1:]), values.dtype)
-        out[: len(keep)] = values[keep]
-        return out
-
     return Batch(
         image=place(resized.image, canvas),
         image_size=np.array(resized.image.shape[:2], np.int32),
         original_size=np.array(resized.original_size, np.int32),
-        gt_boxes=slots(resized.boxes),
-        gt_classes=slots(example.classes),
+        gt_boxes=_slots(resized.boxes[keep], max_boxes),
+        gt_classes=_slots(example.classes[keep], max_boxes),
         gt_valid=np.arange(max_boxes) < len(keep),
-        gt_ignore=slots(example.ignore),
+        gt_ignore=_slots(example.ignore[keep], max_boxes),
         index=np.int32(index),  # pyright: ignore[reportArgumentType]
         valid=np.bool_(True),  # pyright: ignore[reportArgumentType]
     )
+
+
+def _slots(values: np.ndarray, count: int) -> np.ndarray:
+    """The rows, and zeros behind them."""
+    out = np.zeros((count, *values.shape[1:]), values.dtype)
+    out[: len(values)] = values
+    return out
 
 
 def _name(example: Example) -> str:

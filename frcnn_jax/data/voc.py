@@ -91,14 +91,17 @@ def parse(file: pathlib.Path) -> Annotation:
 
 
 def _object(element: ElementTree.Element) -> tuple[str, list[float], bool]:
-    def text(path: str) -> str:
-        value = element.findtext(path)
-        if value is None or not value.strip():
-            raise ValueError(f"an object without {path}")
-        return value.strip()
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    box = [float(_text(element, f"bndbox/{side}")) for side in sides]
+    difficult = int(element.findtext("difficult") or 0) == 1
+    return _text(element, "name"), box, difficult
 
-    box = [float(text(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")]
-    return text("name"), box, int(element.findtext("difficult") or 0) == 1
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    value = element.findtext(path)
+    if value is None or not value.strip():
+        raise ValueError(f"an object without {path}")
+    return value.strip()
 
 
 def _example(
