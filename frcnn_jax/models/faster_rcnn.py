@@ -19,7 +19,6 @@ function or class:
 | `box_head` | `build_box_head` and the module's `BoxHead` | two layers of 1024 |
 """
 
-import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -137,7 +136,9 @@ class BoxHead(nn.Module):
 
 def legacy_cells(sizes, aspect_ratios):
     """The anchors of `ops.anchors.legacy_cell_anchors` for `sizes` in pixels."""
-    return anchor_ops.legacy_cell_anchors(16, aspect_ratios, np.ravel(sizes) / 16)
+    return anchor_ops.legacy_cell_anchors(
+        16, aspect_ratios, [s / 16 for s in np.ravel(sizes)]
+    )
 
 
 CELLS = dict(
@@ -312,11 +313,12 @@ def build_detector(
     box_head: Mapping[str, Any] | None = None,
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375),
-    dtype: Any = jnp.float32,
+    dtype: str = "float32",
 ) -> FasterRCNN:
     """Compose a FasterRCNN of `num_classes` (without background) from plain dicts.
 
-    `dtype` is what the network computes in; parameters and outputs stay float32. Raises
+    `dtype` ("float32" or "bfloat16") is what the network computes in; parameters and
+    outputs stay float32. Raises
     TypeError for a misspelt key and ValueError for a value that does not fit, each
     naming the group. A C4 detector:
 
@@ -329,44 +331,61 @@ def build_detector(
             box_head=dict(name="resnet", depth=50),
         )
     """
-    anchors = _arguments("anchors", anchor_pyramid, anchors, given=("feature_sizes",))
-    pool = _arguments("roi_align", pool_rois, roi_align, given=("features", "rois"))
-    rpn = _arguments("rpn", RPNHead, rpn, given=("num_anchors", "dtype"))
+    compute = jnp.dtype(dtype)
+    anchors = _keywords("anchors", anchor_pyramid, anchors, given=("feature_sizes",))
+    pool = _keywords("roi_align", pool_rois, roi_align, given=("features", "rois"))
+    rpn = _keywords("rpn", RPNHead, rpn, given=("num_anchors", "dtype"))
     neck = None
     if fpn is not None:
         neck = fpn_module.FPN(
-            dtype=dtype, **_arguments("fpn", fpn_module.FPN, fpn, given=("dtype",))
+            dtype=compute, **_keywords("fpn", fpn_module.FPN, fpn, given=("dtype",))
         )
     return FasterRCNN(
-        backbone=build_backbone(dtype=dtype, **_plain(backbone)),
+        backbone=build_backbone(dtype=compute, **_plain(backbone)),
         fpn=neck,
-        rpn_head=RPNHead(num_anchors=anchors_per_place(**anchors), dtype=dtype, **rpn),
+        rpn_head=RPNHead(
+            num_anchors=anchors_per_place(**anchors), dtype=compute, **rpn
+        ),
         box_head=build_box_head(
-            num_classes=num_classes, dtype=dtype, **_plain(box_head or {})
+            num_classes=num_classes, dtype=compute, **_plain(box_head or {})
         ),
         anchors=partial(anchor_pyramid, **anchors),
         anchor_strides=anchors.get("strides", _default(anchor_pyramid, "strides")),
         pool=partial(pool_rois, **pool),
-        pixel_mean=tuple(pixel_mean),
-        pixel_std=tuple(pixel_std),
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
     )
 
 
-def build_backbone(name: str, *, pretrained: str = "", **fields: Any) -> nn.Module:
+def build_backbone(
+    name: str, *, pretrained: str = "", dtype: Any = jnp.float32, **fields: Any
+) -> nn.Module:
     """Return `Backbone(**fields)` of the module `frcnn_jax.models.<name>` (or a path).
 
     `pretrained` is a file of weights: it is read by `load_backbone` after `init`, not
-    here. Raises ValueError for an unknown name, TypeError for a misspelt field.
+    here. A Backbone without a field `dtype` computes in its own. Raises ValueError for
+    an unknown name, TypeError for a misspelt field.
     """
     del pretrained
     backbone = _lookup("backbone", name, "Backbone")
-    return backbone(**_arguments(f"backbone {name!r}", backbone, fields))
+    fields = _keywords(f"backbone {name!r}", backbone, fields, given=("dtype",))
+    if "dtype" in inspect.signature(backbone).parameters:
+        fields["dtype"] = dtype
+    return backbone(**fields)
 
 
-def build_box_head(name: str = "faster_rcnn", **fields: Any) -> nn.Module:
+def build_box_head(
+    name: str = "faster_rcnn",
+    *,
+    num_classes: int,
+    dtype: Any = jnp.float32,
+    **fields: Any,
+) -> nn.Module:
     """Return `BoxHead(**fields)` of a module, found as `build_backbone` does."""
     head = _lookup("box_head", name, "BoxHead")
-    return head(**_arguments(f"box_head {name!r}", head, fields))
+    given = ("num_classes", "dtype")
+    fields = _keywords(f"box_head {name!r}", head, fields, given=given)
+    return head(num_classes=num_classes, dtype=dtype, **fields)
 
 
 def _lookup(group: str, name: str, attribute: str) -> Any:
@@ -391,7 +410,7 @@ def _lookup(group: str, name: str, attribute: str) -> Any:
     )
 
 
-def _arguments(
+def _keywords(
     group: str,
     function: Callable[..., Any],
     arguments: Mapping[str, Any] | None,
@@ -402,13 +421,13 @@ def _arguments(
 
     `given` are the parameters that the caller fills.
     """
-    hidden = {*given, "parent", "name"} if dataclasses.is_dataclass(function) else given
+    hidden = {*given, "parent", "name"}
     allowed = [p for p in inspect.signature(function).parameters if p not in hidden]
-    arguments = _plain(arguments or {})
-    unknown = [key for key in arguments if key not in allowed]
+    plain = _plain(arguments or {})
+    unknown = [key for key in plain if key not in allowed]
     if unknown:
         raise TypeError(f"{group}: unexpected {unknown}; expected some of {allowed}")
-    return arguments
+    return plain
 
 
 def _default(function: Callable[..., Any], parameter: str) -> Any:
@@ -417,7 +436,7 @@ def _default(function: Callable[..., Any], parameter: str) -> Any:
 
 def _plain(value: Any) -> Any:
     """Dicts for mappings and tuples for lists, all the way down (fields are hashed)."""
-    if isinstance(value, Mapping) or hasattr(value, "items"):
+    if isinstance(value, Mapping):
         return {key: _plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
         return tuple(_plain(v) for v in value)

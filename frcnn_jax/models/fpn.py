@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from frcnn_jax.models import layers
 
 
-def upsample(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Array:
+def upsample(x: Float[Array, "b h w c"], size: tuple[int, ...]) -> Array:
     """Repeat every cell 2x2 and cut to `size`; raise ValueError if it is not half."""
     h, w = size
     if x.shape[1:3] != (-(-h // 2), -(-w // 2)):

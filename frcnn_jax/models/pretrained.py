@@ -25,8 +25,13 @@ KERAS_RESNET50 = dict(name="resnet", depth=50, stride_in_1x1=True, norm_eps=1e-3
 KERAS_PIXELS = dict(pixel_mean=(123.68, 116.779, 103.939), pixel_std=(1.0, 1.0, 1.0))
 
 _CLASSIFIER = re.compile(r"^(fc1000|predictions|probs)/")
-_KERAS = re.compile(r"^(res|bn)([2-5])([a-z])_branch(1|2[abc])/(\w+)$")
-_NORM = dict(gamma="scale", beta="bias", moving_mean="mean", moving_variance="var")
+_KERAS_LAYER = re.compile(r"(res|bn)([2-5])([a-z])_branch(1|2[abc])")
+_KERAS_BRANCHES = {
+    "1": ("shortcut", "shortcut_bn"),
+    "2a": ("conv1", "bn1"),
+    "2b": ("conv2", "bn2"),
+    "2c": ("conv3", "bn3"),
+}
 
 
 def load_backbone(
@@ -87,7 +92,7 @@ def load_keras_resnet50(path: str | pathlib.Path) -> dict[str, Any]:
         if not _CLASSIFIER.match(name)
     }
     places = {name: _keras_place(name) for name in arrays}
-    unknown = sorted(name for name, place in places.items() if place is None)
+    unknown = sorted(name for name, place in places.items() if not place)
     if unknown or "conv1/kernel" not in arrays:
         raise ValueError(
             f"{path} is not a Keras ResNet: "
@@ -104,8 +109,8 @@ def load_keras_resnet50(path: str | pathlib.Path) -> dict[str, Any]:
     return traverse_util.unflatten_dict(flat)
 
 
-def _keras_place(name: str) -> tuple[str, ...] | None:
-    """Where an array of Keras goes: the key path, None when unknown.
+def _keras_place(name: str) -> tuple[str, ...]:
+    """Where an array of Keras goes: the key path, () when unknown.
 
     A convolution's bias goes to `conv_bias` of its norm, to be folded there.
 
@@ -114,25 +119,25 @@ def _keras_place(name: str) -> tuple[str, ...] | None:
     >>> _keras_place("bn2a_branch1/moving_mean")
     ('batch_stats', 'layer1', 'block0', 'shortcut_bn', 'mean')
     """
-    if name.startswith(("conv1/", "bn_conv1/")):
-        kind, what = ("res" if name[0] == "c" else "bn"), name.split("/")[1]
-        conv, norm, block = "conv1", "bn1", ()
-    elif match := _KERAS.match(name):
-        kind, stage, letter, branch, what = match.groups()
+    layer, _, array = name.partition("/")
+    if layer in ("conv1", "bn_conv1"):
+        block, branch, is_norm = (), "2a", layer == "bn_conv1"
+    elif match := _KERAS_LAYER.fullmatch(layer):
+        kind, stage, letter, branch = match.groups()
         block = (f"layer{int(stage) - 1}", f"block{ord(letter) - ord('a')}")
-        index = "abc".find(branch[-1]) + 1
-        conv, norm = (f"conv{index}", f"bn{index}") if index else (
-            "shortcut", "shortcut_bn")  # fmt: skip
+        is_norm = kind == "bn"
     else:
-        return None
-    if kind == "res":
-        places = dict(kernel=("params", *block, conv, "kernel"))
-        places["bias"] = ("params", *block, norm, "conv_bias")
-        return places.get(what)
-    if what not in _NORM:
-        return None
-    collection = "batch_stats" if what.startswith("moving") else "params"
-    return (collection, *block, norm, _NORM[what])
+        return ()
+    conv, norm = _KERAS_BRANCHES[branch]
+    places: dict[tuple[bool, str], tuple[str, ...]] = {
+        (False, "kernel"): ("params", *block, conv, "kernel"),
+        (False, "bias"): ("params", *block, norm, "conv_bias"),
+        (True, "gamma"): ("params", *block, norm, "scale"),
+        (True, "beta"): ("params", *block, norm, "bias"),
+        (True, "moving_mean"): ("batch_stats", *block, norm, "mean"),
+        (True, "moving_variance"): ("batch_stats", *block, norm, "var"),
+    }
+    return places.get((is_norm, array), ())
 
 
 def _read_npz(path: str | pathlib.Path) -> dict[str, np.ndarray]:
