@@ -128,12 +128,21 @@ def roi_pool(
     run from floor to ceil, so neighbours share a pixel; a cell without pixels is 0. The
     gradient goes to the first pixel, row by row, that has the maximum.
     """
-    h, w, _ = features.shape
+    h, w, c = features.shape
     oh, ow = _pair(output_size)
-    x1, y1, x2, y2 = _round(lax.stop_gradient(rois).T * np.float32(1 / stride))
-    rows = _cells(y1, y2, oh, h)
-    columns = _cells(x1, x2, ow, w)
-    return _masked_max(features, rows, columns)
+    rois = jnp.nan_to_num(lax.stop_gradient(rois.astype(jnp.float32)))
+    x1, y1, x2, y2 = _round_half_away(rois.T * np.float32(1 / stride))
+    y, rows = _quantised_cells(y1, y2, oh, h)
+    x, columns = _quantised_cells(x1, x2, ow, w)
+    start = y[:, :, None] * w + x[:, None]
+    rows, columns = (
+        jnp.broadcast_to(n, start.shape) for n in (rows[:, :, None], columns[:, None])
+    )
+    cells = [n.reshape(-1, oh * ow) for n in (start, rows, columns)]
+    if jax.default_backend() != "cpu":  # all RoIs in one step
+        cells = [n.reshape(1, -1) for n in cells]
+    pooled = _cell_max(features.reshape(h * w, c), jnp.int32(w), *cells)
+    return pooled.reshape(len(rois), oh, ow, c)
 
 
 # RoIAlign: indices and weights ---------------------------------------------------------
@@ -241,7 +250,7 @@ def _scatter_rows(p):
 
 
 def _scatter_in_turn(grad, cotangent, index, weight):
-    chunk = 49
+    chunk = 7  # cells a step: the rows of the step stay in the cache
     m, k = index.shape
     pad = -m % chunk
     cotangent, index, weight = (
@@ -268,10 +277,13 @@ def _merge(x):
     return x.reshape(-1, *x.shape[2:])
 
 
-# RoIPool ---------------------------------------------------------------------------------
+# RoIPool ------------------------------------------------------------------------------
+# A cell is `rows` x `columns` pixels from pixel `start` on, in a map `width` pixels wide.
+# The loops below visit the i-th pixel of all cells of a chunk at once; each chunk takes
+# as many steps as its largest cell has pixels.
 
 
-def _round(x):
+def _round_half_away(x):
     return jnp.trunc(x + jnp.where(x < 0, -0.5, 0.5))
 
 
@@ -279,49 +291,89 @@ def _pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _cells(start, end, cells, length):
-    """Which of `length` pixels lie in each cell: bool [r, cells, length]."""
-    size = jnp.maximum(end - start + 1, 1)[:, None] / cells
-    i = jnp.arange(cells)[None]
+def _quantised_cells(start, end, cells, length):
+    """First pixel and number of pixels of each cell along one axis: int [r, cells]."""
+    # The barrier keeps a true division: times 1 / cells would move some borders.
+    divisor = lax.optimization_barrier(jnp.full_like(start, cells))
+    size = (jnp.maximum(end - start + 1, 1) / divisor)[:, None]
+    i = jnp.arange(cells, dtype=jnp.float32)[None]
     low = jnp.clip(jnp.floor(i * size) + start[:, None], 0, length)
     high = jnp.clip(jnp.ceil((i + 1) * size) + start[:, None], 0, length)
-    pixel = jnp.arange(length)[None, None]
-    return (pixel >= low[..., None]) & (pixel < high[..., None])
+    return low.astype(jnp.int32), jnp.maximum(high - low, 0).astype(jnp.int32)
 
 
 @jax.custom_vjp
-def _masked_max(features, rows, columns):
-    """Maximum over the pixels of both masks, 0 where there is none."""
-    return lax.map(lambda x: _max_one(features, *x)[0], (rows, columns))
+def _cell_max(flat, width, start, rows, columns):
+    """[p, c] and three of int [chunks, cells] -> maxima [chunks, cells, c]."""
+    return _find_max(flat, width, start, rows, columns)[0]
 
 
-def _max_one(features, rows, columns):
-    """One RoI: [h, w, c], [oh, h], [ow, w] -> maximum and its pixel, [oh, ow, c]."""
-    h, w, _ = features.shape
-    low = -jnp.inf
-    masked = jnp.where(rows[:, :, None, None], features[None], low)
-    by_row = masked.max(1)  # [oh, w, c]
-    first = jnp.argmax(masked, 1) * w + jnp.arange(w)[None, :, None]
-    masked = jnp.where(columns[None, :, :, None], by_row[:, None], low)
-    best = masked.max(2)  # [oh, ow, c]
-    tied = (masked == best[:, :, None]) & columns[None, :, :, None]
-    pixel = jnp.where(tied, first[:, None], h * w).min(2)
-    empty = ~(rows.any(1)[:, None] & columns.any(1)[None])[..., None]
-    return jnp.where(empty, 0, best), jnp.where(empty, h * w, pixel)
+def _cell_max_fwd(flat, *cells):
+    out, pixel = _find_max(flat, *cells)
+    return out, (flat[:, :0], pixel, cells)
 
 
-def _masked_max_fwd(features, rows, columns):
-    out, pixel = lax.map(lambda x: _max_one(features, *x), (rows, columns))
-    return out, (features[..., :0], pixel)
+def _cell_max_bwd(saved, cotangent):
+    empty, pixel, cells = saved
+    grad = _add_at_max(empty, cotangent.astype(jnp.float32), pixel, *cells)
+    return grad.astype(empty.dtype), None, None, None, None
 
 
-def _masked_max_bwd(saved, cotangent):
-    empty, pixel = saved
-    h, w, _ = empty.shape
-    c = cotangent.shape[-1]
-    grad = jnp.zeros((h * w, c)).at[pixel.reshape(-1, c), jnp.arange(c)[None]]
-    grad = grad.add(cotangent.reshape(-1, c).astype(jnp.float32), mode="drop")
-    return grad.reshape(h, w, c).astype(empty.dtype), None, None
+_cell_max.defvjp(_cell_max_fwd, _cell_max_bwd)
 
 
-_masked_max.defvjp(_masked_max_fwd, _masked_max_bwd)
+@jax.custom_batching.sequential_vmap
+def _find_max(flat, width, start, rows, columns):
+    """Maxima of the cells and the pixels that have them, both [chunks, cells, c]."""
+
+    def find(cells):
+        start, rows, columns = cells
+
+        def look(y, x, found):
+            best, pixel = found
+            at = start + jnp.minimum(y, rows - 1) * width + jnp.minimum(x, columns - 1)
+            better = flat[at] > best
+            return jnp.where(better, flat[at], best), jnp.where(
+                better, at[:, None], pixel
+            )
+
+        first = (
+            flat[start],
+            jnp.broadcast_to(start[:, None], (len(start), flat.shape[1])),
+        )
+        best, pixel = _visit(rows, columns, look, first)
+        return jnp.where((rows * columns > 0)[:, None], best, 0), pixel
+
+    return lax.map(find, (start, rows, columns))
+
+
+@jax.custom_batching.sequential_vmap
+def _add_at_max(empty, cotangent, pixel, width, start, rows, columns):
+    """Sum each cell's cotangent into the pixel of its maximum: [p, c]."""
+    p, c = len(empty), cotangent.shape[-1]
+    grad = jnp.zeros((p, c))
+    if jax.default_backend() != "cpu":
+        g = jnp.where((rows * columns > 0)[..., None], cotangent, 0).reshape(-1, c)
+        return grad.at[pixel.reshape(-1, c), jnp.arange(c)[None]].add(g)
+
+    def add_chunk(grad, chunk):
+        cotangent, pixel, start, rows, columns = chunk
+
+        def add(y, x, grad):
+            at = start + y * width + x
+            g = jnp.where(pixel == at[:, None], cotangent, 0)
+            at = jnp.where((y < rows) & (x < columns), at, p)
+            return grad.at[at].add(g, mode="drop")
+
+        return _visit(rows, columns, add, grad), None
+
+    return lax.scan(add_chunk, grad, (cotangent, pixel, start, rows, columns))[0]
+
+
+def _visit(rows, columns, body, carry):
+    """Fold `body(y, x, carry)` over the pixels of the largest cell, row by row."""
+
+    def visit_row(y, carry):
+        return lax.fori_loop(0, columns.max(), lambda x, c: body(y, x, c), carry)
+
+    return lax.fori_loop(0, rows.max(), visit_row, carry)
