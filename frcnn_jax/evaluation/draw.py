@@ -162,7 +162,7 @@ def _place(
     height, width = picture.shape[:2]
     size, thick, rise, drop = _lettering(picture)
     w = cv2.getTextSize(text, FONT, size, thick)[0][0] + 2 * line + 2
-    h = rise + drop // 2 + line
+    h = rise + drop + line // 2
     x1, y1, x2, y2 = corners
     places = [
         (min(max(x, 0), max(width - w, 0)), min(max(y, 0), max(height - h, 0)), w, h)
@@ -174,11 +174,11 @@ def _place(
 
 def _write(picture: Image, text: str, shade: Color, place: Place, line: int) -> None:
     """Write a label on the class' colour, black or white as stands out."""
-    size, thick, rise, _ = _lettering(picture)
+    size, thick, _, drop = _lettering(picture)
     x, y, w, h = place
     cv2.rectangle(picture, (x, y), (x + w - 1, y + h - 1), shade, -1)
     ink = BLACK if np.dot(shade, (0.299, 0.587, 0.114)) > 140 else WHITE
-    at = (x + line + 1, y + rise)
+    at = (x + line + 1, y + h - drop)
     cv2.putText(picture, text, at, FONT, size, ink, thick, cv2.LINE_AA)
 
 
