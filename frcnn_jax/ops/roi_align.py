@@ -26,7 +26,7 @@ def roi_align(
     features: Float[Array, "h w c"],
     rois: Float[Array, "r 4"],
     *,
-    stride: float,
+    stride: float | int,
     output_size: Size = 7,
     sampling_ratio: int = 2,
     aligned: bool = True,
@@ -58,7 +58,7 @@ def multilevel_roi_align(
     output_size: Size = 7,
     sampling_ratio: int = 2,
     aligned: bool = True,
-    canonical_size: float = 224,
+    canonical_size: float | int = 224,
     canonical_level: int = 4,
 ) -> Float[Array, "r oh ow c"]:
     """`roi_align` of each RoI on the one level of `{stride: map}` that `roi_levels` says.
@@ -89,7 +89,7 @@ def roi_levels(
     rois: Float[Array, "r 4"],
     strides: tuple[int, ...],
     *,
-    canonical_size: float = 224,
+    canonical_size: float | int = 224,
     canonical_level: int = 4,
 ) -> Int[Array, " r"]:
     """Return the index into ascending `strides` of floor(k0 + log2(sqrt(wh) / 224)).
@@ -119,7 +119,7 @@ def roi_pool(
     features: Float[Array, "h w c"],
     rois: Float[Array, "r 4"],
     *,
-    stride: float,
+    stride: float | int,
     output_size: Size = 7,
 ) -> Float[Array, "r oh ow c"]:
     """Take the maximum over each cell of each RoI, quantised to whole feature pixels.
@@ -128,26 +128,13 @@ def roi_pool(
     run from floor to ceil, so neighbours share a pixel; a cell without pixels is 0. The
     gradient goes to the first pixel, row by row, that has the maximum.
     """
-    h, w, c = features.shape
-    oh, ow = _pair(output_size)
-    rois = jnp.nan_to_num(lax.stop_gradient(rois.astype(jnp.float32)))
-    x1, y1, x2, y2 = _round_half_away(rois.T * np.float32(1 / stride))
-    y, rows = _quantised_cells(y1, y2, oh, h)
-    x, columns = _quantised_cells(x1, x2, ow, w)
-    start = y[:, :, None] * w + x[:, None]
-    rows, columns = (
-        jnp.broadcast_to(n, start.shape) for n in (rows[:, :, None], columns[:, None])
-    )
-    cells = [n.reshape(-1, oh * ow) for n in (start, rows, columns)]
-    if jax.default_backend() != "cpu":  # all RoIs in one step
-        cells = [n.reshape(1, -1) for n in cells]
-    pooled = _cell_max(features.reshape(h * w, c), jnp.int32(w), *cells)
-    return pooled.reshape(len(rois), oh, ow, c)
+    return _pool(features, rois, np.float32(1 / stride), *_pair(output_size))
 
 
 # RoIAlign: indices and weights ---------------------------------------------------------
 
 
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def _align(flat, rois, pixel_map, output_size, samples, aligned):
     """RoIAlign on pixels [p, c]; `pixel_map` says for every RoI where its map lies."""
     if samples < 1:
@@ -283,6 +270,24 @@ def _merge(x):
 # as many steps as its largest cell has pixels.
 
 
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _pool(features, rois, scale, oh, ow):
+    h, w, c = features.shape
+    rois = jnp.nan_to_num(lax.stop_gradient(rois.astype(jnp.float32)))
+    x1, y1, x2, y2 = _round_half_away(rois.T * scale)
+    y, rows = _quantised_cells(y1, y2, oh, h)
+    x, columns = _quantised_cells(x1, x2, ow, w)
+    start = y[:, :, None] * w + x[:, None]
+    rows, columns = (
+        jnp.broadcast_to(n, start.shape) for n in (rows[:, :, None], columns[:, None])
+    )
+    cells = [n.reshape(-1, oh * ow) for n in (start, rows, columns)]
+    if jax.default_backend() != "cpu":  # all RoIs in one step
+        cells = [n.reshape(1, -1) for n in cells]
+    pooled = _cell_max(features.reshape(h * w, c), jnp.int32(w), *cells)
+    return pooled.reshape(len(rois), oh, ow, c)
+
+
 def _round_half_away(x):
     return jnp.trunc(x + jnp.where(x < 0, -0.5, 0.5))
 
@@ -374,6 +379,6 @@ def _visit(rows, columns, body, carry):
     """Fold `body(y, x, carry)` over the pixels of the largest cell, row by row."""
 
     def visit_row(y, carry):
-        return lax.fori_loop(0, columns.max(), lambda x, c: body(y, x, c), carry)
+        return lax.fori_loop(0, columns.max(initial=0), lambda x, c: body(y, x, c), carry)
 
-    return lax.fori_loop(0, rows.max(), visit_row, carry)
+    return lax.fori_loop(0, rows.max(initial=0), visit_row, carry)
