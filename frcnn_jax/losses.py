@@ -37,10 +37,11 @@ def smooth_l1(x: Float[Array, "*n"], *, beta: float | int) -> Float[Array, "*n"]
     [0.125, 1.5]
     """
     x = _f32(x)
+    size = x * jnp.sign(x)  # not jnp.abs, whose slope at 0 is 1
     if beta == 0:
-        return jnp.abs(x)
-    small = jnp.minimum(jnp.abs(x), beta)
-    return jnp.abs(x) - small + small**2 / (2 * beta)
+        return size
+    small = jnp.minimum(size, beta)
+    return size - small + small**2 / (2 * beta)
 
 
 def giou_loss(

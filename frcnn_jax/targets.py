@@ -50,6 +50,9 @@ def rpn_targets(
     `image_size`.
     """
     anchors, gt_boxes = jax.lax.stop_gradient((anchors, gt_boxes))
+    gt_boxes, gt_valid, gt_ignore = matching.at_least_one_slot(
+        gt_boxes, gt_valid, gt_ignore
+    )
     matches = matching.match(
         anchors,
         gt_boxes,
@@ -119,7 +122,9 @@ def roi_targets(
     -1 and a zero box. Padded slots and invalid proposals change nothing. No gradient
     flows into the proposals (section 3.2, approximate joint training).
     """
-    gt_boxes = jax.lax.stop_gradient(gt_boxes)
+    gt_boxes, gt_classes, gt_valid, gt_ignore = matching.at_least_one_slot(
+        jax.lax.stop_gradient(gt_boxes), gt_classes, gt_valid, gt_ignore
+    )
     rois = jax.lax.stop_gradient(jnp.asarray(proposals.boxes))
     valid = jnp.asarray(proposals.valid)
     if append_gt:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Num
 # The smallest side (px) and area (px^2) that count as more than nothing.
 _SIDE, _AREA = 1e-6, 1e-12
 
-ImageSize = Num[Array, "2"] | Num[np.ndarray, "2"] | tuple[int, int]
+ImageSize = Num[Array, "2"] | Num[np.ndarray, "2"] | tuple[int | Array, int | Array]
 
 
 def _f32(x) -> Array:

@@ -7,7 +7,7 @@ The [n, g] matrix of overlaps is never kept: `match` walks over the slots in use
 running best of n numbers. 268,569 anchors cost about as much as the objects there are.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,7 @@ def match(
     implementations, a box that is somebody's best still learns the object that it
     overlaps most itself. No gradient flows.
     """
+    gt_boxes, gt_valid, gt_ignore = at_least_one_slot(gt_boxes, gt_valid, gt_ignore)
     boxes, gt_boxes = jax.lax.stop_gradient((boxes, gt_boxes))
     if valid is not None:
         boxes = jnp.where(valid[:, None], boxes, 0.0)
@@ -70,6 +71,14 @@ def match(
     if valid is not None:
         labels = jnp.where(valid, labels, -1)
     return Matches(index, best, labels)
+
+
+def at_least_one_slot(*columns: Array | None) -> tuple[Any, ...]:
+    """Ground-truth columns (or None) with one padded slot where they have none."""
+    return tuple(
+        c if c is None or len(c) else jnp.zeros((1, *c.shape[1:]), c.dtype)
+        for c in columns
+    )
 
 
 def _best(boxes, gt_boxes, used):
