@@ -81,14 +81,8 @@ def nms_indices(
         valid = jnp.ones(n, bool)
     if classes is None:
         classes = jnp.zeros(n, jnp.int32)
-    boxes, scores = lax.stop_gradient((boxes.astype(jnp.float32), scores))
-    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
-    boxes = jnp.where(valid[:, None], boxes, 0)[order]
-    greedy = _greedy(_round_down(iou_threshold), min(max_output, n))
-    position, count = greedy(boxes[None], classes[order][None], valid[order][None])
-    position = jnp.pad(position[0], (0, max_output - position.shape[1]))
-    found = jnp.arange(max_output) < count[0]
-    return jnp.where(found, order[position], 0).astype(jnp.int32), found
+    arrays = lax.stop_gradient((boxes, scores, classes, valid))
+    return _first_kept(*arrays, _round_down(iou_threshold), max_output)
 
 
 def soft_nms(
@@ -102,7 +96,7 @@ def soft_nms(
 
     Gaussian Soft-NMS (Bodla et al. 2017, eq. 3). Padded boxes get 0 and change nothing.
     """
-    return _rescore(boxes, scores, valid, lambda iou: jnp.exp(-jnp.square(iou) / sigma))
+    return _rescore(boxes, scores, valid, _gaussian, sigma)
 
 
 def soft_nms_linear(
@@ -116,9 +110,7 @@ def soft_nms_linear(
 
     Linear Soft-NMS (Bodla et al. 2017, Section 3). Padded boxes get 0.
     """
-    return _rescore(
-        boxes, scores, valid, lambda iou: jnp.where(iou >= iou_threshold, 1 - iou, 1)
-    )
+    return _rescore(boxes, scores, valid, _linear, iou_threshold)
 
 
 def _keep(boxes, scores, classes, valid, iou_threshold):
@@ -127,6 +119,17 @@ def _keep(boxes, scores, classes, valid, iou_threshold):
         boxes, scores, valid, iou_threshold=iou_threshold, max_output=n, classes=classes
     )
     return jnp.zeros(n, bool).at[jnp.where(found, index, n)].set(True, mode="drop")
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _first_kept(boxes, scores, classes, valid, threshold, max_output):
+    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
+    boxes = jnp.where(valid[:, None], boxes.astype(jnp.float32), 0)[order]
+    greedy = _greedy(threshold, min(max_output, len(order)))
+    position, count = greedy(boxes[None], classes[order][None], valid[order][None])
+    position = jnp.pad(position[0], (0, max_output - position.shape[1]))
+    found = jnp.arange(max_output) < count[0]
+    return jnp.where(found, order[position], 0).astype(jnp.int32), found
 
 
 def _round_down(threshold: float) -> float:
@@ -227,7 +230,16 @@ def _fixed_point(matrix, alive):
     return lax.while_loop(changing, step, step((alive, alive)))[0]
 
 
-def _rescore(boxes, scores, valid, decay):
+def _gaussian(iou, sigma):
+    return jnp.exp(-jnp.square(iou) / sigma)
+
+
+def _linear(iou, threshold):
+    return jnp.where(iou >= threshold, 1 - iou, 1)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _rescore(boxes, scores, valid, decay, parameter):
     n = len(scores)
     if n == 0:
         return scores
@@ -245,7 +257,6 @@ def _rescore(boxes, scores, valid, decay):
         union = area + area[best] - w * h
         iou = w * h / jnp.where(union > 0, union, 1)
         left = left & (jnp.arange(n) != best)
-        return jnp.where(left, scores * decay(iou), scores), left
+        return jnp.where(left, scores * decay(iou, parameter), scores), left
 
-    start = jnp.where(valid, scores, 0), valid
-    return lax.fori_loop(0, n, step, start)[0]
+    return lax.fori_loop(0, n, step, (jnp.where(valid, scores, 0), valid))[0]

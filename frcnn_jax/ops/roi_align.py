@@ -298,9 +298,11 @@ def _pair(size: Size) -> tuple[int, int]:
 
 def _quantised_cells(start, end, cells, length):
     """First pixel and number of pixels of each cell along one axis: int [r, cells]."""
-    # The barrier keeps a true division: times 1 / cells would move some borders.
-    divisor = lax.optimization_barrier(jnp.full_like(start, cells))
-    size = (jnp.maximum(end - start + 1, 1) / divisor)[:, None]
+    pixels = jnp.maximum(end - start + 1, 1)
+    # Compilers divide by a constant as they like, and one rounding error moves a border.
+    table = (np.arange(4096, dtype=np.float32) / np.float32(cells)).astype(np.float32)
+    looked_up = jnp.asarray(table)[jnp.minimum(pixels, 4095).astype(jnp.int32)]
+    size = jnp.where(pixels < 4096, looked_up, pixels / cells)[:, None]
     i = jnp.arange(cells, dtype=jnp.float32)[None]
     low = jnp.clip(jnp.floor(i * size) + start[:, None], 0, length)
     high = jnp.clip(jnp.ceil((i + 1) * size) + start[:, None], 0, length)
@@ -379,6 +381,8 @@ def _visit(rows, columns, body, carry):
     """Fold `body(y, x, carry)` over the pixels of the largest cell, row by row."""
 
     def visit_row(y, carry):
-        return lax.fori_loop(0, columns.max(initial=0), lambda x, c: body(y, x, c), carry)
+        return lax.fori_loop(
+            0, columns.max(initial=0), lambda x, c: body(y, x, c), carry
+        )
 
     return lax.fori_loop(0, rows.max(initial=0), visit_row, carry)
