@@ -31,10 +31,10 @@ def select_proposals(
 
     In each level the `pre_nms` highest scores are taken, decoded, clipped to the image;
     boxes with a side below `min_size` pixels are dropped; NMS at `nms_iou` inside each
-    level; the best over all levels remain. `level_sizes` counts the anchors of each level
-    (None: one level). Scores are probabilities: sigmoid, or softmax of index 1 for logits
-    [a, 2]. `exclude_padding` drops anchors whose centre lies outside `image_size`.
-    Proposals carry no gradient (approximate joint training, Section 3.2).
+    level; the best over all levels remain. `level_sizes` counts the anchors of each
+    level (None: one level). Scores are probabilities: sigmoid, or softmax of index 1
+    for logits [a, 2]. `exclude_padding` drops anchors whose centre lies outside
+    `image_size`. Proposals carry no gradient (approximate joint training, Section 3.2).
     Raises ValueError if `level_sizes` do not add up to a.
     """
     anchors, logits, deltas = lax.stop_gradient(
@@ -83,12 +83,12 @@ def postprocess(
 ) -> Detections:
     """Return the best `max_detections` after class-wise NMS, Fast R-CNN Section 2.
 
-    Every pair of RoI and class whose softmax probability exceeds `score` is a candidate;
-    the best `pre_nms` of them are decoded, clipped, and dropped if a side is below
-    `min_size` pixels. More candidates than that lose the lowest-scored, which can only
-    matter when fewer than `max_detections` survive among the others. Padded RoIs
-    (`rois_valid` False, NaN allowed) give no candidates. `class_deltas` are [r, C, 4], or
-    [r, 1, 4] shared by all classes.
+    Every pair of RoI and class whose softmax probability exceeds `score` is a
+    candidate; the best `pre_nms` of them are decoded, clipped, and dropped if a side is
+    below `min_size` pixels. More candidates than that lose the lowest-scored, which can
+    only matter when fewer than `max_detections` survive among the others. Padded RoIs
+    (`rois_valid` False, NaN allowed) give no candidates. `class_deltas` are [r, C, 4],
+    or [r, 1, 4] shared by all classes.
     """
     r, num_classes = len(rois), class_logits.shape[1] - 1
     probability = jax.nn.softmax(class_logits.astype(jnp.float32))[:, 1:]

@@ -5,12 +5,12 @@ n boxes of one image · t boxes of a tile · m boxes that are kept · b images u
     keep(i) = valid(i) and no kept j before i with IoU(j, i) > iou_threshold
 
 where "before" is by falling score, equal scores by index. The sorted boxes are taken a
-tile at a time: (1) what the boxes kept so far suppress is dropped, (2) inside the tile the
-rule above is iterated from "keep all" to its fixed point, which is the greedy answer
-(after k rounds the first k boxes of every chain of suppression are right), (3) the
-survivors join the kept ones. The loop ends as soon as enough boxes are kept. With one
-tile this is the full n x n matrix. IoU is `inter / (area_j + area_i - inter)` in float32,
-in that order; boxes without area neither suppress nor are suppressed.
+tile at a time: (1) what the boxes kept so far suppress is dropped, (2) inside the tile
+the rule above is iterated from "keep all" to its fixed point, which is the greedy
+answer (after k rounds the first k boxes of every chain of suppression are right), (3)
+the survivors join the kept ones. The loop ends as soon as enough boxes are kept. With
+one tile this is the full n x n matrix. IoU is `inter / (area_j + area_i - inter)` in
+float32, in that order; boxes without area neither suppress nor are suppressed.
 """
 
 import functools
@@ -71,8 +71,8 @@ def nms_indices(
 ) -> tuple[Int[Array, " m"], Bool[Array, " m"]]:
     """Return the first `max_output` kept boxes by falling score, and which are real.
 
-    Stops looking once they are found, so it costs far less than `nms` when there are many
-    boxes. Unused slots hold index 0 and False. With `classes`, NMS is class-wise.
+    Stops looking once they are found, so it costs far less than `nms` when there are
+    many boxes. Unused slots hold index 0 and False. With `classes`, NMS is class-wise.
     """
     n = len(scores)
     if n == 0 or max_output == 0:
@@ -92,7 +92,7 @@ def soft_nms(
     *,
     sigma: float = 0.5,
 ) -> Float[Array, " n"]:
-    """Return scores after s_i <- s_i exp(-IoU(M, i)^2 / sigma) for each maximum M in turn.
+    """Return scores after s_i <- s_i exp(-IoU(M, i)^2 / sigma), M each maximum in turn.
 
     Gaussian Soft-NMS (Bodla et al. 2017, eq. 3). Padded boxes get 0 and change nothing.
     """
@@ -133,7 +133,7 @@ def _first_kept(boxes, scores, classes, valid, threshold, max_output):
 
 
 def _round_down(threshold: float) -> float:
-    """Largest float32 not above `threshold`: float32 x > it exactly if x > threshold."""
+    """Largest float32 up to `threshold`: a float32 exceeds both or neither."""
     if not 0 <= threshold <= 1:
         raise ValueError(f"iou_threshold is {threshold}, expected a number in [0, 1]")
     t = np.float32(threshold)
@@ -141,7 +141,7 @@ def _round_down(threshold: float) -> float:
 
 
 def _suppresses(first, second, threshold):
-    """Columns (x1, y1, x2, y2, area, class) [b, 6, n] against [b, 6, k] -> [b, n, k]."""
+    """[b, 6, n] (x1, y1, x2, y2, area, class) against [b, 6, k] -> bool [b, n, k]."""
     ax1, ay1, ax2, ay2, area_a, class_a = jnp.moveaxis(first[..., None], 1, 0)
     bx1, by1, bx2, by2, area_b, class_b = jnp.moveaxis(second[:, :, None], 1, 0)
     w = jnp.maximum(jnp.minimum(ax2, bx2) - jnp.maximum(ax1, bx1), 0)
@@ -152,7 +152,7 @@ def _suppresses(first, second, threshold):
 
 @functools.cache
 def _greedy(threshold: float, max_output: int) -> Callable:
-    """NMS of sorted boxes [b, n, 4]; `vmap` adds to b, so that all images share loops."""
+    """NMS of sorted boxes [b, n, 4]; `vmap` adds to b: all images share the loops."""
 
     @jax.custom_batching.custom_vmap
     def greedy(boxes, classes, valid):

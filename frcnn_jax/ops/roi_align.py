@@ -4,10 +4,13 @@ r RoIs · o output cells a side · s samples a cell a side · h w c feature map
 p = h w pixels, or those of all levels one after the other · m = r o o cells
 k = (2 s)^2 pixels a cell: s x s samples of 2 x 2 corners
 
-RoIAlign is linear in the features: cell i is `sum_k weight[i, k] features[index[i, k]]`.
-Index and weight are small and follow from the RoIs alone; the sum over k is written out
-as k gathers that the compiler fuses into one pass. Its transpose is a scatter-add.
-No gradient flows to the RoIs' coordinates (it is zero by definition here).
+RoIAlign is linear in the features,
+
+    out[i] = sum_k weight[i, k] features[index[i, k]],
+
+and index and weight follow from the RoIs alone. The sum over k is written out as
+gathers that the compiler fuses into one pass; its transpose is a scatter-add. No
+gradient flows to the coordinates of the RoIs (it is zero by definition here).
 """
 
 import functools
@@ -33,11 +36,12 @@ def roi_align(
 ) -> Float[Array, "r oh ow c"]:
     """Average bilinear samples on a regular grid in each cell of each RoI.
 
-    Mask R-CNN, Section 3. `rois` are in input pixels, `stride` of them to a feature pixel;
-    each cell has `sampling_ratio`^2 samples. `aligned` puts pixel centres at half integers;
-    without it, as in the first implementations, everything is half a pixel off and
-    RoIs are at least one feature pixel wide. Samples beyond one pixel outside the map are
-    zero. Padded RoIs (zeros) give finite values. Weights and sums are float32.
+    Mask R-CNN, Section 3. `rois` are in input pixels, `stride` of them to a feature
+    pixel; each cell has `sampling_ratio`^2 samples. `aligned` puts pixel centres at
+    half integers; without it, as in the first implementations, everything is half a
+    pixel off and RoIs are at least one feature pixel wide. Samples beyond one pixel
+    outside the map are zero. Padded RoIs (zeros) give finite values. Weights and sums
+    are float32.
     """
     h, w, _ = features.shape
     pixel_map = dict(base=0, height=h, width=w, scale=1 / stride)
@@ -61,9 +65,10 @@ def multilevel_roi_align(
     canonical_size: float | int = 224,
     canonical_level: int = 4,
 ) -> Float[Array, "r oh ow c"]:
-    """`roi_align` of each RoI on the one level of `{stride: map}` that `roi_levels` says.
+    """Apply `roi_align` to each RoI on the level of `{stride: map}` that fits its size.
 
-    The levels are laid one after the other, so that each RoI is computed once.
+    `roi_levels` says which, and what is raised. The levels are laid one after the
+    other, so that each RoI is computed once.
     """
     strides = sorted(features)
     maps = [features[s] for s in strides]
@@ -72,7 +77,7 @@ def multilevel_roi_align(
         base=np.cumsum([0, *sizes[:-1]]),
         height=[m.shape[0] for m in maps],
         width=[m.shape[1] for m in maps],
-        scale=np.float32(1) / np.float32(strides),
+        scale=1 / np.array(strides, np.float32),
     )
     level = roi_levels(
         rois,
@@ -94,11 +99,12 @@ def roi_levels(
 ) -> Int[Array, " r"]:
     """Return the index into ascending `strides` of floor(k0 + log2(sqrt(wh) / 224)).
 
-    FPN, eq. (1), with k0 = `canonical_level` (stride 2^k0) and `canonical_size` for 224,
-    bounded by the levels there are. Raises ValueError unless the strides are consecutive
-    powers of two.
+    FPN, eq. (1), with k0 = `canonical_level` (stride 2^k0) and `canonical_size` for
+    224, bounded by the levels there are. Raises ValueError unless the strides are
+    consecutive powers of two.
 
-    >>> roi_levels(jnp.array([[0., 0., 224., 224.], [0., 0., 9., 9.]]), (4, 8, 16)).tolist()
+    >>> rois = jnp.array([[0., 0., 224., 224.], [0., 0., 9., 9.]])
+    >>> roi_levels(rois, (4, 8, 16)).tolist()
     [2, 0]
     """
     lowest = int(math.log2(strides[0]))
@@ -107,7 +113,7 @@ def roi_levels(
             f"strides are {strides}, expected consecutive powers of two, ascending"
         )
     size = jnp.sqrt((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1]))
-    # 1e-6: a RoI of exactly the canonical size must not fall below its level by rounding.
+    # 1e-6: rounding must not push a RoI of just the canonical size down a level.
     level = jnp.floor(canonical_level + jnp.log2(size / canonical_size) + 1e-6)
     level = jnp.nan_to_num(level, nan=lowest)
     return (jnp.clip(level, lowest, lowest + len(strides) - 1) - lowest).astype(
@@ -124,14 +130,19 @@ def roi_pool(
 ) -> Float[Array, "r oh ow c"]:
     """Take the maximum over each cell of each RoI, quantised to whole feature pixels.
 
-    Fast R-CNN, Section 2.1. Corners are rounded (half away from zero) and inclusive; cells
-    run from floor to ceil, so neighbours share a pixel; a cell without pixels is 0. The
-    gradient goes to the first pixel, row by row, that has the maximum.
+    Fast R-CNN, Section 2.1. Corners are rounded (half away from zero) and inclusive;
+    cells run from floor to ceil, so neighbours share a pixel; a cell without pixels is
+    0. The gradient goes to the first pixel, row by row, that has the maximum.
     """
     return _pool(features, rois, np.float32(1 / stride), *_pair(output_size))
 
 
-# RoIAlign: indices and weights ---------------------------------------------------------
+def _loops_are_cheap() -> bool:
+    """Whether to go RoI by RoI within the cache, or to do all of them in one step."""
+    return jax.default_backend() == "cpu"
+
+
+# RoIAlign: indices and weights ----------------------------------------------------
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
@@ -174,12 +185,12 @@ def _corners(start, end, cells, samples, length, aligned):
     return (x.reshape(*x.shape[:2], -1) for x in (pixel, weight))
 
 
-# RoIAlign: the weighted sum and its transpose -------------------------------------------
+# RoIAlign: the weighted sum and its transpose --------------------------------------
 
 
 @jax.custom_vjp
 def _weighted_gather(flat, index, weight):
-    """out[i] = sum_k weight[i, k] flat[index[i, k]]: [p, c], [m, k], [m, k] -> [m, c]."""
+    """Sum over k of weight[i, k] flat[index[i, k]]: [p, c], [m, k] twice -> [m, c]."""
     return _gather_rows(flat, index, weight)
 
 
@@ -198,7 +209,7 @@ _weighted_gather.defvjp(_gather_fwd, _gather_bwd)
 
 @jax.custom_batching.custom_vmap
 def _gather_rows(flat, index, weight):
-    out = 0.0
+    out = jnp.zeros(())
     for k in range(index.shape[1]):
         out += flat[index[:, k]] * weight[:, k, None]
     return out.astype(flat.dtype)
@@ -220,7 +231,7 @@ def _scatter_rows(p):
     def scatter(cotangent, index, weight):
         cotangent = cotangent.astype(jnp.float32)
         grad = jnp.zeros((p, cotangent.shape[-1]))
-        if jax.default_backend() == "cpu":
+        if _loops_are_cheap():
             return _scatter_in_turn(grad, cotangent, index, weight)
         for k in range(index.shape[1]):
             grad = grad.at[index[:, k]].add(weight[:, k, None] * cotangent)
@@ -264,8 +275,8 @@ def _merge(x):
     return x.reshape(-1, *x.shape[2:])
 
 
-# RoIPool ------------------------------------------------------------------------------
-# A cell is `rows` x `columns` pixels from pixel `start` on, in a map `width` pixels wide.
+# RoIPool --------------------------------------------------------------------------
+# A cell is `rows` x `columns` pixels from pixel `start` on, the map `width` pixels wide.
 # The loops below visit the i-th pixel of all cells of a chunk at once; each chunk takes
 # as many steps as its largest cell has pixels.
 
@@ -282,7 +293,7 @@ def _pool(features, rois, scale, oh, ow):
         jnp.broadcast_to(n, start.shape) for n in (rows[:, :, None], columns[:, None])
     )
     cells = [n.reshape(-1, oh * ow) for n in (start, rows, columns)]
-    if jax.default_backend() != "cpu":  # all RoIs in one step
+    if not _loops_are_cheap():  # all RoIs in one step
         cells = [n.reshape(1, -1) for n in cells]
     pooled = _cell_max(features.reshape(h * w, c), jnp.int32(w), *cells)
     return pooled.reshape(len(rois), oh, ow, c)
@@ -299,7 +310,7 @@ def _pair(size: Size) -> tuple[int, int]:
 def _quantised_cells(start, end, cells, length):
     """First pixel and number of pixels of each cell along one axis: int [r, cells]."""
     pixels = jnp.maximum(end - start + 1, 1)
-    # Compilers divide by a constant as they like, and one rounding error moves a border.
+    # Compilers divide by constants as they like, and one rounding error moves a border.
     table = (np.arange(4096, dtype=np.float32) / np.float32(cells)).astype(np.float32)
     looked_up = jnp.asarray(table)[jnp.minimum(pixels, 4095).astype(jnp.int32)]
     size = jnp.where(pixels < 4096, looked_up, pixels / cells)[:, None]
@@ -359,7 +370,7 @@ def _add_at_max(empty, cotangent, pixel, width, start, rows, columns):
     """Sum each cell's cotangent into the pixel of its maximum: [p, c]."""
     p, c = len(empty), cotangent.shape[-1]
     grad = jnp.zeros((p, c))
-    if jax.default_backend() != "cpu":
+    if not _loops_are_cheap():
         g = jnp.where((rows * columns > 0)[..., None], cotangent, 0).reshape(-1, c)
         return grad.at[pixel.reshape(-1, c), jnp.arange(c)[None]].add(g)
 
