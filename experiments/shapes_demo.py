@@ -10,15 +10,17 @@ or
 Cost and result: see the README's results.
 """
 
+from typing import Any
+
 import ml_collections
 
 from experiments import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    arg = common.parse_arg(arg, runlocal=False)
-    c = ml_collections.ConfigDict()
-    c.update(common.run(batch_size=8, total_steps=10 if arg["runlocal"] else 600))
+    args = common.parse_arg(arg, runlocal=False)
+    c: Any = ml_collections.ConfigDict()
+    c.update(common.run(batch_size=8, total_steps=10 if args["runlocal"] else 600))
     c.update(common.faster_rcnn())
 
     c.data = dict(  # data.pipeline.build, data.shapes.load
@@ -38,7 +40,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             strides=(4, 8, 16, 32), sizes=(12.0, 24.0, 40.0, 64.0), offset=0.5
         ),
         rpn=dict(channels=64),
-        roi_align=dict(strides=(4, 8, 16), canonical_size=48.0),
+        roi_align=dict(strides=(4, 8)),
         box_head=dict(widths=(256,)),
     )
     c.rpn_targets.num_samples = 64

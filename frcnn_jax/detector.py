@@ -35,9 +35,7 @@ class Detector:
         predict = partial(predict_step, model=model, config=meta.config.to_dict())
         self._predict = jax.jit(predict)
 
-    def __call__(
-        self, images: Sequence[np.ndarray | str | pathlib.Path] | np.ndarray
-    ) -> Detections:
+    def __call__(self, images: Sequence[Any] | np.ndarray) -> Detections:
         """Detections `[b, max_detections]` in pixels of the images as they were given.
 
         `images`: RGB uint8 arrays `[h, w, 3]` or file names, sizes may differ. They are
@@ -59,10 +57,10 @@ class Detector:
             )
         return Detections(*map(np.concatenate, zip(*found, strict=True)))
 
-    def _batch(self, images: Sequence[Any]) -> Detections:
+    def _batch(self, images: Sequence[Any] | np.ndarray) -> Detections:
         data = self.config.data
         arrays = [
-            image_files.load_image(x)
+            image_files.load_image(str(x))
             if isinstance(x, str | pathlib.Path)
             else check_image(x)
             for x in images

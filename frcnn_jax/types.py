@@ -23,13 +23,16 @@ Every function of `ops`, `targets` and `proposals` takes ONE image (use `jax.vma
 tuples below stand for one image there and carry a leading batch axis elsewhere.
 """  # noqa: E501
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-Array = jax.Array | np.ndarray  # the data pipeline makes numpy, the step jax arrays
+if TYPE_CHECKING:
+    Array = Any
+else:  # the data pipeline makes numpy arrays, the step jax arrays
+    Array = jax.Array | np.ndarray
 
 
 class Batch(NamedTuple):

@@ -55,7 +55,7 @@ def main(_):
         result[f"VOC{metric}"] = voc.evaluate(annotations, detections, metric=metric)
     print(coco.format_table(result))
     for metric, name in (("07", "VOC AP50, 11 points"), ("area", "VOC AP50, area")):
-        print(f"{name:<28}{result[f'VOC{metric}']['mean']:.3f}")
+        print(f"{name:<28}{result[f'VOC{metric}']['mAP']:.3f}")
     print(json.dumps(result))
 
 

@@ -24,9 +24,15 @@ from frcnn_jax.evaluation import draw, files
 from frcnn_jax.training.metrics import duration, log_to_stderr
 
 log = logging.getLogger("frcnn_jax.predict")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's folder or a checkpoint.")
-IMAGES = flags.DEFINE_multi_string("images", None, "Files or globs; may be repeated.")
-OUTPUT = flags.DEFINE_string("output", None, "A folder for pictures and JSON.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A run's folder or a checkpoint.", required=True
+)
+IMAGES = flags.DEFINE_multi_string(
+    "images", None, "Files or globs; may be repeated.", required=True
+)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "A folder for pictures and JSON.", required=True
+)
 SCORE = flags.DEFINE_float("score", 0.5, "The least score shown in pictures.")
 BATCH = flags.DEFINE_integer("batch_size", 1, "Images at a time.")
 
@@ -60,9 +66,7 @@ def main(_):
             shown = one.valid & (one.scores >= SCORE.value)
             drawn = draw.draw(
                 picture,
-                one.boxes[shown],
-                np.asarray(one.classes[shown]),
-                one.scores[shown],
+                *(np.asarray(x)[shown] for x in (one.boxes, one.classes, one.scores)),
                 names=detector.classes,
             )
             name = f"{image_id:05d}_{pathlib.Path(path).stem}.jpg"
@@ -88,5 +92,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["checkpoint", "images", "output"])
     app.run(main)

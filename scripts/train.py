@@ -24,7 +24,9 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. experiments/shapes_demo.py."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder that keeps the run.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The folder that keeps the run.", required=True
+)
 
 
 def main(_):
@@ -33,5 +35,5 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main)

@@ -43,7 +43,7 @@ def test_import_loads_only_the_pure_layer():
     assert out.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("function", public_functions())
+@pytest.mark.parametrize("function", list(public_functions()))
 def test_public_function_has_manners(function):
     assert inspect.getdoc(function), "no docstring"
     parameters = list(inspect.signature(function).parameters.values())

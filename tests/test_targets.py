@@ -117,9 +117,7 @@ def test_rpn_targets_leave_out_anchors_across_the_border(rng, straddle):
         KEY, ANCHORS, gt, valid, None, (h, w), **EVERY, straddle=straddle
     )
     assert (ours.labels[~inside] == -1).all() and (~inside).any()
-    cropped = rpn_targets(
-        KEY, ANCHORS[inside], gt, valid, None, (h, w), **EVERY, straddle=straddle
-    )
+    cropped = rpn_targets(KEY, ANCHORS[inside], gt, valid, **EVERY)
     np.testing.assert_array_equal(ours.labels[inside], cropped.labels)
 
 
@@ -274,6 +272,15 @@ def test_roi_targets_pass_over_crowds():
     ours = roi_targets(KEY, proposals(ROIS), GT, CLASSES, BOTH, crowd, num_samples=16)
     labels = {box: label for box, (label, _) in by_box(ours).items()}
     assert labels == {(22, 20, 40, 40): 2, (60, 60, 70, 70): 0, (20, 20, 40, 40): 2}
+
+
+def test_roi_targets_do_not_append_crowds():
+    # The crowd's own box would be an object: it overlaps one by 0.9.
+    gt = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 9]])
+    crowd, far = jnp.array([True, False]), proposals(ROIS[3:])
+    ours = roi_targets(KEY, far, gt, CLASSES, BOTH, crowd, num_samples=16)
+    labels = {box: label for box, (label, _) in by_box(ours).items()}
+    assert labels == {(0, 0, 10, 9): 2, (60, 60, 70, 70): 0}
 
 
 @pytest.mark.parametrize("slots", [0, 2])

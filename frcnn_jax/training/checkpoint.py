@@ -33,7 +33,7 @@ FORMAT = 1
 class Meta(NamedTuple):
     """What a checkpoint says about itself."""
 
-    config: ml_collections.ConfigDict
+    config: Any  # ml_collections.ConfigDict
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     step: int
@@ -47,7 +47,7 @@ def manager(workdir: str | pathlib.Path, *, best: str = "AP") -> ocp.CheckpointM
         [
             policies.LatestN(1),
             policies.BestN(
-                get_metric_fn=lambda metrics: metrics[best],
+                get_metric_fn=lambda metrics: metrics.get(best, -1.0),
                 n=1,
                 keep_checkpoints_without_metrics=False,
             ),
@@ -102,8 +102,10 @@ def restore(
 ) -> tuple[TrainState, Meta]:
     """The last checkpoint, laid out like `state`; its arrays must be those of it."""
     step = writer.latest_step()
+    assert step is not None
     where = pathlib.Path(str(writer.directory)) / str(step)
-    found = writer.item_metadata(step)["model"]
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        found = reader.metadata(where / "model").item_metadata.tree
     check_same_arrays(_model(state), found, where)
     restored = writer.restore(
         step,
@@ -162,19 +164,20 @@ def read_meta(checkpoint: str | pathlib.Path) -> Meta:
         return _read_meta(reader.restore(checkpoint / "meta"), checkpoint)
 
 
+def read_arrays(checkpoint: str | pathlib.Path, item: str) -> PyTree:
+    """The item "model" or "training" of a checkpoint's folder, as numpy arrays."""
+    path = pathlib.Path(checkpoint) / item
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            reader.metadata(path).item_metadata.tree,
+        )
+        return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
 def read_variables(checkpoint: str | pathlib.Path) -> dict[str, PyTree]:
     """`{"params": ..., collection: ...}` of a checkpoint's folder, as numpy arrays."""
-    checkpoint = pathlib.Path(checkpoint)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.metadata(checkpoint / "model").item_metadata.tree
-        model = reader.restore(
-            checkpoint / "model",
-            args=ocp.args.PyTreeRestore(
-                restore_args=jax.tree.map(
-                    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
-                )
-            ),
-        )
+    model = read_arrays(checkpoint, "model")
     return {"params": model["params"], **model["model_state"]}
 
 

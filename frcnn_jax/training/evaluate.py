@@ -108,7 +108,7 @@ def evaluate_checkpoint(
 def draw_example(
     source: Source, i: int, detections: list[dict], *, score: float = 0.5
 ) -> np.ndarray:
-    """Image `i` with its detections of at least `score` and its ground truth, dashed."""
+    """Image `i`, its detections of at least `score`, and dashed its ground truth."""
     example = source[i]
     image_id = image_ids(source)[i]
     found = [d for d in detections if d["image_id"] == image_id and d["score"] >= score]

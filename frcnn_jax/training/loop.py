@@ -132,43 +132,44 @@ def train_and_evaluate(
             write(step, progress(step, values), group="train")
 
     pending = None
-    for step in range(int(state.step) + 1, c["total_steps"] + 1):
-        state, metrics = p_step(state, devices.shard(next(batches)), key)
-        if pending:
-            read(*pending)
-        pending = step, metrics
-        last = step == c["total_steps"]
-        evaluate_now = last or step % c["eval_every"] == 0
-        if evaluate_now or step % c["checkpoint_every"] == 0:
-            read(*pending)  # a checkpoint is saved only when its own loss is known
-            pending = None
-            result = {}
-            if evaluate_now:
-                variables = {"params": state.params, **state.model_state}
-                start = time.perf_counter()
-                detections = predict_all(p_predict, variables, data)
-                annotations = write_results(workdir, detections, data)
-                scores = coco_metrics.evaluate(annotations, detections)
-                result = {k: v for k, v in scores.items() if isinstance(v, float)}
-                write(step, result, group="eval")
-                log.info(
-                    "step %d: AP %.3f  AP50 %.3f  (%d images in %s)",
-                    step,
-                    scores["AP"],
-                    scores["AP50"],
-                    len(data.eval),
-                    duration(time.perf_counter() - start),
+    try:
+        for step in range(int(state.step) + 1, c["total_steps"] + 1):
+            state, metrics = p_step(state, devices.shard(next(batches)), key)
+            if pending:
+                read(*pending)
+            pending = step, metrics
+            last = step == c["total_steps"]
+            evaluate_now = last or step % c["eval_every"] == 0
+            if evaluate_now or step % c["checkpoint_every"] == 0:
+                read(*pending)  # a checkpoint is saved only when its own loss is known
+                pending = None
+                result = {}
+                if evaluate_now:
+                    variables = {"params": state.params, **state.model_state}
+                    start = time.perf_counter()
+                    detections = predict_all(p_predict, variables, data)
+                    annotations = write_results(workdir, detections, data)
+                    scores = coco_metrics.evaluate(annotations, detections)
+                    result = {k: v for k, v in scores.items() if isinstance(v, float)}
+                    write(step, result, group="eval")
+                    log.info(
+                        "step %d: AP %.3f  AP50 %.3f  (%d images in %s)",
+                        step,
+                        *(result.get(name, math.nan) for name in ("AP", "AP50")),
+                        len(data.eval),
+                        duration(time.perf_counter() - start),
+                    )
+                good = checkpoint.save(
+                    writer,
+                    state,
+                    config=config,
+                    classes=data.train.classes,
+                    category_ids=data.train.category_ids,
+                    metrics=result,
+                    data=batches.get_state(),
                 )
-            good = checkpoint.save(
-                writer,
-                state,
-                config=config,
-                classes=data.train.classes,
-                category_ids=data.train.category_ids,
-                metrics=result,
-                data=batches.get_state(),
-            )
-            progress.start(step)
-    writer.close()
-    write.close()
+                progress.start(step)
+    finally:  # what was being saved is saved to its end
+        writer.close()
+        write.close()
     return result

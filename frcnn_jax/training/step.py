@@ -179,12 +179,12 @@ def initial_state(
     model: Any,
     optimizer: optax.GradientTransformation,
     trainable: PyTree | None = None,
-    variables: PyTree | None = None,
+    variables: dict[str, PyTree] | None = None,
 ) -> TrainState:
     """A fresh state at step 0; `variables` replace the drawn ones where given."""
     if variables is None:
         variables = init_variables(key, image_shape, model=model)
-    variables = dict(variables)
+    variables = {**variables}
     params = variables.pop("params")
     if trainable is None:
         trainable = jax.tree.map(lambda _: True, params)

@@ -20,7 +20,7 @@ PARAMS = {
 
 def test_rate_warms_up_linearly_then_steps_down():
     rate = rate_schedule(
-        100, base=0.2, boundaries=(0.5, 80), warmup_steps=10, warmup_factor=0.1
+        100, base=0.2, boundaries=(0.5, 80.0), warmup_steps=10, warmup_factor=0.1
     )
     # 0.2 * (0.1 + 0.9 * 5 / 10) = 0.11 half-way up
     at = {0: 0.02, 5: 0.11, 10: 0.2, 49: 0.2, 50: 0.02, 79: 0.02, 80: 0.002, 99: 0.002}

@@ -1,0 +1,82 @@
+r"""Blood cells (BCCD, 364 photographs) with ResNet-50 FPN from ImageNet weights.
+
+    python scripts/train.py --config=experiments/bccd_r50_fpn.py:runlocal \
+        --workdir=runs/bccd --config.data.root=BCCD_FOLDER \
+        --config.model.backbone.pretrained=resnet50_imagenet_keras_fp16.npz
+    python scripts/evaluate.py --checkpoint=runs/bccd --pictures=6
+
+The folder is a VOC folder (Annotations, JPEGImages, ImageSets/Main); the weights are
+those of Keras' ResNet50 by layer name, whose conventions (stride in the 1x1, epsilon
+1e-3, mean only) are set below.
+
+`:runlocal` is for two CPU cores: 300 pixels, stem to layer2 frozen. Without it, full
+size for a GPU.
+
+Peer, measured on the same two cores from the same weights: torchvision, 300 pixels,
+batch 2, 560 steps, stem to layer2 frozen, SGD 0.005: val AP 0.592, AP50 0.907, 39 min.
+"""
+
+from typing import Any
+
+import ml_collections
+
+from experiments import common
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    args = common.parse_arg(arg, runlocal=False)
+    local = args["runlocal"]
+    c: Any = ml_collections.ConfigDict()
+    c.update(
+        common.run(batch_size=2 if local else 8, total_steps=600 if local else 2000)
+    )
+    c.update(common.faster_rcnn())
+    c.eval_every = 300 if local else 500
+    c.checkpoint_every = 100
+    c.frozen = ("backbone/conv1", "backbone/bn1", "backbone/layer1")
+    if local:
+        c.frozen += ("backbone/layer2",)
+
+    c.data = dict(  # data.pipeline.build, data.voc.load
+        name="voc",
+        root="",
+        train_split="train",
+        eval_split="val",
+        short_side=300 if local else 600,
+        max_side=400 if local else 800,
+        canvas=(320, 416) if local else (608, 800),
+        max_boxes=64,
+        flip=True,
+        cache=True,
+    )
+    c.model = dict(  # models.build_detector
+        backbone=dict(
+            name="resnet",
+            depth=50,
+            stride_in_1x1=True,
+            norm_eps=1e-3,
+            pretrained="",
+        ),
+        fpn=dict(channels=256),
+        anchors=dict(
+            strides=(4, 8, 16, 32, 64),
+            sizes=(16.0, 32.0, 64.0, 128.0, 256.0)
+            if local
+            else (32.0, 64.0, 128.0, 256.0, 512.0),
+        ),
+        pixel_mean=(123.68, 116.779, 103.939),
+        pixel_std=(1.0, 1.0, 1.0),
+    )
+    c.roi_targets.num_samples = 128 if local else 256
+    c.proposals.train.update(pre_nms=1000, post_nms=500)
+    c.proposals.eval.update(pre_nms=1000, post_nms=300)
+    c.optimizer = dict(  # training.optimizer.make_optimizer
+        name="sgd",
+        learning_rate=0.005 if local else 0.02,
+        momentum=0.9,
+        weight_decay=1e-4,
+        schedule="step",
+        boundaries=(0.7, 0.9),
+        warmup_steps=50 if local else 200,
+    )
+    return c

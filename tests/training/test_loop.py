@@ -1,0 +1,168 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from frcnn_jax.data import pipeline, shapes
+from frcnn_jax.detector import Detector
+from frcnn_jax.evaluation import files
+from frcnn_jax.training import checkpoint, devices, evaluate, loop
+from frcnn_jax.training.metrics import read
+from tests.training import small
+
+
+@pytest.fixture(scope="module")
+def config():
+    return small.config(checkpoint_every=2, eval_every=2, total_steps=4)
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """A run from start to end, without interruption."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, loop.train_and_evaluate(config, workdir)
+
+
+def test_a_run_leaves_everything_behind(whole, config):
+    workdir, result = whole
+    assert {"AP", "AP50", "AR100"} <= set(result)
+    assert [p.name for p in sorted(checkpoint.folder(workdir).iterdir())][-1] == "4"
+    assert json.loads((workdir / "config.json").read_text())["total_steps"] == 4
+    annotations = files.read_annotations(workdir / "annotations.json")
+    assert len(annotations["images"]) == 3
+    files.read_detections(workdir / "detections.json", annotations)
+    rows = read(workdir / "metrics.jsonl")
+    assert [r["step"] for r in rows if r["group"] == "train"] == [1, 2, 3, 4]
+    assert [r["step"] for r in rows if r["group"] == "eval"] == [2, 4]
+    losses = {"rpn_cls", "rpn_box", "roi_cls", "roi_box", "total"}
+    assert losses <= set(rows[0]) and all(math.isfinite(rows[0][n]) for n in losses)
+
+
+def test_resumed_run_equals_the_uninterrupted_one(whole, config, tmp_path, monkeypatch):
+    shard, calls = devices.shard, []
+
+    def interrupted(batch):
+        calls.append(batch)
+        if batch.gt_valid.size and len(calls) == 6:  # evaluation takes batches too
+            raise KeyboardInterrupt
+        return shard(batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(devices, "shard", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train_and_evaluate(config, tmp_path)
+    assert [p.name for p in checkpoint.folder(tmp_path).iterdir()] == ["2"]
+    loop.train_and_evaluate(config, tmp_path)
+
+    workdir, _ = whole
+    for name in ("model", "training"):
+        a, b = (
+            checkpoint.read_arrays(checkpoint.folder(w) / "4", name)
+            for w in (workdir, tmp_path)
+        )
+        small.assert_trees_equal(a, b)
+    a, b = (_without_clock(read(w / "metrics.jsonl")) for w in (workdir, tmp_path))
+    assert a == b
+
+
+def _without_clock(rows):
+    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in rows]
+
+
+def test_finished_run_returns_its_result_again(whole, config):
+    workdir, result = whole
+    assert loop.train_and_evaluate(config, workdir) == pytest.approx(result)
+
+
+def test_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.optimizer.learning_rate = 1e20
+    with pytest.raises(
+        FloatingPointError, match="not finite at step .*last good .*none"
+    ):
+        loop.train_and_evaluate(config, tmp_path)
+    assert not any(checkpoint.folder(tmp_path).iterdir())
+
+
+def test_other_classes_in_the_same_folder_are_refused(whole, config, monkeypatch):
+    workdir, _ = whole
+    load = shapes.load
+    other = lambda **kw: dataclasses.replace(load(**kw), classes=tuple("abcd"))  # noqa: E731
+    monkeypatch.setattr(shapes, "load", other)
+    with pytest.raises(ValueError, match="was trained on classes .*another --workdir"):
+        loop.train_and_evaluate(config, workdir)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"data.shrt_side": 64}, TypeError, "shrt_side"),
+        ({"model.backbone.name": "resnext"}, ValueError, "resnext.*resnet"),
+        ({"model.backbone.widhts": (8, 8)}, TypeError, "widhts"),
+        ({"rpn_targets.fg_iuo": 0.7}, TypeError, "fg_iuo"),
+        ({"proposals.train.pre_nmss": 7}, TypeError, "pre_nmss"),
+        ({"optimizer.momentun": 0.9}, TypeError, "momentun"),
+        ({"batch_size": 3}, ValueError, "batch_size=3 .* 2 devices: use 2 or 4"),
+        ({"data.name": "shape"}, ValueError, "'shape'.*shapes"),
+        ({"init_from": "nowhere"}, FileNotFoundError, "nowhere"),
+        ({"model.backbone.pretrained": "no.npz"}, FileNotFoundError, "no.npz"),
+        ({"frozen": ("backbon",)}, ValueError, "backbon"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_mistakes_in_the_configuration_are_named(change, error, message, tmp_path):
+    config = small.config()
+    for name, value in change.items():
+        *groups, leaf = name.split(".")
+        group = config
+        for g in groups:
+            group = group[g]
+        group[leaf] = value
+    with pytest.raises(error, match=message):
+        loop.train_and_evaluate(config, tmp_path)
+
+
+def test_fine_tuning_from_a_run_says_what_is_fresh(whole, config, tmp_path, caplog):
+    config = config.copy_and_resolve_references()
+    config.init_from, config.total_steps = str(whole[0]), 1
+    with caplog.at_level("INFO", logger="frcnn_jax"):
+        loop.train_and_evaluate(config, tmp_path)
+    assert (
+        f"initialised from {checkpoint.find(whole[0])}, but for nothing" in caplog.text
+    )
+
+
+def test_any_batch_size_and_the_detector_find_the_same(whole, tmp_path):
+    where = checkpoint.folder(whole[0]) / "4"
+    found = {}
+    for batch_size in (2, 4):  # three images: the last batch is filled up
+        annotations, found[batch_size] = evaluate.evaluate_checkpoint(
+            where,
+            tmp_path,
+            changes=[f"eval_batch_size={batch_size}", "postprocess.score=0.01"],
+            pictures=1,
+        )
+    ids = [image["id"] for image in annotations["images"]]
+    assert len(ids) == 3 and {d["image_id"] for d in found[2]} == set(ids)
+    assert (tmp_path / "pictures" / "0000.jpg").stat().st_size > 1000
+
+    model, variables, meta = checkpoint.load_model(where)
+    meta.config.postprocess.score = 0.01
+    detector = Detector(model, variables, meta, batch_size=2)
+    source = pipeline.load_source("shapes", split="val[:3]", size=64)
+    detections = detector([source[i].image for i in range(3)])
+    single = []
+    for i, image_id in enumerate(ids):
+        one = type(detections)(*(field[i] for field in detections))
+        size = source[i].image.shape[:2]
+        single += files.to_results(one, image_id, size, size, detector.category_ids)
+
+    for other in (found[4], single):
+        assert len(found[2]) == len(other)
+        for x, y in zip(found[2], other, strict=True):
+            assert x["image_id"] == y["image_id"]
+            assert x["category_id"] == y["category_id"]
+            np.testing.assert_allclose(x["bbox"], y["bbox"], atol=1e-2)
+            np.testing.assert_allclose(x["score"], y["score"], atol=1e-5)

@@ -1,0 +1,40 @@
+import json
+
+import pytest
+
+from frcnn_jax.training.metrics import Progress, Writer, duration, read
+
+
+def test_rows_are_cut_back_to_the_restored_step(tmp_path):
+    write = Writer(tmp_path)
+    for step in (1, 2, 3):
+        write(step, {"loss": step / 2}, group="train")
+    write.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    write = Writer(tmp_path, step=2)
+    write(3, {"loss": 9.0}, group="train")
+    write.close()
+    rows = [
+        json.loads(r) for r in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [(r["step"], r["loss"]) for r in rows] == [(1, 0.5), (2, 1.0), (3, 9.0)]
+    assert read(tmp_path / "metrics.jsonl") == rows
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_progress_adds_the_speed(caplog):
+    progress = Progress(100, batch_size=4)
+    with caplog.at_level("INFO", logger="frcnn_jax"):
+        values = progress(10, {"total": 1.5, "rpn_cls": 0.5, "learning_rate": 0.01})
+    assert values["images_per_second"] > 0
+    assert "step 10/100" in caplog.text and "rpn_cls 0.5" in caplog.text
+    assert "images/s" in caplog.text and "left" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(12.0, "12s"), (245.0, "4m05s"), (11520.0, "3h12m"), (float("nan"), "?")],
+)
+def test_duration_reads_well(seconds, text):
+    assert duration(seconds) == text
