@@ -4,7 +4,7 @@
     labels   -1 ignored, 0 background, 1 object
 
 The [n, g] matrix of overlaps is never kept: `match` walks over the slots in use, with a
-running best of n numbers. 268,569 anchors cost about as much as the objects there are.
+running best of n numbers, so that time goes with the objects, not with the padding.
 """
 
 from typing import Any, NamedTuple
@@ -58,7 +58,6 @@ def match(
     boxes, gt_boxes = jax.lax.stop_gradient((boxes, gt_boxes))
     if valid is not None:
         boxes = jnp.where(valid[:, None], boxes, 0.0)
-    gt_boxes = jnp.where(gt_valid[:, None], gt_boxes, 0.0)
     crowd = jnp.zeros_like(gt_valid) if gt_ignore is None else gt_valid & gt_ignore
     best, index, forced = _best(boxes, gt_boxes, gt_valid & ~crowd)
     found = (best >= fg_iou) & (best > 0)
