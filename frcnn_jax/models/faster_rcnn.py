@@ -40,6 +40,7 @@ from frcnn_jax.ops import anchors as anchor_ops
 from frcnn_jax.ops import roi_align as roi_ops
 
 Features = dict[int, Float[Array, "b _ _ _"]]
+Number = int | float
 
 
 class RPNOutput(NamedTuple):
@@ -152,9 +153,9 @@ def anchor_pyramid(
     feature_sizes: Mapping[int, tuple[int, int]],
     *,
     strides: tuple[int, ...] = (4, 8, 16, 32, 64),
-    sizes: tuple[float | tuple[float, ...], ...] = (32.0, 64.0, 128.0, 256.0, 512.0),
-    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
-    offset: float = 0.0,
+    sizes: tuple[Number | tuple[Number, ...], ...] = (32.0, 64.0, 128.0, 256.0, 512.0),
+    aspect_ratios: tuple[Number, ...] = (0.5, 1.0, 2.0),
+    offset: Number = 0.0,
     rounding: str = "none",
 ) -> Float[Array, "a 4"]:
     """Return the anchors of all `strides`, for feature maps of `{stride: (h, w)}`.
@@ -179,7 +180,7 @@ def anchor_pyramid(
 def anchors_per_place(
     *,
     strides: tuple[int, ...] = (4, 8, 16, 32, 64),
-    sizes: tuple[float | tuple[float, ...], ...] = (32.0, 64.0, 128.0, 256.0, 512.0),
+    sizes: tuple[Number | tuple[Number, ...], ...] = (32.0, 64.0, 128.0, 256.0, 512.0),
     **kwargs: Any,
 ) -> int:
     """Return k, the same for all levels; raise ValueError where levels disagree."""
@@ -210,7 +211,7 @@ def pool_rois(
     output_size: int = 7,
     sampling_ratio: int = 2,
     aligned: bool = True,
-    canonical_size: float = 224.0,
+    canonical_size: Number = 224.0,
     canonical_level: int = 4,
 ) -> Float[Array, "b r o o c"]:
     """RoIAlign each RoI from the level of `strides` that suits its size (FPN eq. 1)."""
@@ -246,8 +247,8 @@ class FasterRCNN(nn.Module):
     anchors: Callable[..., Float[Array, "a 4"]]
     anchor_strides: tuple[int, ...]
     pool: Callable[..., Float[Array, "b r o o c"]]
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pixel_mean: tuple[Number, Number, Number] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[Number, Number, Number] = (58.395, 57.12, 57.375)
 
     def normalize(
         self, image: Num[Array, "b h w 3"], image_size: Int[Array, "b 2"]
@@ -311,16 +312,15 @@ def build_detector(
     rpn: Mapping[str, Any] | None = None,
     roi_align: Mapping[str, Any] | None = None,
     box_head: Mapping[str, Any] | None = None,
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375),
+    pixel_mean: tuple[Number, Number, Number] = (123.675, 116.28, 103.53),
+    pixel_std: tuple[Number, Number, Number] = (58.395, 57.12, 57.375),
     dtype: str = "float32",
 ) -> FasterRCNN:
     """Compose a FasterRCNN of `num_classes` (without background) from plain dicts.
 
     `dtype` ("float32" or "bfloat16") is what the network computes in; parameters and
-    outputs stay float32. Raises
-    TypeError for a misspelt key and ValueError for a value that does not fit, each
-    naming the group. A C4 detector:
+    outputs stay float32. Raises TypeError for a misspelt key and ValueError for a value
+    that does not fit, each naming the group. A C4 detector:
 
         build_detector(
             num_classes=80,
@@ -352,8 +352,8 @@ def build_detector(
         anchors=partial(anchor_pyramid, **anchors),
         anchor_strides=anchors.get("strides", _default(anchor_pyramid, "strides")),
         pool=partial(pool_rois, **pool),
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
+        pixel_mean=_plain(pixel_mean),
+        pixel_std=_plain(pixel_std),
     )
 
 
@@ -393,7 +393,7 @@ def _lookup(group: str, name: str, attribute: str) -> Any:
     path = name if "." in name else f"{models.__name__}.{name}"
     try:
         found = importlib.util.find_spec(path)
-    except ModuleNotFoundError:
+    except (ImportError, ValueError):
         found = None
     if found is not None:
         module = importlib.import_module(path)

@@ -117,11 +117,11 @@ class Conv(nn.Module):
         shape = (k, k, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         padding = k // 2 if self.padding < 0 else self.padding
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
         x = conv(x, kernel, stride=self.stride, padding=padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            x = x + bias.astype(self.dtype)[None, None, None]
+            x = x + jnp.asarray(bias, self.dtype)[None, None, None]
         return x
 
 

@@ -12,6 +12,7 @@ shape, so nothing here can notice it; it only makes worse features.
 
 import pathlib
 import re
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -141,12 +142,14 @@ def _keras_place(name: str) -> tuple[str, ...]:
 
 
 def _read_npz(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of an archive; pickled objects are refused, not run."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array without a name")
+        with file:
             return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, AttributeError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is not a readable .npz file of plain arrays: {error}"
         ) from error

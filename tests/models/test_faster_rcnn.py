@@ -1,0 +1,353 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frcnn_jax.models import build_backbone, build_detector, faster_rcnn
+from frcnn_jax.ops import roi_align
+
+TINY = dict(
+    num_classes=3,
+    backbone=dict(name="tiny", widths=(8, 8), groups=4),
+    fpn=dict(channels=8),
+    anchors=dict(strides=(4, 8, 16), sizes=(8.0, 16.0, 32.0)),
+    rpn=dict(channels=8),
+    roi_align=dict(strides=(4, 8), output_size=3, canonical_size=32.0),
+    box_head=dict(widths=(16,)),
+)
+C4 = dict(
+    backbone=dict(name="resnet", depth=50, out_strides=(16,)),
+    anchors=dict(strides=(16,), sizes=((32, 64, 128, 256, 512),)),
+    rpn=dict(channels=1024),
+    roi_align=dict(strides=(16,), output_size=14),
+    box_head=dict(name="resnet", depth=50),
+)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A small detector, its variables and two normalised images of odd size."""
+    model = build_detector(**TINY)
+    images = jax.random.normal(jax.random.key(1), (2, 36, 50, 3))
+    return model, jax.jit(model.init)(jax.random.key(0), images), images
+
+
+def by_shape(model, *args):
+    return jax.eval_shape(
+        lambda *a: model.init_with_output(jax.random.key(0), *a), *args
+    )
+
+
+def images(h, w, b=1):
+    return jax.ShapeDtypeStruct((b, h, w, 3), jnp.float32)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+# The whole network
+
+
+def test_r50_fpn_has_torchvisions_parameters():
+    """torchvision's fasterrcnn_resnet50_fpn with 91 classes: 41,755,286 parameters.
+
+    Two differences of bookkeeping: its frozen batch norms are buffers where ours count
+    scale and bias (2 x 26,560), and it predicts a box for the background as well,
+    4 x (1024 + 1).
+    """
+    model = build_detector(
+        num_classes=90, backbone=dict(name="resnet", depth=50), fpn={}
+    )
+    _, variables = by_shape(model, images(64, 64))
+    params = variables["params"]
+    assert set(params) == {"backbone", "fpn", "rpn_head", "box_head"}
+    norms = [
+        leaf.size
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params["backbone"])
+        if "bn" in path[-2].key
+    ]
+    assert sum(norms) == count(variables["batch_stats"]) == 2 * 26_560
+    assert count(params) - sum(norms) + 4 * (1024 + 1) == 41_755_286
+
+
+def test_c4_has_15_anchors_a_place_and_stage_4_in_the_head():
+    model = build_detector(num_classes=20, **C4)
+    (out, logits, deltas), variables = by_shape(model, images(70, 100, 2))
+    assert list(out.features) == [16]
+    assert out.logits.shape == (2, 5 * 7 * 15) and out.anchors.shape == (525, 4)
+    assert out.deltas.shape == (2, 525, 4)
+    assert logits.shape == (2, 1, 21) and deltas.shape == (2, 1, 20, 4)
+    assert "fpn" not in variables["params"]
+    assert "layer4" not in variables["params"]["backbone"]
+    assert "layer4" in variables["params"]["box_head"]
+
+
+def test_outputs_fit_each_other(tiny):
+    model, variables, x = tiny
+    out, logits, deltas = model.apply(variables, x)
+    assert list(out.features) == [4, 8, 16]
+    assert out.level_sizes == (9 * 13 * 3, 5 * 7 * 3, 3 * 4 * 3)
+    assert out.logits.shape == (2, 492) and out.deltas.shape == (2, 492, 4)
+    assert out.anchors.shape == (492, 4)
+    assert logits.shape == (2, 1, 4) and deltas.shape == (2, 1, 3, 4)
+
+
+def test_every_trainable_part_gets_a_finite_gradient(tiny):
+    model, variables, x = tiny
+    rois = jnp.float32([[[2, 3, 20, 30], [0, 0, 50, 36]], [[5, 5, 9, 9], [0, 0, 0, 0]]])
+
+    def loss(model):
+        out = model.rpn(x)
+        logits, deltas = model.detect(out.features, rois)
+        return sum((a**2).sum() for a in (out.logits, out.deltas, logits, deltas))
+
+    grads = jax.jit(jax.grad(lambda v: model.apply(v, method=loss)))(variables)
+    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.isfinite(g).all(), path
+        assert np.abs(g).max() > 0, path
+
+
+def test_bfloat16_inside_float32_outside():
+    model = build_detector(**TINY, dtype="bfloat16")
+    (out, logits, deltas), variables = by_shape(model, images(32, 32))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert {f.dtype for f in out.features.values()} == {jnp.dtype("bfloat16")}
+    for array in (out.logits, out.deltas, out.anchors, logits, deltas):
+        assert array.dtype == jnp.float32
+
+
+# Pixels
+
+
+def test_normalize_is_zero_outside_the_image():
+    model = build_detector(
+        **TINY, pixel_mean=(10.0, 20.0, 30.0), pixel_std=(1.0, 2.0, 4.0)
+    )
+    image = np.full((2, 3, 4, 3), 50, np.uint8)
+    out = model.normalize(jnp.asarray(image), jnp.array([[2, 3], [3, 4]]))
+    expected = np.broadcast_to(np.float32([40, 15, 5]), out.shape).copy()
+    expected[0, 2:] = 0
+    expected[0, :, 3:] = 0
+    assert out.dtype == jnp.float32
+    np.testing.assert_array_equal(out, expected)
+
+
+# RPN
+
+
+def planted_rpn(num_anchors, objectness="sigmoid"):
+    """An RPN head that copies channel a of its input into the logit of anchor a."""
+    head = faster_rcnn.RPNHead(num_anchors, num_anchors, objectness)
+    logits = num_anchors * (2 if objectness == "softmax" else 1)
+    conv = np.zeros((3, 3, num_anchors, num_anchors), np.float32)
+    conv[1, 1] = np.eye(num_anchors)
+    copy = np.eye(num_anchors, dtype=np.float32)
+    if objectness == "softmax":
+        copy = np.stack([np.zeros_like(copy), copy], -1).reshape((num_anchors, -1))
+    params = {
+        "conv": {"kernel": conv, "bias": np.zeros(num_anchors, np.float32)},
+        "objectness": {
+            "kernel": copy[None, None],
+            "bias": np.zeros(logits, np.float32),
+        },
+        "deltas": {
+            "kernel": np.zeros((1, 1, num_anchors, 4 * num_anchors), np.float32),
+            "bias": np.arange(4.0 * num_anchors, dtype=np.float32),
+        },
+    }
+    return partial(head.apply, {"params": params})
+
+
+@pytest.mark.parametrize("objectness", ["sigmoid", "softmax"])
+@pytest.mark.parametrize(
+    "stride, y, x, a", [(8, 2, 3, 4), (16, 1, 0, 5), (16, 0, 1, 0)]
+)
+def test_rpn_logits_stand_where_their_anchors_stand(objectness, stride, y, x, a):
+    ratios = (0.5, 1.0, 2.0)
+    sizes = {8: (16.0, 20.0), 16: (32.0, 40.0)}
+    features = {s: np.zeros((1, n, n + 1, 6), np.float32) for s, n in ((8, 4), (16, 2))}
+    features[stride][0, y, x, a] = 1
+    logits, deltas = planted_rpn(6, objectness)(jax.tree.map(jnp.asarray, features))
+    anchors = faster_rcnn.anchor_pyramid(
+        {s: f.shape[1:3] for s, f in features.items()},
+        strides=(8, 16),
+        sizes=tuple(sizes.values()),
+        aspect_ratios=ratios,
+    )
+    planted = np.argwhere(np.asarray(logits))
+    assert planted.shape == (1, 3 if objectness == "softmax" else 2)
+    assert planted[0][2:].tolist() in ([], [1])  # index 1 is "object"
+    x1, y1, x2, y2 = np.asarray(anchors[planted[0][1]])
+    assert ((x1 + x2) / 2, (y1 + y2) / 2) == (x * stride, y * stride)
+    ratio, size = divmod(a, 2)  # for each ratio, for each size
+    np.testing.assert_allclose((y2 - y1) / (x2 - x1), ratios[ratio], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.sqrt((y2 - y1) * (x2 - x1)), sizes[stride][size], rtol=1e-5
+    )
+    np.testing.assert_array_equal(deltas[0, planted[0][1]], 4 * a + np.arange(4))
+
+
+def test_anchor_rounding_of_other_codes():
+    one = partial(faster_rcnn.anchor_pyramid, {16: (1, 1)}, strides=(16,))
+    legacy = one(sizes=((128, 256, 512),), rounding="legacy")
+    # The nine of py-faster-rcnn, inclusive pixels from one; our corners are continuous.
+    listed = [
+        *([-83, -39, 100, 56], [-175, -87, 192, 104], [-359, -183, 376, 200]),
+        *([-55, -55, 72, 72], [-119, -119, 136, 136], [-247, -247, 264, 264]),
+        *([-35, -79, 52, 96], [-79, -167, 96, 184], [-167, -343, 184, 360]),
+    ]
+    np.testing.assert_array_equal(legacy, np.array(listed) - np.array([1, 1, 0, 0]))
+    torchvision = one(sizes=(32.0,), rounding="torchvision")
+    np.testing.assert_array_equal(torchvision[0], [-23, -11, 23, 11])
+    with pytest.raises(ValueError, match="anchors.rounding='up'"):
+        one(sizes=(32.0,), rounding="up")
+
+
+# Box head
+
+
+def test_detect_pools_each_image_from_its_own_maps(tiny, rng):
+    model, variables, _ = tiny
+    features = {
+        s: jnp.float32(rng.normal(size=(2, -(-36 // s), -(-50 // s), 8)))
+        for s in (4, 8, 16)
+    }
+    start = rng.uniform(0, 20, (2, 4, 2))
+    rois = np.concatenate([start, start + rng.uniform(2, 30, (2, 4, 2))], -1)
+    rois = jnp.float32(rois)
+    logits, deltas = model.apply(variables, features, rois, method="detect")
+    head = partial(model.box_head.apply, {"params": variables["params"]["box_head"]})
+    for b in range(2):
+        pooled = roi_align.multilevel_roi_align(
+            {4: features[4][b], 8: features[8][b]},
+            rois[b],
+            output_size=3,
+            canonical_size=32,
+        )
+        one_logits, one_deltas = head(pooled[None])
+        np.testing.assert_allclose(logits[b], one_logits[0], atol=1e-6)
+        np.testing.assert_allclose(deltas[b], one_deltas[0], atol=1e-6)
+
+
+def test_box_head_flattens_y_x_channel():
+    head = faster_rcnn.BoxHead(num_classes=1, widths=(1,))
+    x = jnp.arange(12.0).reshape((1, 1, 2, 3, 2))
+    params = head.init(jax.random.key(0), x)["params"]
+    pick = np.zeros((12, 1), np.float32)
+    pick[1 * 6 + 2 * 2 + 1] = 1  # y 1, x 2, channel 1
+    params["fc1"] = {"kernel": pick, "bias": np.zeros(1, np.float32)}
+    params["class_logits"] = {
+        "kernel": np.ones((1, 2), np.float32),
+        "bias": np.zeros(2),
+    }
+    logits, _ = head.apply({"params": params}, x)
+    np.testing.assert_array_equal(logits, np.full((1, 1, 2), x[0, 0, 1, 2, 1]))
+
+
+def test_class_agnostic_head_has_one_row():
+    model = build_detector(**{**TINY, "box_head": dict(class_agnostic=True)})
+    (_, logits, deltas), _ = by_shape(model, images(32, 32))
+    assert logits.shape == (1, 1, 4) and deltas.shape == (1, 1, 1, 4)
+
+
+def test_new_layers_start_as_small_gaussians():
+    model = build_detector(num_classes=80, backbone=TINY["backbone"], fpn={})
+    model = model.clone(anchor_strides=(4, 8, 16))
+    rpn = model.rpn_head.init(jax.random.key(0), {4: jnp.zeros((1, 2, 2, 256))})
+    head = model.box_head.init(jax.random.key(0), jnp.zeros((1, 1, 7, 7, 4)))
+    for name, layer, std in [
+        *(
+            (name, rpn["params"][name], 0.01)
+            for name in ("conv", "objectness", "deltas")
+        ),
+        ("class_logits", head["params"]["class_logits"], 0.01),
+        ("class_deltas", head["params"]["class_deltas"], 0.001),
+    ]:
+        np.testing.assert_allclose(np.std(layer["kernel"]), std, rtol=0.1, err_msg=name)
+        assert (layer["bias"] == 0).all()
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    "group, key",
+    [
+        *(("backbone", "depht"), ("fpn", "chanels"), ("anchors", "size")),
+        *(("rpn", "channel"), ("roi_align", "outputsize"), ("box_head", "width")),
+    ],
+)
+def test_misspelt_key_is_named_with_its_group(group, key):
+    config = {**TINY, group: {**TINY[group], key: 1}}
+    with pytest.raises(TypeError, match=rf"(?s){group}.*unexpected \['{key}'\]"):
+        build_detector(**config)
+
+
+def test_unknown_group_is_named():
+    with pytest.raises(TypeError, match="neck"):
+        build_detector(**TINY, neck={})
+
+
+@pytest.mark.parametrize(
+    "name", ["resnett", "layers", "", "nowhere.at_all", ".resnet", "resnet.Backbone"]
+)
+def test_unknown_backbone_lists_what_there_is(name):
+    with pytest.raises(ValueError) as error:
+        build_backbone(name)
+    assert f"backbone.name={name!r}" in str(error.value)
+    assert "'resnet', 'tiny'" in str(error.value)
+
+
+def test_unknown_box_head_lists_what_there_is():
+    with pytest.raises(ValueError, match=r"box_head.name='tiny'.*'resnet'"):
+        build_detector(**{**TINY, "box_head": dict(name="tiny")})
+
+
+def test_own_backbone_by_dotted_path(tmp_path, monkeypatch):
+    package = tmp_path / "someones"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "net.py").write_text(
+        "from flax import linen as nn\n"
+        "class Backbone(nn.Module):\n"
+        "    @nn.compact\n"
+        "    def __call__(self, images):\n"
+        "        return {8: nn.Conv(4, (8, 8), (8, 8))(images)}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = build_detector(
+        num_classes=2,
+        backbone=dict(name="someones.net", pretrained="file.npz"),
+        anchors=dict(strides=(8,), sizes=(16.0,)),
+        roi_align=dict(strides=(8,)),
+    )
+    (out, _, _), _ = by_shape(model, images(32, 32))
+    assert out.logits.shape == (1, 4 * 4 * 3)
+
+
+@pytest.mark.parametrize(
+    "group, value, message",
+    [
+        ("rpn", dict(objectness="tanh"), "objectness='tanh'"),
+        ("anchors", dict(strides=(4, 8), sizes=(8.0,)), "2 strides"),
+        ("anchors", dict(strides=(8, 4), sizes=(8.0, 4.0)), "ascend"),
+        ("anchors", dict(strides=(4, 8), sizes=(8.0, (4.0, 8.0))), r"\[3, 6\] anchors"),
+        ("anchors", dict(strides=(4, 64), sizes=(8.0, 8.0)), r"no features.*\[64\]"),
+        ("roi_align", dict(strides=(4, 32)), r"roi_align.strides=\(4, 32\).*\[32\]"),
+    ],
+)
+def test_wrong_value_is_named(group, value, message):
+    with pytest.raises(ValueError, match=message):
+        by_shape(build_detector(**{**TINY, group: value}), images(32, 32))
+
+
+def test_lists_serve_as_tuples():
+    """As JSON gives them back; modules must stay hashable."""
+    anchors = dict(strides=[4, 8, 16], sizes=[8.0, [16.0], 32.0])
+    backbone = dict(name="tiny", widths=[8, 8], groups=4)
+    model = build_detector(**{**TINY, "anchors": anchors, "backbone": backbone})
+    assert hash(model) == hash(model)
+    assert by_shape(model, images(32, 32))[0][0].anchors.shape[1] == 4

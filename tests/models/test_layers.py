@@ -1,0 +1,142 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frcnn_jax.models import layers
+
+
+def slow_conv(x, kernel, stride, padding):
+    """Every output cell is the sum over its window, in float64."""
+    p, k = padding, kernel.shape[0]
+    x = np.pad(np.float64(x), ((0, 0), (p, p), (p, p), (0, 0)))
+    h, w = ((n - k) // stride + 1 for n in x.shape[1:3])
+    out = np.zeros((len(x), h, w, kernel.shape[-1]))
+    for y in range(h):
+        for z in range(w):
+            window = x[:, y * stride : y * stride + k, z * stride : z * stride + k]
+            out[:, y, z] = np.tensordot(window, np.float64(kernel), 3)
+    return out
+
+
+CASES = {  # n, h, w, input channels, output channels, kernel, stride
+    "1x1": (2, 5, 6, 7, 4, 1, 1),
+    "1x1 stride 2, odd": (2, 5, 7, 7, 4, 1, 2),
+    "3x3 narrow": (2, 6, 5, 5, 4, 3, 1),
+    "3x3 wide": (2, 6, 5, 128, 130, 3, 1),
+    "3x3 wide, one row": (3, 1, 4, 128, 128, 3, 1),
+    "3x3 stride 2, odd": (2, 7, 5, 5, 4, 3, 2),
+    "7x7 stride 2": (1, 10, 12, 3, 4, 7, 2),
+}
+
+
+@pytest.fixture(params=CASES, ids=lambda name: name.replace(" ", "_"))
+def case(request, rng):
+    n, h, w, i, o, k, stride = CASES[request.param]
+    x = rng.normal(size=(n, h, w, i)).astype(np.float32)
+    kernel = rng.normal(size=(k, k, i, o)).astype(np.float32)
+    return x, kernel, stride, k // 2
+
+
+def test_conv_is_the_windowed_sum(case):
+    x, kernel, stride, padding = case
+    out = jax.jit(lambda *a: layers.conv(*a, stride=stride, padding=padding))(x, kernel)
+    expected = slow_conv(x, kernel, stride, padding)
+    np.testing.assert_allclose(out, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_conv_gradients_equal_those_of_the_plain_convolution(case, rng):
+    x, kernel, stride, padding = case
+
+    @jax.jit
+    def both(x, kernel):
+        ours, pull = jax.vjp(
+            lambda *a: layers.conv(*a, stride=stride, padding=padding), x, kernel
+        )
+        plain, pull_plain = jax.vjp(
+            lambda *a: layers._xla_conv(*a, stride, padding), x, kernel
+        )
+        g = jax.random.normal(jax.random.key(0), ours.shape)
+        return (ours, *pull(g)), (plain, *pull_plain(g))
+
+    for ours, plain in zip(*both(x, kernel), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max())
+
+
+def test_wide_conv_gradient_under_vmap(rng):
+    x = jnp.float32(rng.normal(size=(3, 1, 4, 4, 128)))
+    kernel = jnp.float32(rng.normal(size=(3, 3, 128, 128)))
+    grad = jax.grad(lambda k, x: (layers.conv(x, k, padding=1) ** 2).sum())
+    together = jax.vmap(grad, (None, 0))(kernel, x)
+    one_by_one = jnp.stack([grad(kernel, each) for each in x])
+    np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-2)
+
+
+def primitives(*shapes, **kwargs):
+    args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+    return str(jax.make_jaxpr(lambda x, k: layers.conv(x, k, **kwargs))(*args))
+
+
+def test_conv_formulation_depends_on_the_backend(monkeypatch):
+    one, three = (1, 1, 128, 128), (3, 3, 128, 128)
+    assert "dot_general" in primitives((1, 8, 8, 128), one)
+    assert "custom_vjp" in primitives((1, 8, 8, 128), three, padding=1)
+    assert "custom_vjp" not in primitives((1, 8, 8, 128), three, padding=1, stride=2)
+    assert "custom_vjp" not in primitives((1, 8, 8, 128), three, padding=0)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for kernel, padding in ((one, 0), (three, 1)):
+        jaxpr = primitives((1, 8, 8, 128), kernel, padding=padding)
+        assert "conv_general_dilated" in jaxpr
+        assert "custom_vjp" not in jaxpr and "dot_general" not in jaxpr
+
+
+def test_conv_layer_pads_half_the_kernel_and_adds_the_bias():
+    layer = layers.Conv(2, 3, 2)
+    x = jnp.ones((1, 5, 4, 1))
+    variables = layer.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, variables["params"]) == {
+        "kernel": (3, 3, 1, 2),
+        "bias": (2,),
+    }
+    params = {"kernel": jnp.ones((3, 3, 1, 2)), "bias": jnp.array([0.0, 10.0])}
+    out = layer.apply({"params": params}, x)
+    assert out.shape == (1, 3, 2, 2)
+    np.testing.assert_array_equal(out[0, :, :, 0], [[4, 6], [6, 9], [4, 6]])
+    np.testing.assert_array_equal(out[..., 1], out[..., 0] + 10)
+
+
+def test_conv_layer_computes_in_dtype_with_float32_parameters():
+    layer = layers.Conv(2, 3, dtype=jnp.bfloat16)
+    x = jnp.ones((1, 4, 4, 3))
+    variables = layer.init(jax.random.key(0), x)
+    assert {a.dtype for a in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert layer.apply(variables, x).dtype == jnp.bfloat16
+    grad = jax.grad(lambda v: layer.apply(v, x).astype(jnp.float32).sum())(variables)
+    assert {a.dtype for a in jax.tree.leaves(grad)} == {jnp.dtype("float32")}
+
+
+def test_frozen_batch_norm_normalises_and_never_learns():
+    norm = layers.FrozenBatchNorm(eps=0.5)
+    x = jnp.arange(6.0).reshape((1, 1, 3, 2))
+    variables = {
+        "params": {"scale": jnp.array([2.0, 1.0]), "bias": jnp.array([1.0, -1.0])},
+        "batch_stats": {"mean": jnp.array([2.0, 0.0]), "var": jnp.array([3.5, 0.5])},
+    }
+    out = norm.apply(variables, x)
+    np.testing.assert_allclose(out[0, 0], [[-1, 0], [1, 2], [3, 4]], rtol=1e-6)
+    grads = jax.grad(lambda v: norm.apply(v, x).sum())(variables)
+    assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(grads))
+    _, changed = norm.apply(variables, x, mutable=["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, changed, {
+        "batch_stats": variables["batch_stats"]
+    })  # fmt: skip
+
+
+def test_max_pool_padding_never_wins():
+    x = -jnp.arange(1.0, 13.0).reshape((1, 3, 4, 1))
+    out = layers.max_pool(x, window=3, stride=2, padding=1)
+    np.testing.assert_array_equal(out[0, :, :, 0], [[-1, -2], [-5, -6]])
+    grad = jax.grad(lambda x: layers.max_pool(x, window=2, stride=2).sum())(x)
+    np.testing.assert_array_equal(
+        grad[0, :, :, 0], [[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    )
