@@ -91,6 +91,10 @@ def postprocess(
     or [r, 1, 4] shared by all classes.
     """
     r, num_classes = len(rois), class_logits.shape[1] - 1
+    if r == 0:  # one padded RoI, so that there is something to index
+        rois, rois_valid = jnp.zeros((1, 4)), jnp.zeros(1, bool)
+        class_logits = jnp.zeros((1, num_classes + 1))
+        class_deltas, r = jnp.zeros((1, *class_deltas.shape[1:])), 1
     probability = jax.nn.softmax(class_logits.astype(jnp.float32))[:, 1:]
     candidate = (probability > score) & rois_valid[:, None]
     probability = jnp.where(candidate, probability, -jnp.inf).reshape(-1)

@@ -43,10 +43,10 @@ def roi_align(
     outside the map are zero. Padded RoIs (zeros) give finite values. Weights and sums
     are float32.
     """
-    h, w, _ = features.shape
+    h, w, c = features.shape
     pixel_map = dict(base=0, height=h, width=w, scale=1 / stride)
     return _align(
-        features.reshape(h * w, -1),
+        features.reshape(h * w, c),
         rois,
         pixel_map,
         output_size,
@@ -86,7 +86,9 @@ def multilevel_roi_align(
         canonical_level=canonical_level,
     )
     pixel_map = {name: jnp.asarray(x)[level] for name, x in table.items()}
-    flat = jnp.concatenate([m.reshape(n, -1) for m, n in zip(maps, sizes, strict=True)])
+    flat = jnp.concatenate(
+        [m.reshape(n, m.shape[2]) for m, n in zip(maps, sizes, strict=True)]
+    )
     return _align(flat, rois, pixel_map, output_size, sampling_ratio, aligned)
 
 
@@ -160,9 +162,9 @@ def _align(flat, rois, pixel_map, output_size, samples, aligned):
     index = base + y[:, :, None, :, None] * width[:, None, None, None, None]
     index = index + x[:, None, :, None, :]
     weight = wy[:, :, None, :, None] * wx[:, None, :, None, :]
-    k = index.shape[-1] * index.shape[-2]
+    k = (2 * samples) ** 2
     pooled = _weighted_gather(flat, index.reshape(-1, k), weight.reshape(-1, k))
-    return pooled.reshape(len(rois), oh, ow, -1)
+    return pooled.reshape(len(rois), oh, ow, flat.shape[1])
 
 
 def _corners(start, end, cells, samples, length, aligned):
@@ -182,7 +184,8 @@ def _corners(start, end, cells, samples, length, aligned):
     weight = jnp.stack([1 - fraction, fraction], -1)
     weight = jnp.where(inside[..., None], weight / samples, 0)
     pixel = jnp.where(inside[..., None], jnp.stack([low, high], -1), 0)
-    return (x.reshape(*x.shape[:2], -1) for x in (pixel, weight))
+    shape = (*at.shape[:2], 2 * samples)
+    return pixel.reshape(shape), weight.reshape(shape)
 
 
 # RoIAlign: the weighted sum and its transpose --------------------------------------
@@ -222,7 +225,7 @@ def _(size, batched, flat, index, weight):
         index = index + flat.shape[1] * jnp.arange(size)[:, None, None]
         flat = flat.reshape(-1, flat.shape[-1])
     out = _gather_rows(flat, _merge(index), _merge(weight))
-    return out.reshape(size, -1, out.shape[-1]), True
+    return out.reshape(size, index.shape[1], out.shape[-1]), True
 
 
 @functools.cache
@@ -242,7 +245,7 @@ def _scatter_rows(p):
         cotangent, index, weight = _batch(size, batched, cotangent, index, weight)
         index = index + p * jnp.arange(size)[:, None, None]
         grad = _scatter_rows(size * p)(_merge(cotangent), _merge(index), _merge(weight))
-        return grad.reshape(size, p, -1), True
+        return grad.reshape(size, p, grad.shape[1]), True
 
     return scatter
 
@@ -259,7 +262,7 @@ def _scatter_in_turn(grad, cotangent, index, weight):
     def step(grad, x):
         g, i, w = x
         rows = w[:, :, None] * g[:, None]
-        return grad.at[i.reshape(-1)].add(rows.reshape(chunk * k, -1)), None
+        return grad.at[i.reshape(-1)].add(rows.reshape(chunk * k, grad.shape[1])), None
 
     return lax.scan(step, grad, (cotangent, index, weight))[0]
 
@@ -276,7 +279,7 @@ def _merge(x):
 
 
 # RoIPool --------------------------------------------------------------------------
-# A cell is `rows` x `columns` pixels from pixel `start` on, the map `width` pixels wide.
+# A cell is `rows` x `columns` pixels from pixel `start` on, in a map of `width` pixels.
 # The loops below visit the i-th pixel of all cells of a chunk at once; each chunk takes
 # as many steps as its largest cell has pixels.
 
