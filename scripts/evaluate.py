@@ -52,10 +52,11 @@ def main(_):
 
     result = coco.evaluate(annotations, detections)
     for metric in ("07", "area"):
-        result[f"VOC{metric}"] = voc.evaluate(annotations, detections, metric=metric)
+        ap = voc.evaluate(annotations, detections, metric=metric)
+        result[f"VOC{metric}"] = ap["mAP"]
+        for name, values in ap["per_class"].items():
+            result["per_class"][name][f"VOC{metric}"] = values["AP"]
     print(coco.format_table(result))
-    for metric, name in (("07", "VOC AP50, 11 points"), ("area", "VOC AP50, area")):
-        print(f"{name:<28}{result[f'VOC{metric}']['mAP']:.3f}")
     print(json.dumps(result))
 
 

@@ -12,13 +12,14 @@ log = logging.getLogger(__name__)
 
 
 def log_to_stderr() -> None:
-    """Shows this package's progress, and of the libraries below only warnings."""
+    """Shows this package's progress, and of the libraries below only errors."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     package = logging.getLogger("frcnn_jax")
     package.handlers, package.propagate = [handler], False
     package.setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for library in ("absl", "jax", "orbax"):
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 class Writer:

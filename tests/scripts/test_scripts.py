@@ -1,0 +1,117 @@
+"""The scripts as a user runs them: processes, files, exit codes, the last JSON line."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from frcnn_jax.evaluation import files
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def script(name, *args, code=0):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+    )
+    assert done.returncode == code, done.stderr[-3000:]
+    return done
+
+
+def last_json(done):
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    config = ROOT / "tests" / "scripts" / "small_experiment.py"
+    done = script(
+        *("train", f"--config={config}", f"--workdir={path}"),
+        "--config.optimizer.learning_rate=0.01",
+    )
+    assert last_json(done).keys() >= {"AP", "AP50"}
+    assert "step 1/2  loss" in done.stderr
+    config = json.loads((path / "config.json").read_text())
+    assert config["optimizer"]["learning_rate"] == 0.01
+    return path
+
+
+def test_evaluate_gives_the_same_for_checkpoint_and_files(workdir, tmp_path):
+    by_checkpoint = script(
+        *("evaluate", f"--checkpoint={workdir}", f"--output={tmp_path}"),
+        *("--pictures=2", "--set=postprocess.score=0.0", "--batch_size=4"),
+    )
+    by_files = script(
+        *("evaluate", f"--detections={tmp_path / 'detections.json'}"),
+        f"--annotations={tmp_path / 'annotations.json'}",
+    )
+    assert last_json(by_checkpoint) == last_json(by_files)
+    assert last_json(by_files).keys() >= {"AP", "AR100", "per_class", "VOC07"}
+    assert "AP50" in by_files.stdout and "circle" in by_files.stdout
+    for i in range(2):
+        picture = cv2.imread(str(tmp_path / "pictures" / f"{i:04d}.jpg"))
+        assert picture.shape[2] == 3
+
+
+def test_predict_names_what_it_cannot_read_and_does_the_rest(workdir, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, size in (("a", (70, 50)), ("b", (64, 64)), ("c", (40, 90))):
+        image = rng.integers(0, 256, (*size, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / f"{name}.png"), image)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    done = script(
+        *("predict", f"--checkpoint={workdir}", f"--images={tmp_path}/*.png"),
+        *(f"--output={out}", "--batch_size=2"),
+        code=1,
+    )
+    result = last_json(done)
+    assert result["images"] == 3
+    assert result["unread"] == [str(tmp_path / "broken.png")]
+    assert "broken.png" in done.stderr
+    assert len(list((out / "pictures").iterdir())) == 3
+    images = files.read_annotations(out / "images.json")
+    assert {(i["width"], i["height"]) for i in images["images"]} == {
+        (50, 70),
+        (64, 64),
+        (90, 40),
+    }
+    files.read_detections(out / "detections.json", images)
+
+
+def test_nothing_to_predict_on_is_an_error(workdir, tmp_path):
+    done = script(
+        *("predict", f"--checkpoint={workdir}", f"--images={tmp_path}/*.jpg"),
+        f"--output={tmp_path}",
+        code=1,
+    )
+    assert "matches no file" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
+def test_help_says_what_the_script_does(name):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert "python scripts/" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_misspelt_override_is_named(tmp_path):
+    done = script(
+        *("train", "--config=experiments/shapes_demo.py", f"--workdir={tmp_path}"),
+        "--config.optimizer.learning_rat=0.1",
+        code=1,
+    )
+    assert "learning_rat" in done.stderr and "learning_rate" in done.stderr
