@@ -255,8 +255,11 @@ def test_postprocess_score_is_a_strict_bound():
     assert got.valid.sum() == 1 and got.classes[0] == 1
     np.testing.assert_allclose(got.boxes[0], [40, 40, 60, 60])
     np.testing.assert_allclose(got.scores[0], 0.5, rtol=1e-6)
-    none = postprocess(rois, valid, logits, deltas, IMAGE, score=0.9)
+    two_halves = jnp.zeros((2, 2))
+    none = postprocess(rois, valid, two_halves, deltas, IMAGE, score=0.5)
     assert not none.valid.any() and not none.boxes.any()
+    both = postprocess(rois, valid, two_halves, deltas, IMAGE, score=0.4999)
+    assert both.valid.sum() == 2
 
 
 def test_too_many_candidates_lose_the_lowest_scored(rng):

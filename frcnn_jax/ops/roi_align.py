@@ -180,7 +180,7 @@ def _corners(start, end, cells, samples, length, aligned):
     at = jnp.maximum(at, 0)
     low = jnp.minimum(jnp.floor(at).astype(jnp.int32), length - 1)
     high = jnp.minimum(low + 1, length - 1)
-    fraction = jnp.where(low < high, at - low, 0)
+    fraction = at - low  # of no account where low and high are the same pixel
     weight = jnp.stack([1 - fraction, fraction], -1)
     weight = jnp.where(inside[..., None], weight / samples, 0)
     pixel = jnp.where(inside[..., None], jnp.stack([low, high], -1), 0)
