@@ -14,8 +14,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 demo: $(VENV)/.installed
 	rm -rf runs/demo
 	$(BIN)/python scripts/train.py --config=experiments/shapes_demo.py --workdir=runs/demo
-	$(BIN)/python scripts/predict.py --checkpoint=runs/demo --source=eval --num_images=12 --output=runs/demo/pictures
-	$(BIN)/python scripts/evaluate.py --checkpoint=runs/demo --output=runs/demo
+	$(BIN)/python scripts/evaluate.py --checkpoint=runs/demo --split=test --pictures=12
+	@# annotations.json, detections.json and pictures/ of 200 images never seen: runs/demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2

@@ -28,11 +28,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     local = args["runlocal"]
     c: Any = ml_collections.ConfigDict()
     c.update(
-        common.run(batch_size=2 if local else 8, total_steps=600 if local else 2000)
+        common.run(batch_size=2 if local else 8, total_steps=700 if local else 2000)
     )
     c.update(common.faster_rcnn())
-    c.eval_every = 300 if local else 500
-    c.checkpoint_every = 100
+    c.eval_every = 350 if local else 500
+    c.checkpoint_every = 175 if local else 250
     c.frozen = ("backbone/conv1", "backbone/bn1", "backbone/layer1")
     if local:
         c.frozen += ("backbone/layer2",)

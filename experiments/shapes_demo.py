@@ -20,7 +20,7 @@ from experiments import common
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     args = common.parse_arg(arg, runlocal=False)
     c: Any = ml_collections.ConfigDict()
-    c.update(common.run(batch_size=8, total_steps=10 if args["runlocal"] else 600))
+    c.update(common.run(batch_size=8, total_steps=10 if args["runlocal"] else 800))
     c.update(common.faster_rcnn())
 
     c.data = dict(  # data.pipeline.build, data.shapes.load
