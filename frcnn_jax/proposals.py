@@ -46,7 +46,8 @@ def select_proposals(
     if logits.ndim == 2:
         logits = logits[:, 1] - logits[:, 0]
     if exclude_padding:
-        logits = jnp.where(_centre_inside(anchors, image_size), logits, -jnp.inf)
+        inside = box_ops.centered_inside(anchors, image_size)
+        logits = jnp.where(inside, logits, -jnp.inf)
     index, level = _top_of_levels(logits, sizes, pre_nms)
     logits = logits[index]
     decoded = box_ops.decode(deltas[index], anchors[index], stds=stds)
@@ -129,12 +130,6 @@ def _top_of_levels(scores, sizes, count):
         level.append(jnp.full_like(top, i))
         start += size
     return jnp.concatenate(index), jnp.concatenate(level)
-
-
-def _centre_inside(boxes, image_size):
-    h, w = image_size
-    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-    return (x >= 0) & (y >= 0) & (x <= w) & (y <= h)
 
 
 def _large_enough(boxes, min_size):

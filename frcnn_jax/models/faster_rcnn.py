@@ -138,7 +138,7 @@ class BoxHead(nn.Module):
 def legacy_cells(sizes, aspect_ratios):
     """The anchors of `ops.anchors.legacy_cell_anchors` for `sizes` in pixels."""
     return anchor_ops.legacy_cell_anchors(
-        16, aspect_ratios, [s / 16 for s in np.ravel(sizes)]
+        aspect_ratios=aspect_ratios, scales=[s / 16 for s in np.ravel(sizes)]
     )
 
 

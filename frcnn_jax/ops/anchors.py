@@ -48,6 +48,7 @@ def rounded_cell_anchors(
 
 
 def legacy_cell_anchors(
+    *,
     base_size: int = 16,
     aspect_ratios: Sequence[float | int] = (0.5, 1.0, 2.0),
     scales: Sequence[float | int] = (8, 16, 32),
