@@ -11,9 +11,11 @@ Which formulation is fastest depends on backend and shape:
 | --- | --- | --- | --- | --- |
 | CPU | 1x1 | matrix product | matrix product | matrix product |
 | CPU | 3x3, stride 1, 96 channels or more | XLA | XLA | nine shifted matrix products |
+| CPU | depthwise | shifted products | shifted products | shifted products |
 | any | everything else | XLA | XLA | XLA |
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -125,6 +127,50 @@ class Conv(nn.Module):
         return x
 
 
+class DepthwiseConv(nn.Module):
+    """Each channel with its own odd `kernel_size` square `[k, k, 1, c]`; no bias."""
+
+    kernel_size: int = 3
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
+        """Return the map, `ceil(h / stride)` cells high, in `dtype`."""
+        k, c = self.kernel_size, x.shape[-1]
+        kernel = self.param("kernel", he_normal, (k, k, 1, c))
+        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
+        return depthwise_conv(x, kernel, stride=self.stride)
+
+
+def depthwise_conv(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], *, stride: int = 1
+) -> Float[Array, "n h2 w2 c"]:
+    """Cross-correlate every channel with its own kernel, padded by k // 2.
+
+    XLA has no fast depthwise convolution for CPUs; there it is a sum of k^2 products of
+    shifted maps, which fuse.
+    """
+    k, _, _, c = kernel.shape
+    if jax.default_backend() != "cpu":
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(stride, stride),
+            padding=((k // 2, k // 2),) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=c,
+        )
+    h, w = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
+    products = [
+        padded[:, i : i + h : stride, j : j + w : stride] * kernel[None, i, j]
+        for i in range(k)
+        for j in range(k)
+    ]
+    return sum(products[1:], products[0])
+
+
 class FrozenBatchNorm(nn.Module):
     """y = scale (x - mean) / sqrt(var + eps) + bias, with nothing that ever learns.
 
@@ -150,14 +196,78 @@ class FrozenBatchNorm(nn.Module):
         return x * multiplier + offset.astype(self.dtype)[None, None, None]
 
 
+def norm(kind: str, *, name: str, dtype: Any = jnp.float32) -> Callable[[Array], Array]:
+    """Return the layer that `kind` names: "none", "frozen" or "group" (32 groups).
+
+    "frozen" is `FrozenBatchNorm`, the statistics of weights made elsewhere; "group"
+    (Wu & He 2018) needs none and suits heads that are trained here.
+    """
+    if kind == "frozen":
+        return FrozenBatchNorm(dtype=dtype, name=name)
+    if kind == "group":
+        return nn.GroupNorm(32, dtype=dtype, name=name)
+    return lambda x: x
+
+
+def check_norm(group: str, kind: str) -> None:
+    """Raise ValueError for a `kind` that `norm` does not know."""
+    if kind not in ("none", "frozen", "group"):
+        raise ValueError(f"{group}.norm={kind!r}: expected 'none', 'frozen' or 'group'")
+
+
 def max_pool(
-    x: Float[Array, "n h w c"], *, window: int, stride: int, padding: int = 0
+    x: Float[Array, "n h w c"],
+    *,
+    window: int,
+    stride: int,
+    padding: int = 0,
+    same: bool = False,
 ) -> Float[Array, "n h2 w2 c"]:
-    """Maximum over `window` x `window` cells; the padding never wins (-inf)."""
+    """Maximum over `window` x `window` cells; the padding never wins (-inf).
+
+    `same` gives `ceil(h / stride)` cells: what is missing is added at the end.
+    """
     sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     return jax.lax.reduce_window(
-        x, -jnp.inf, jax.lax.max, (1, window, window, 1), (1, stride, stride, 1), sides
+        x,
+        -jnp.inf,
+        jax.lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        "SAME" if same else sides,
     )
+
+
+def local_response_norm(
+    x: Float[Array, "n h w c"],
+    *,
+    window: tuple[int, int, int] = (3, 3, 1),
+    alpha: float = 5e-5,
+    beta: float = 0.75,
+) -> Float[Array, "n h w c"]:
+    """`x / (1 + alpha / |W| sum_W x^2)^beta`, W the window (h, w, c) around each value.
+
+    Caffe's "within channel" is (3, 3, 1), its and AlexNet's "across channels" (1, 1, 3)
+    (Krizhevsky et al. 2012, Sec 3.3). Outside the map x is 0 and counts in |W|.
+    """
+    x32 = x.astype(jnp.float32)
+    squares = jax.lax.reduce_window(
+        x32 * x32, 0.0, jax.lax.add, (1, *window), (1, 1, 1, 1), "SAME"
+    )
+    scale = 1 + alpha / math.prod(window) * squares
+    return (x32 * scale**-beta).astype(x.dtype)
+
+
+def dropout(
+    keys: Array, x: Float[Array, "b *d"], *, rate: float
+) -> Float[Array, "b *d"]:
+    """Zero values with probability `rate` and divide the others by `1 - rate`.
+
+    One key an image, `[b]`: the draw does not depend on what else is in the batch, so
+    any number of devices draws the same.
+    """
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1 - rate), 0)
 
 
 def box_predictors(

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from frcnn_jax.models import layers
 
@@ -140,3 +141,60 @@ def test_max_pool_padding_never_wins():
     np.testing.assert_array_equal(
         grad[0, :, :, 0], [[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     )
+
+
+def slow_local_response_norm(x, window, alpha=5e-5, beta=0.75):
+    """Value by value, in float64, over the part of the window inside the map."""
+    x = np.float64(x)
+    out = np.empty_like(x)
+    reach = [(size - 1) // 2 for size in window]
+    for n, *place in np.ndindex(x.shape):
+        around = tuple(
+            slice(max(i - r, 0), i + r + 1) for i, r in zip(place, reach, strict=True)
+        )
+        scale = 1 + alpha / np.prod(window) * (x[n][around] ** 2).sum()
+        out[n, *place] = x[n, *place] / scale**beta
+    return out
+
+
+@pytest.mark.parametrize("window", [(3, 3, 1), (1, 1, 3), (1, 1, 5)])
+def test_local_response_norm_value_by_value(window, rng):
+    x = rng.normal(0, 300, (2, 5, 4, 6)).astype(np.float32)
+    norm = jax.jit(lambda x: layers.local_response_norm(x, window=window))
+    expected = slow_local_response_norm(x, window)
+    assert np.abs(expected / x).min() < 0.5  # it does something
+    np.testing.assert_allclose(norm(x), expected, rtol=1e-5)
+    out = norm(jnp.asarray(x, jnp.bfloat16))
+    assert out.dtype == jnp.bfloat16
+
+
+def test_local_response_norm_worked_on_paper():
+    """Three values; the scale is that of the pixels around, channel by channel."""
+    x = np.zeros((1, 3, 3, 2), np.float32)
+    x[0, 1, 1, 0], x[0, 0, 0, 0], x[0, 1, 1, 1] = 90.0, 1.0, 5.0
+    out = layers.local_response_norm(jnp.asarray(x), alpha=0.01, beta=1.0)
+    scale = 1 + 0.01 / 9 * (90.0**2 + 1)
+    np.testing.assert_allclose(out[0, 1, 1, 0], 90 / scale, rtol=1e-6)
+    np.testing.assert_allclose(out[0, 0, 0, 0], 1 / scale, rtol=1e-6)
+    np.testing.assert_allclose(out[0, 1, 1, 1], 5 / (1 + 0.01 / 9 * 25), rtol=1e-6)
+    assert (np.asarray(out) != 0).sum() == 3
+
+
+def test_local_response_norm_gradient_equals_finite_differences(rng):
+    x = jnp.float32(rng.normal(0, 2, (1, 3, 3, 2)))
+    norm = jax.jit(lambda x: layers.local_response_norm(jnp.asarray(x), alpha=0.5))
+    check_grads(norm, (x,), order=1, modes=["rev"], rtol=2e-2)
+
+
+def test_max_pool_same_keeps_the_odd_row():
+    x = jnp.arange(15.0).reshape((1, 3, 5, 1))
+    out = layers.max_pool(x, window=2, stride=2, same=True)
+    np.testing.assert_array_equal(out[0, :, :, 0], [[6, 8, 9], [11, 13, 14]])
+
+
+def test_dropout_keeps_the_mean_and_the_share():
+    keys = jax.random.split(jax.random.key(0), 2)
+    out = layers.dropout(keys, jnp.ones((2, 100, 100)), rate=0.25)
+    assert set(np.unique(out).round(4)) == {0.0, np.float32(1 / 0.75).round(4)}
+    np.testing.assert_allclose(np.mean(out), 1, atol=0.02)
+    assert (out[0] != out[1]).any()

@@ -1,0 +1,55 @@
+"""ZF (Zeiler & Fergus 2014), the small and fast network of the paper's tables.
+
+| layer | kernel | channels | then |
+| --- | --- | --- | --- |
+| conv1 | 7x7/2 | 96 | ReLU, LRN, 3x3/2 maximum |
+| conv2 | 5x5/2 | 256 | ReLU, LRN, 3x3/2 maximum |
+| conv3, conv4 | 3x3 | 384 | ReLU |
+| conv5 | 3x3 | 256 | ReLU |
+
+fc6 and fc7 on the pooled RoIs are those of VGG: `box_head.name` "zf" and "vgg" are one.
+py-faster-rcnn's ZF pools RoIs to 6x6, its VGG to 7x7.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from frcnn_jax.models import layers
+from frcnn_jax.models.vgg import BoxHead
+
+__all__ = ["Backbone", "BoxHead"]
+
+
+class Backbone(nn.Module):
+    """Five convolutions with ReLU, local response normalisation after two: `{16: ..}`.
+
+    `lrn_window` is (3, 3, 1), within a channel, as in py-faster-rcnn's ZF; (1, 1, 3)
+    across channels, as in AlexNet. The map has `ceil(h / 16)` cells; Caffe's poolings
+    round up and may have one more at the right and the bottom.
+    """
+
+    lrn_window: tuple[int, int, int] = (3, 3, 1)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b h w 3"]
+    ) -> dict[int, Float[Array, "b _ _ 256"]]:
+        """Return the map of stride 16."""
+
+        def conv(x, channels, size, stride, name):
+            layer = layers.Conv(channels, size, stride, dtype=self.dtype, name=name)
+            return nn.relu(layer(x))
+
+        def shrink(x):
+            x = layers.local_response_norm(x, window=self.lrn_window)
+            return layers.max_pool(x, window=3, stride=2, padding=1)
+
+        x = shrink(conv(images, 96, 7, 2, "conv1"))
+        x = shrink(conv(x, 256, 5, 2, "conv2"))
+        x = conv(x, 384, 3, 1, "conv3")
+        x = conv(x, 384, 3, 1, "conv4")
+        return {16: conv(x, 256, 3, 1, "conv5")}
