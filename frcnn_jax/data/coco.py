@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from frcnn_jax.data.images import load_image
+from frcnn_jax.data.conventions import from_xyxy, to_xyxy
+from frcnn_jax.data.images import image_size
 from frcnn_jax.data.source import Example, Size, Source, clean_boxes, image_ids
 
 
@@ -85,15 +86,15 @@ def to_coco(source: Source) -> dict[str, Any]:
                 "height": int(h),
             }
         )
-        for i, (x1, y1, x2, y2) in enumerate(example.boxes.tolist()):
-            box_area = (x2 - x1) * (y2 - y1)
+        boxes = from_xyxy(example.boxes.astype(np.float64), "xywh")
+        for i, box in enumerate(boxes.tolist()):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": image_id,
                     "category_id": source.category_ids[int(example.classes[i]) - 1],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": box_area
+                    "bbox": box,
+                    "area": box[2] * box[3]
                     if example.area is None
                     else float(example.area[i]),
                     "iscrowd": int(example.ignore[i]),
@@ -115,7 +116,9 @@ def _size(example: Example) -> Size:
     if example.size is not None:
         return example.size
     image = example.image
-    return (load_image(image) if isinstance(image, str) else image).shape[:2]
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    return image_size(image, name=str(example.image_id))
 
 
 def _example(
@@ -126,9 +129,9 @@ def _example(
     report: list[str],
 ) -> Example:
     h, w = entry.get("height") or 0, entry.get("width") or 0
-    size = (h, w) if h > 0 and w > 0 else load_image(str(path)).shape[:2]
+    size = (h, w) if h > 0 and w > 0 else image_size(str(path))
     xywh = np.array([a["bbox"] for a in objects], np.float64).reshape(-1, 4)
-    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    boxes = to_xyxy(xywh, "xywh")
     labels = [
         f"annotation {a.get('id', '?')}, {names[a['category_id']]} {a['bbox']}"
         for a in objects

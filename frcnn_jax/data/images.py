@@ -14,15 +14,21 @@ from jaxtyping import UInt8
 from frcnn_jax.data.source import Size
 
 
-def load_image(path: str, *, orient: bool = True) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in a file as RGB.
+def load_image(
+    path: str | bytes, *, orient: bool = True, name: str = ""
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in a file, or in a file's bytes called `name`, as RGB.
 
     Grayscale is repeated, transparency dropped, 16 bits scaled to 8, and the picture
     turned upright as its EXIF tag says (not with `orient=False`). FileNotFoundError
     or, when it cannot be decoded to its end, ValueError, both naming the file.
     """
     try:
-        data = np.fromfile(path, np.uint8)
+        data = (
+            np.frombuffer(path, np.uint8)
+            if isinstance(path, bytes)
+            else np.fromfile(path, np.uint8)
+        )
     except FileNotFoundError:
         raise FileNotFoundError(f"no image file {path}") from None
     flags = cv2.IMREAD_COLOR if orient else _AS_STORED
@@ -31,9 +37,11 @@ def load_image(path: str, *, orient: bool = True) -> UInt8[np.ndarray, "h w 3"]:
     except cv2.error:
         image = None
     if image is None:
+        shown = name if isinstance(path, bytes) else path
         raise ValueError(
-            f"cannot decode the image {path} ({data.size} bytes): the file is corrupt, "
-            "cut short or no image; replace it, or set data.on_bad_image='skip'"
+            f"cannot decode the image {shown} ({data.size} bytes): the file is "
+            "corrupt, cut short or no image; replace it, or set "
+            "data.on_bad_image='skip'"
         )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
@@ -46,6 +54,56 @@ def _cut_short(data: UInt8[np.ndarray, "n"]) -> bool:
     raw = data.tobytes()
     jpeg = raw[:2] == b"\xff\xd8"
     return not raw or (jpeg and raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda"))
+
+
+def image_size(image: str | bytes, *, name: str = "") -> Size:
+    """(h, w) of an upright image, from the header of a JPEG or PNG that is not turned.
+
+    Anything else is decoded; raises what `load_image` does.
+    """
+    if isinstance(image, bytes):
+        head = image[:_HEADER]
+    else:
+        try:
+            with open(image, "rb") as file:
+                head = file.read(_HEADER)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no image file {image}") from None
+    if head[:8] == b"\x89PNG\r\n\x1a\n" and b"eXIf" not in head:
+        return int.from_bytes(head[20:24]), int.from_bytes(head[16:20])
+    found = _jpeg_size(head) if head[:2] == b"\xff\xd8" else None
+    h, w = found or load_image(image, name=name).shape[:2]
+    return h, w
+
+
+_HEADER = 1 << 18  # bytes that hold everything in front of a picture's pixels
+
+
+def _jpeg_size(head: bytes) -> Size | None:
+    """The size in a JPEG's frame header; None where EXIF or oddities come first."""
+    at = 2
+    while at + 9 <= len(head) and head[at] == 0xFF:
+        marker, length = head[at + 1], int.from_bytes(head[at + 2 : at + 4])
+        if marker == 0xE1 and head[at + 4 : at + 8] == b"Exif":
+            turned = _orientation(head[at + 10 : at + 2 + length])
+            if turned != 1:
+                return None
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            h, w = (int.from_bytes(head[at + k : at + k + 2]) for k in (5, 7))
+            return (h, w) if h and w else None
+        at += 2 + length
+    return None
+
+
+def _orientation(tiff: bytes) -> int:
+    """The orientation tag of an EXIF block's first directory: 1 where it has none."""
+    order = "little" if tiff[:2] == b"II" else "big"
+    start = int.from_bytes(tiff[4:8], order)
+    count = int.from_bytes(tiff[start : start + 2], order)
+    for at in range(start + 2, start + 2 + 12 * count, 12):
+        if int.from_bytes(tiff[at : at + 2], order) == 0x0112:
+            return int.from_bytes(tiff[at + 8 : at + 10], order)
+    return 1
 
 
 def check_canvas(short_side: int, max_side: int, canvas: Size) -> None:

@@ -24,7 +24,7 @@ class Example(NamedTuple):
     the objects' areas (COCO's are those of the masks); both may be unknown.
     """
 
-    image: str | UInt8[np.ndarray, "h w 3"]  # a path, or RGB
+    image: str | bytes | UInt8[np.ndarray, "h w 3"]  # a path, a file's bytes, or RGB
     image_id: int | str
     boxes: Float32[np.ndarray, "n 4"]
     classes: Int32[np.ndarray, "n"]

@@ -1,8 +1,7 @@
 """PASCAL VOC folders: Annotations/*.xml, JPEGImages/*, ImageSets/Main/<split>.txt.
 
 VOC counts pixels from one and its corners are inclusive: `xmin=1, xmax=640` covers a
-picture 640 wide. `to_continuous` below is the one place that knows. Objects marked
-difficult are kept as `ignore`.
+picture 640 wide; `conventions` knows. Objects marked difficult are kept as `ignore`.
 """
 
 import pathlib
@@ -14,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from frcnn_jax.data.images import load_image
+from frcnn_jax.data.conventions import to_xyxy
+from frcnn_jax.data.images import image_size
 from frcnn_jax.data.source import Example, Size, Source, clean_boxes
 
 CLASSES = (
@@ -53,15 +53,6 @@ def load(*, split: str, root: str = "", classes: str | Sequence[str] = ()) -> So
     report: list[str] = []
     examples = [_example(folder, i, classes, report) for folder, i in listed]
     return Source(examples, classes, report=report)
-
-
-def to_continuous(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-    """One-based inclusive pixels to continuous coordinates: `(x1 - 1, y1 - 1, x2, y2)`.
-
-    >>> to_continuous(np.array([[1.0, 1.0, 640.0, 480.0]])).tolist()
-    [[0.0, 0.0, 640.0, 480.0]]
-    """
-    return boxes - np.array([1, 1, 0, 0], boxes.dtype)
 
 
 def parse(file: pathlib.Path) -> Annotation:
@@ -110,7 +101,7 @@ def _example(
     file = folder / "Annotations" / f"{name}.xml"
     found = parse(file)
     image = _image_file(folder, name)
-    size = found.size or load_image(image).shape[:2]
+    size = found.size or image_size(image)
     for c in found.names:
         if c not in classes:
             raise ValueError(
@@ -124,7 +115,7 @@ def _example(
     ]
     # One pixel wide in VOC's counting means equal corners: a click, not an object.
     boxes, keep = clean_boxes(
-        to_continuous(found.boxes), size, labels, file.name, report, min_size=1.0
+        to_xyxy(found.boxes, "voc"), size, labels, file.name, report, min_size=1.0
     )
     return Example(
         image=image,

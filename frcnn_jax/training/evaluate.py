@@ -115,9 +115,8 @@ def draw_example(
     boxes = np.array([d["bbox"] for d in found], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     classes = [source.category_ids.index(d["category_id"]) + 1 for d in found]
-    image = example.image
     return draw.draw(
-        images.load_image(image) if isinstance(image, str) else image,
+        pipeline.decode(example),
         boxes,
         np.array(classes, np.int32),
         np.array([d["score"] for d in found], np.float32),

@@ -142,3 +142,38 @@ def test_a_canvas_may_stand_or_lie():
     images.check_canvas(300, 500, (500, 300))
     with pytest.raises(ValueError, match="short_side=600.*max_side=500"):
         images.check_canvas(600, 500, (900, 900))
+
+
+# --------------------------------------------------------------------- sizes, canvases
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 3, 6, 8])
+def test_the_size_of_a_header_is_that_of_the_decoded_image(tmp_path, orientation):
+    image = np.zeros((16, 40, 3), np.uint8)
+    data = cv2.imencode(".jpg", image)[1].tobytes()
+    if orientation:
+        data = with_orientation(data, orientation)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    expected = (40, 16) if orientation in (6, 8) else (16, 40)
+    assert images.load_image(str(path)).shape[:2] == expected
+    assert images.image_size(str(path)) == images.image_size(data) == expected
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "jpg"])
+def test_sizes_of_other_formats(tmp_path, suffix):
+    path = write(tmp_path / f"a.{suffix}", np.zeros((300, 17, 3), np.uint8))
+    assert images.image_size(path) == (300, 17)
+
+
+def test_the_size_of_a_plain_header_needs_no_pixels(monkeypatch):
+    data = cv2.imencode(".jpg", np.zeros((16, 40, 3), np.uint8))[1].tobytes()
+    monkeypatch.setattr(images, "load_image", None)
+    assert images.image_size(with_orientation(data, 1)) == (16, 40)
+
+
+def test_the_size_of_no_image_is_an_error():
+    with pytest.raises(ValueError, match="cannot decode the image x"):
+        images.image_size(b"\xff\xd8\xff\xe0 and no more", name="x")
+    with pytest.raises(FileNotFoundError, match="no image file"):
+        images.image_size("absent.jpg")
