@@ -35,11 +35,20 @@ else:  # the data pipeline makes numpy arrays, the step jax arrays
     Array = jax.Array | np.ndarray
 
 
+class Proposals(NamedTuple):
+    """Proposals by falling score; boxes and scores are zero where not valid."""
+
+    boxes: Float[Array, "*b r 4"]
+    scores: Float[Array, "*b r"]
+    valid: Bool[Array, "*b r"]
+
+
 class Batch(NamedTuple):
     """A padded batch as the data pipeline makes it (numpy) and the step takes it (jax).
 
     `index` is the example's position in its data set, the seed of its random draws;
     `valid` is False for the examples that fill up the last batch of an evaluation.
+    `proposals` are those of a file (Fast R-CNN), None where the network makes its own.
     """
 
     image: UInt8[Array, "*b h w 3"]  # RGB, zeros outside image_size
@@ -51,14 +60,7 @@ class Batch(NamedTuple):
     gt_ignore: Bool[Array, "*b g"]
     index: Int[Array, "*b"]
     valid: Bool[Array, "*b"]
-
-
-class Proposals(NamedTuple):
-    """Proposals by falling score; boxes and scores are zero where not valid."""
-
-    boxes: Float[Array, "*b r 4"]
-    scores: Float[Array, "*b r"]
-    valid: Bool[Array, "*b r"]
+    proposals: Proposals | None = None
 
 
 class Detections(NamedTuple):

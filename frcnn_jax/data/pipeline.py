@@ -14,6 +14,7 @@ import importlib.util
 import pathlib
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import grain
@@ -21,9 +22,10 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float32, UInt8
 
+from frcnn_jax.data import proposal_files
 from frcnn_jax.data.images import check_canvas, fit, load_image, place, resize
 from frcnn_jax.data.source import Example, Size, Source, subset
-from frcnn_jax.types import Batch
+from frcnn_jax.types import Batch, Proposals
 
 
 class Resized(NamedTuple):
@@ -32,6 +34,7 @@ class Resized(NamedTuple):
     image: UInt8[np.ndarray, "h w 3"]
     boxes: Float32[np.ndarray, "n 4"]
     original_size: Size
+    proposals: proposal_files.Scored | None = None  # of a file, best first
 
 
 class Batches:
@@ -92,6 +95,8 @@ def build(
     flip: bool = True,
     on_bad_image: str = "error",
     cache: bool = False,
+    proposals: str = "",
+    max_proposals: int = 2000,
     threads: int = 4,
     workers: int = 0,
     process_index: int = 0,
@@ -117,6 +122,9 @@ def build(
             in training by the next readable one, in evaluation by a slot with
             `valid=False` (so that its objects count as missed).
         cache: keep decoded and resized images in memory (of each worker).
+        proposals: a file of proposals for every image (`data.proposal_files`), whose
+            name may hold "{split}" where each split has its own; for a FastRCNN.
+        max_proposals: slots for them; the best are taken.
         threads: batches made at the same time and ahead of their use.
         workers: processes that make them; 0 for none but this one.
         process_index: which share of each batch is this process's,
@@ -141,10 +149,24 @@ def build(
         process_index=process_index,
         process_count=process_count,
     )
+    found = (None, None)
+    if proposals:
+        common["max_proposals"] = max_proposals
+        found = [
+            read_proposals(proposals, split, source)
+            for split, source in ((train_split, train), (eval_split, evaluation))
+        ]
     train_stream = train_dataset(
-        train, batch_size=batch_size, seed=seed, flip=flip, **common
+        train,
+        batch_size=batch_size,
+        seed=seed,
+        flip=flip,
+        proposals=found[0],
+        **common,
     )
-    eval_stream = eval_dataset(evaluation, batch_size=eval_batch_size, **common)
+    eval_stream = eval_dataset(
+        evaluation, batch_size=eval_batch_size, proposals=found[1], **common
+    )
     return Data(
         train=train,
         eval=evaluation,
@@ -175,6 +197,32 @@ def load_source(name: str, *, split: str, **kwargs: Any) -> Source:
     start, stop = (int(v) if v else None for v in match.group(2, 3))
     source = importlib.import_module(path).load(split=match[1], **kwargs)
     return subset(source, slice(start, stop)) if match[2] is not None else source
+
+
+def read_proposals(
+    path: str, split: str, source: Source
+) -> dict[str, proposal_files.Scored]:
+    """The proposals of `path`, in which "{split}" stands for the split's name.
+
+    A range in `split` is no part of its name. KeyError where the file lacks an image of
+    the source, if those are known before they are drawn.
+    """
+    path = path.replace("{split}", split.split("[")[0])
+    found = proposal_files.read(path)
+    for example in source.examples if isinstance(source.examples, list | tuple) else ():
+        _proposals_of(example, found)
+    return found
+
+
+def _proposals_of(
+    example: Example, found: Mapping[str, proposal_files.Scored]
+) -> proposal_files.Scored:
+    if str(example.image_id) not in found:
+        raise KeyError(
+            f"data.proposals has {len(found)} images but not {example.image_id!r}: "
+            "make it for this data set and split (scripts/make_proposals.py)"
+        )
+    return found[str(example.image_id)]
 
 
 def train_dataset(
@@ -252,6 +300,8 @@ def _transform(
     on_overflow: str = "error",
     on_bad_image: str = "error",
     cache: bool = False,
+    proposals: Mapping[str, proposal_files.Scored] | None = None,
+    max_proposals: int = 0,
 ):
     """What makes the example at a position of the stream; bad settings raise here."""
     check_canvas(short_side, max_side, canvas)
@@ -275,9 +325,14 @@ def _transform(
             fit, short_side=short_side, max_side=max_side, canvas=canvas
         ),
         cache={} if cache else None,
+        proposals=proposals,
     )
     pad = functools.partial(
-        pad_example, canvas=canvas, max_boxes=max_boxes, on_overflow=on_overflow
+        pad_example,
+        canvas=canvas,
+        max_boxes=max_boxes,
+        on_overflow=on_overflow,
+        max_proposals=max_proposals,
     )
     skip = on_bad_image == "skip"
     if train:
@@ -330,7 +385,7 @@ def _attempt(source, read, index: int, skip: bool) -> tuple[Example, Resized | N
         return example, None
 
 
-def _read(source, index: int, example: Example, *, fit, cache) -> Resized:
+def _read(source, index: int, example: Example, *, fit, cache, proposals) -> Resized:
     """Decodes and resizes, or takes what was decoded and resized before."""
     if cache is not None and index in cache:
         return cache[index]
@@ -339,6 +394,9 @@ def _read(source, index: int, example: Example, *, fit, cache) -> Resized:
     h, w = fit(original)
     scale = np.array([w / original[1], h / original[0]] * 2, np.float32)
     resized = Resized(resize(image, (h, w)), example.boxes * scale, original)
+    if proposals is not None:
+        found = _scaled(_proposals_of(example, proposals), scale, (h, w))
+        resized = resized._replace(proposals=found)
     if cache is not None:
         cache[index] = resized
     return resized
@@ -372,9 +430,25 @@ def decode(example: Example) -> UInt8[np.ndarray, "h w 3"]:
 def mirror(resized: Resized) -> Resized:
     """Left and right exchanged: `x' = w - x`."""
     width = np.float32(resized.image.shape[1])
-    x1, y1, x2, y2 = resized.boxes.T
-    boxes = np.stack([width - x2, y1, width - x1, y2], axis=1)
-    return resized._replace(image=resized.image[:, ::-1], boxes=boxes)
+    found = resized.proposals
+    return resized._replace(
+        image=resized.image[:, ::-1],
+        boxes=_mirrored(resized.boxes, width),
+        proposals=found and found._replace(boxes=_mirrored(found.boxes, width)),
+    )
+
+
+def _mirrored(boxes, width):
+    x1, y1, x2, y2 = boxes.T
+    return np.stack([width - x2, y1, width - x1, y2], axis=1)
+
+
+def _scaled(found: proposal_files.Scored, scale, size: Size) -> proposal_files.Scored:
+    """Proposals in a resized image of (h, w), less what lies outside of it."""
+    h, w = size
+    boxes = np.clip(found.boxes * scale, 0, np.array([w, h, w, h], np.float32))
+    keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return proposal_files.Scored(boxes[keep], found.scores[keep])
 
 
 def pick_boxes(example: Example, max_boxes: int, on_overflow: str) -> np.ndarray:
@@ -402,6 +476,7 @@ def pad_example(
     canvas: Size,
     max_boxes: int,
     on_overflow: str = "error",
+    max_proposals: int = 0,
 ) -> Batch:
     """One row of a batch: image on the canvas, ground truth in `max_boxes` slots."""
     keep = pick_boxes(example, max_boxes, on_overflow)
@@ -415,6 +490,22 @@ def pad_example(
         gt_ignore=_slots(example.ignore[keep], max_boxes),
         index=np.int32(index),  # pyright: ignore[reportArgumentType]
         valid=np.bool_(True),  # pyright: ignore[reportArgumentType]
+        proposals=_proposals(resized.proposals, max_proposals),
+    )
+
+
+def _proposals(
+    found: proposal_files.Scored | None, max_proposals: int
+) -> Proposals | None:
+    """The best in `max_proposals` slots; None for no slots."""
+    if not max_proposals:
+        return None
+    found = found or proposal_files.NONE
+    boxes, scores = found.boxes[:max_proposals], found.scores[:max_proposals]
+    return Proposals(
+        boxes=_slots(boxes, max_proposals),
+        scores=_slots(scores, max_proposals),
+        valid=np.arange(max_proposals) < len(boxes),
     )
 
 

@@ -1,7 +1,8 @@
 """One training step and one prediction: the whole algorithm on one page.
 
-b images, a anchors, g ground-truth slots, r RoIs. `model` is a bound FasterRCNN; the
-configuration groups are the keyword arguments of the functions they are named after.
+b images, a anchors, g ground-truth slots, r RoIs. `model` is a bound FasterRCNN, or a
+FastRCNN, whose proposals come with the batch; the configuration groups are the keyword
+arguments of the functions they are named after.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from frcnn_jax import losses, proposals, targets
-from frcnn_jax.types import Batch, Detections
+from frcnn_jax.models import FasterRCNN, RPNOutput
+from frcnn_jax.types import Batch, Detections, Proposals
 
 
 class TrainState(NamedTuple):
@@ -44,32 +46,20 @@ def train_losses(
     """Four losses of approximate joint training (Faster R-CNN, Sec. 3.2).
 
     The proposals are constants for the second stage: the gradient with respect to their
-    coordinates is stopped. Returns losses and changes nothing, so it serves validation
-    as well. Normalisers are fixed (samples per image x images): the mean over devices
-    equals the value of one device with the whole batch.
+    coordinates is stopped. A FastRCNN has the last two losses only, and the batch's
+    proposals. Returns losses and changes nothing, so it serves validation as well.
+    Normalisers are fixed (samples per image, then the mean over images): the mean over
+    devices equals the value of one device with the whole batch.
     """
-    out = model.rpn(model.normalize(batch.image, batch.image_size))
-    rpn = jax.vmap(
-        partial(targets.rpn_targets, **config["rpn_targets"]), (0, None, 0, 0, 0, 0)
-    )(
-        keys[:, 0],
-        out.anchors,
-        batch.gt_boxes,
-        batch.gt_valid,
-        batch.gt_ignore,
-        batch.image_size,
-    )
-    select = partial(
-        proposals.select_proposals,
-        level_sizes=out.level_sizes,
-        **config["proposals"]["train"],
-    )
-    props = jax.vmap(select, (None, 0, 0, 0))(
-        out.anchors,
-        jax.lax.stop_gradient(out.logits),
-        jax.lax.stop_gradient(out.deltas),
-        batch.image_size,
-    )
+    images = model.normalize(batch.image, batch.image_size)
+    terms = {}
+    if isinstance(model, FasterRCNN):
+        out = model.rpn(images)
+        terms = rpn_losses(out, batch, keys[:, 0], config)
+        features = out.features
+        props = rpn_proposals(out, batch.image_size, **config["proposals"]["train"])
+    else:
+        features, props = model.features(images), external_proposals(batch)
     rois = jax.vmap(partial(targets.roi_targets, **config["roi_targets"]))(
         keys[:, 1],
         props,
@@ -78,26 +68,64 @@ def train_losses(
         batch.gt_valid,
         batch.gt_ignore,
     )
-    class_logits, class_deltas = model.detect(out.features, rois.boxes, keys[:, 2])
-
-    images = batch.image.shape[0]
-    rpn_cls, rpn_box = losses.rpn_loss(
-        out.logits,
-        out.deltas,
-        rpn.labels,
-        rpn.deltas,
-        normalizer=images * config["rpn_targets"]["num_samples"],
-        **config["rpn_loss"],
-    )
-    roi_cls, roi_box = losses.detector_loss(
+    class_logits, class_deltas = model.detect(features, rois.boxes, keys[:, 2])
+    terms["roi_cls"], terms["roi_box"] = losses.detector_loss(
         class_logits,
         class_deltas,
         rois.labels,
         rois.deltas,
-        normalizer=images * config["roi_targets"]["num_samples"],
+        normalizer=len(batch.image) * config["roi_targets"]["num_samples"],
         **config["detector_loss"],
     )
-    return dict(rpn_cls=rpn_cls, rpn_box=rpn_box, roi_cls=roi_cls, roi_box=roi_box)
+    return terms
+
+
+def rpn_losses(
+    out: RPNOutput, batch: Batch, keys: Array, config: Mapping[str, Any]
+) -> dict[str, Float[Array, ""]]:
+    """Eq. (1) of each image, averaged over the images.
+
+    N_cls is `rpn_targets.num_samples`. N_reg is the same, as in practice, unless
+    `rpn_loss.box_normalizer` says otherwise: the paper has the number of locations, and
+    lambda = 10 in `loss_weights.rpn_box`.
+    """
+    rpn = jax.vmap(
+        partial(targets.rpn_targets, **config["rpn_targets"]), (0, None, 0, 0, 0, 0)
+    )(
+        keys,
+        out.anchors,
+        batch.gt_boxes,
+        batch.gt_valid,
+        batch.gt_ignore,
+        batch.image_size,
+    )
+    one_image = partial(
+        losses.rpn_loss,
+        normalizer=config["rpn_targets"]["num_samples"],
+        **config["rpn_loss"],
+    )
+    cls, box = jax.vmap(one_image)(out.logits, out.deltas, rpn.labels, rpn.deltas)
+    return dict(rpn_cls=cls.mean(), rpn_box=box.mean())
+
+
+def rpn_proposals(
+    out: RPNOutput, image_size: Int[Array, "b 2"], **kwargs: Any
+) -> Proposals:
+    """Proposals `[b, post_nms]` of the RPN; `kwargs` as for `select_proposals`."""
+    select = partial(proposals.select_proposals, level_sizes=out.level_sizes, **kwargs)
+    return jax.vmap(select, (None, 0, 0, 0))(
+        out.anchors, out.logits, out.deltas, image_size
+    )
+
+
+def external_proposals(batch: Batch) -> Proposals:
+    """The proposals that came with the batch; ValueError where none did."""
+    if batch.proposals is None:
+        raise ValueError(
+            "model.external_proposals=True needs proposals with every image: set "
+            "data.proposals=FILE (scripts/make_proposals.py writes one)"
+        )
+    return batch.proposals
 
 
 def train_step(
@@ -140,24 +168,37 @@ def train_step(
 def predict_step(
     variables: PyTree, batch: Batch, *, model: Any, config: Mapping[str, Any]
 ) -> Detections:
-    """Detections `[b, max_detections]` in network pixels; reads only image and size."""
+    """Detections `[b, max_detections]` in network pixels.
+
+    Reads only image, size and, for a FastRCNN, proposals.
+    """
 
     def detect(model):
-        out = model.rpn(model.normalize(batch.image, batch.image_size))
-        select = partial(
-            proposals.select_proposals,
-            level_sizes=out.level_sizes,
-            **config["proposals"]["eval"],
-        )
-        props = jax.vmap(select, (None, 0, 0, 0))(
-            out.anchors, out.logits, out.deltas, batch.image_size
-        )
-        class_logits, class_deltas = model.detect(out.features, props.boxes)
+        images = model.normalize(batch.image, batch.image_size)
+        if isinstance(model, FasterRCNN):
+            out = model.rpn(images)
+            features = out.features
+            props = rpn_proposals(out, batch.image_size, **config["proposals"]["eval"])
+        else:
+            features, props = model.features(images), external_proposals(batch)
+        class_logits, class_deltas = model.detect(features, props.boxes)
         return jax.vmap(partial(proposals.postprocess, **config["postprocess"]))(
             props.boxes, props.valid, class_logits, class_deltas, batch.image_size
         )
 
     return model.apply(variables, method=detect)
+
+
+def propose_step(
+    variables: PyTree, batch: Batch, *, model: Any, config: Mapping[str, Any]
+) -> Proposals:
+    """Proposals of a FasterRCNN as `predict_step` uses them, in network pixels."""
+
+    def propose(model):
+        out = model.rpn(model.normalize(batch.image, batch.image_size))
+        return rpn_proposals(out, batch.image_size, **config["proposals"]["eval"])
+
+    return model.apply(variables, method=propose)
 
 
 def keep(tree: PyTree, mask: PyTree) -> PyTree:
