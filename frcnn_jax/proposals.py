@@ -24,18 +24,19 @@ def select_proposals(
     post_nms: int = 1000,
     nms_iou: float = 0.7,
     min_size: float = 1e-3,
+    score: float = 0.0,
     stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
     exclude_padding: bool = True,
 ) -> Proposals:
     """Return the `post_nms` best boxes of the RPN, Faster R-CNN Section 3.3.
 
     In each level the `pre_nms` highest scores are taken, decoded, clipped to the image;
-    boxes with a side below `min_size` pixels are dropped; NMS at `nms_iou` inside each
-    level; the best over all levels remain. `level_sizes` counts the anchors of each
-    level (None: one level). Scores are probabilities: sigmoid, or softmax of index 1
-    for logits [a, 2]. `exclude_padding` drops anchors whose centre lies outside
-    `image_size`. Proposals carry no gradient (approximate joint training, Section 3.2).
-    Raises ValueError if `level_sizes` do not add up to a.
+    boxes with a side below `min_size` pixels or a score below `score` are dropped; NMS
+    at `nms_iou` inside each level; the best over all levels remain. `level_sizes`
+    counts the anchors of each level (None: one level). Scores are probabilities:
+    sigmoid, or softmax of index 1 for logits [a, 2]. `exclude_padding` drops anchors
+    whose centre lies outside `image_size`. Proposals carry no gradient (approximate
+    joint training, Section 3.2). Raises ValueError if `level_sizes` do not add up to a.
     """
     anchors, logits, deltas = lax.stop_gradient(
         (anchors, objectness_logits, box_deltas)
@@ -52,7 +53,8 @@ def select_proposals(
     logits = logits[index]
     decoded = box_ops.decode(deltas[index], anchors[index], stds=stds)
     candidates = box_ops.clip(decoded, image_size)
-    usable = (logits > -jnp.inf) & _large_enough(candidates, min_size)
+    usable = (logits > -jnp.inf) & (jax.nn.sigmoid(logits) >= score)
+    usable &= _large_enough(candidates, min_size)
     best, valid = nms_indices(
         candidates,
         logits,

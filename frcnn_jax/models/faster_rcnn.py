@@ -23,7 +23,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -57,12 +57,14 @@ class RPNHead(nn.Module):
     """Sec 3.1: a 3x3 convolution with ReLU, then two 1x1 ones; shared by all levels.
 
     `objectness` is "sigmoid" (k logits a place) or "softmax" (2k, as in the paper).
-    All kernels start as N(0, 0.01), biases at 0. Names: `conv`, `objectness`, `deltas`.
+    `depth` counts the 3x3 convolutions. All kernels start as N(0, 0.01), biases at 0.
+    Names: `conv` (then `conv2`, ...), `objectness`, `deltas`.
     """
 
     num_anchors: int
     channels: int = 256
     objectness: str = "sigmoid"
+    depth: int = 1
     dtype: Any = jnp.float32
 
     def __post_init__(self):
@@ -86,12 +88,17 @@ class RPNHead(nn.Module):
                 channels, size, kernel_init=init, dtype=self.dtype, name=name
             )
 
-        hidden = conv(self.channels, 3, "conv")
+        hidden = [
+            conv(self.channels, 3, f"conv{i}" if i > 1 else "conv")
+            for i in range(1, self.depth + 1)
+        ]
         to_logits = conv(per_anchor * k, 1, "objectness")
         to_deltas = conv(4 * k, 1, "deltas")
         logits, deltas = [], []
         for stride in sorted(features):
-            x = nn.relu(hidden(features[stride]))
+            x = features[stride]
+            for layer in hidden:
+                x = nn.relu(layer(x))
             logits.append(to_logits(x).reshape((x.shape[0], -1, per_anchor)))
             deltas.append(to_deltas(x).reshape((x.shape[0], -1, 4)))
         logits = jnp.concatenate(logits, axis=1).astype(jnp.float32)
@@ -102,15 +109,23 @@ class RPNHead(nn.Module):
 class BoxHead(nn.Module):
     """FPN Sec 4.2: hidden layers of `widths` with ReLU, then the two predictors.
 
-    `fc1` reads the pooled RoI flattened in the order (y, x, channel); weights made for
-    (channel, y, x), as PyTorch flattens, need `transpose` before they fit. Hidden
-    kernels start uniform with variance 1 / fan_in (Detectron2's choice).
+    Before them, 3x3 convolutions of the widths `convs` with `norm` (see `layers.norm`)
+    and ReLU: `conv1`, `conv1_norm`, ... . `fc1` reads the map flattened in the order
+    (y, x, channel); weights made for (channel, y, x), as PyTorch flattens, need
+    `transpose` before they fit. Dense kernels start uniform with variance 1 / fan_in
+    (Detectron2's choice).
     """
 
     num_classes: int
     widths: tuple[int, ...] = (1024, 1024)
+    convs: tuple[int, ...] = ()
+    norm: str = "none"
     class_agnostic: bool = False
     dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        layers.check_norm("box_head", self.norm)
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -118,7 +133,18 @@ class BoxHead(nn.Module):
     ) -> tuple[Float[Array, "b r c1"], Float[Array, "b r c2 4"]]:
         """Return class_logits and class_deltas of each RoI; `keys` are not used."""
         del keys
-        x = x.reshape((*x.shape[:2], -1)).astype(self.dtype)
+        b, r = x.shape[:2]
+        x = x.reshape((b * r, *x.shape[2:])).astype(self.dtype)
+        for i, width in enumerate(self.convs, start=1):
+            x = layers.Conv(
+                width,
+                use_bias=self.norm == "none",
+                dtype=self.dtype,
+                name=f"conv{i}",
+            )(x)
+            x = layers.norm(self.norm, dtype=self.dtype, name=f"conv{i}_norm")(x)
+            x = nn.relu(x)
+        x = x.reshape((b, r, -1))
         for i, width in enumerate(self.widths, start=1):
             x = nn.Dense(
                 width,
@@ -157,19 +183,24 @@ def anchor_pyramid(
     aspect_ratios: tuple[Number, ...] = (0.5, 1.0, 2.0),
     offset: Number = 0.0,
     rounding: str = "none",
+    levels: tuple[int, ...] = (),
 ) -> Float[Array, "a 4"]:
     """Return the anchors of all `strides`, for feature maps of `{stride: (h, w)}`.
 
     `sizes` has one entry a level: a length in pixels, or a tuple of them. `rounding` is
-    that of other codes' weights: "torchvision", "legacy" (py-faster-rcnn), or "none".
+    that of other codes' weights: "torchvision" (`torchvision_strides` as well),
+    "legacy" (py-faster-rcnn), or "none". `levels` are the keys of the maps where they
+    are not the strides, as with two maps of one stride.
     """
     if rounding not in CELLS:
         raise ValueError(
             f"anchors.rounding={rounding!r}: expected one of {tuple(CELLS)}"
         )
+    maps = [feature_sizes[key] for key in levels or strides]
+    torchvision = rounding == "torchvision"
     return anchor_ops.pyramid(
-        [feature_sizes[stride] for stride in strides],
-        strides,
+        maps,
+        torchvision_strides(maps, strides) if torchvision else strides,
         sizes,
         aspect_ratios,
         offset=offset,
@@ -177,10 +208,26 @@ def anchor_pyramid(
     )
 
 
+def torchvision_strides(
+    maps: Sequence[tuple[int, int]], strides: Sequence[int]
+) -> list[tuple[int, int]]:
+    """The strides (y, x) that torchvision gives the maps: whole pixels, image // map.
+
+    They differ from `strides` where a map was rounded up: 800 // 13 = 61 in place of 64
+    at 800 pixels. A canvas that is a multiple of 64 has the true ones.
+
+    >>> torchvision_strides([(200, 336), (13, 21)], (4, 64))
+    [(4, 4), (61, 64)]
+    """
+    (h, w), stride = maps[0], strides[0]
+    return [(h * stride // y, w * stride // x) for y, x in maps]
+
+
 def anchors_per_place(
     *,
     strides: tuple[int, ...] = (4, 8, 16, 32, 64),
     sizes: tuple[Number | tuple[Number, ...], ...] = (32.0, 64.0, 128.0, 256.0, 512.0),
+    levels: tuple[int, ...] = (),
     **kwargs: Any,
 ) -> int:
     """Return k, the same for all levels; raise ValueError where levels disagree."""
@@ -190,6 +237,10 @@ def anchors_per_place(
         raise ValueError(
             f"anchors: {len(strides)} strides {strides} but {len(sizes)} sizes "
             f"{sizes}; give one size, or one tuple of sizes, for each stride"
+        )
+    if levels and len(levels) != len(strides):
+        raise ValueError(
+            f"anchors.levels={levels}: expected one key for each of strides={strides}"
         )
     counts = {
         len(anchor_pyramid({8: (1, 1)}, strides=(8,), sizes=(size,), **kwargs))
@@ -235,9 +286,10 @@ def pool_rois(
 class FasterRCNN(nn.Module):
     """The network. `anchors` maps `{stride: (h, w)}` to boxes, `pool` RoIs to features.
 
-    A backbone maps normalised images `[b, h, w, 3]` to `{stride: [b, h, w, c]}`; a box
-    head maps `[b, r, o, o, c]` (and a key an image, for dropout) to class_logits and
-    class_deltas. Names of parameters: `backbone`, `fpn`, `rpn_head`, `box_head`.
+    A backbone maps normalised images `[b, h, w, 3]` to `{stride: [b, h, w, c]}`, of
+    which the RPN sees `levels`; a box head maps `[b, r, o, o, c]` (and a key an image,
+    for dropout) to class_logits and class_deltas. Names of parameters: `backbone`,
+    `fpn`, `rpn_head`, `box_head`.
     """
 
     backbone: nn.Module
@@ -245,7 +297,7 @@ class FasterRCNN(nn.Module):
     rpn_head: nn.Module
     box_head: nn.Module
     anchors: Callable[..., Float[Array, "a 4"]]
-    anchor_strides: tuple[int, ...]
+    levels: tuple[int, ...]
     pool: Callable[..., Float[Array, "b r o o c"]]
     pixel_mean: tuple[Number, Number, Number] = (123.675, 116.28, 103.53)
     pixel_std: tuple[Number, Number, Number] = (58.395, 57.12, 57.375)
@@ -267,13 +319,13 @@ class FasterRCNN(nn.Module):
         features = self.backbone(images)
         if self.fpn is not None:
             features = self.fpn(features)
-        missing = set(self.anchor_strides) - set(features)
+        missing = set(self.levels) - set(features)
         if missing:
             raise ValueError(
-                f"anchors.strides={self.anchor_strides}: no features of stride "
+                f"anchors.strides={self.levels}: no features of stride "
                 f"{sorted(missing)}; there are {sorted(features)}"
             )
-        levels = {s: features[s] for s in sorted(self.anchor_strides)}
+        levels = {s: features[s] for s in sorted(self.levels)}
         sizes = {s: f.shape[1:3] for s, f in levels.items()}
         logits, deltas = self.rpn_head(levels)
         k = self.rpn_head.num_anchors
@@ -350,7 +402,8 @@ def build_detector(
             num_classes=num_classes, dtype=compute, **_plain(box_head or {})
         ),
         anchors=partial(anchor_pyramid, **anchors),
-        anchor_strides=anchors.get("strides", _default(anchor_pyramid, "strides")),
+        levels=anchors.get("levels")
+        or anchors.get("strides", _default(anchor_pyramid, "strides")),
         pool=partial(pool_rois, **pool),
         pixel_mean=_plain(pixel_mean),
         pixel_std=_plain(pixel_std),

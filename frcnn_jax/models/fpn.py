@@ -6,6 +6,9 @@ with `lateral` a 1x1 and `output` a 3x3 convolution, both with bias, and `up` th
 nearest-neighbour upsampling by two, cut to the size of the finer map. Backbone maps
 must be `ceil(h / stride)` high, as those of this package are: then any image size, odd
 maps included, works without padding, and the cut removes at most a row and a column.
+
+Where a backbone gives two maps of one stride (MobileNetV3), the key of the second is
+the stride + 1; `up` leaves a map of equal size as it is.
 """
 
 from typing import Any
@@ -18,8 +21,13 @@ from frcnn_jax.models import layers
 
 
 def upsample(x: Float[Array, "b h w c"], size: tuple[int, ...]) -> Array:
-    """Repeat every cell 2x2 and cut to `size`; raise ValueError if it is not half."""
+    """Repeat every cell 2x2 and cut to `size`, if it is not of that size already.
+
+    Raises ValueError if it is neither that size nor half of it.
+    """
     h, w = size
+    if x.shape[1:3] == (h, w):
+        return x
     if x.shape[1:3] != (-(-h // 2), -(-w // 2)):
         raise ValueError(
             f"FPN: a map of {x.shape[1:3]} cells lies above one of {size}; each level "
@@ -33,36 +41,44 @@ class FPN(nn.Module):
 
     `pool_levels` coarser levels follow by subsampling the last (p6 = every second cell
     of p5: a max-pool of window 1). Convolutions start uniform with variance 1 / fan_in
-    (Detectron2's and torchvision's choice), biases at 0. Names: `fpn/lateral4`,
-    `fpn/output4`, `fpn/lateral8`, ...
+    (Detectron2's and torchvision's choice), biases at 0. With a `norm` (see
+    `layers.norm`) they have no bias. Names: `fpn/lateral4`, `fpn/output4` (and
+    `fpn/lateral4_norm`, ...), `fpn/lateral8`, ...
     """
 
     channels: int = 256
     pool_levels: int = 1
+    norm: str = "none"
     dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        layers.check_norm("fpn", self.norm)
+        super().__post_init__()
 
     @nn.compact
     def __call__(
         self, features: dict[int, Float[Array, "b _ _ _"]]
     ) -> dict[int, Float[Array, "b _ _ c"]]:
-        """Return the pyramid; consecutive strides must differ by a factor of two."""
+        """Return the pyramid; each map is half as high as the one before, or equal."""
 
-        def conv(size, name):
-            return layers.Conv(
+        def conv(x, size, name):
+            x = layers.Conv(
                 self.channels,
                 size,
+                use_bias=self.norm == "none",
                 kernel_init=layers.xavier_uniform,
                 dtype=self.dtype,
                 name=name,
-            )
+            )(x)
+            return layers.norm(self.norm, dtype=self.dtype, name=f"{name}_norm")(x)
 
         pyramid, merged = {}, None
         for stride in sorted(features, reverse=True):
-            lateral = conv(1, f"lateral{stride}")(features[stride])
+            lateral = conv(features[stride], 1, f"lateral{stride}")
             if merged is not None:
                 lateral = lateral + upsample(merged, lateral.shape[1:3])
             merged = lateral
-            pyramid[stride] = conv(3, f"output{stride}")(merged)
+            pyramid[stride] = conv(merged, 3, f"output{stride}")
         for _ in range(self.pool_levels):
             top = max(pyramid)
             pyramid[2 * top] = pyramid[top][:, ::2, ::2]

@@ -70,7 +70,7 @@ def legacy_cell_anchors(
 def grid(
     cells: Float[np.ndarray, "k 4"] | Float[Array, "k 4"],
     feature_size: tuple[int, int],
-    stride: int,
+    stride: int | tuple[int, int],
     *,
     offset: float | int = 0.0,
 ) -> Float[Array, "a 4"]:
@@ -78,16 +78,16 @@ def grid(
 
     Cell (y, x) places its boxes at ((x + offset) * stride, (y + offset) * stride):
     offset 0 is the corner of the cell, which torchvision, Detectron2 and py-faster-rcnn
-    use, 0.5 the middle of its receptive field.
+    use, 0.5 the middle of its receptive field. `stride` may be a pair (y, x).
 
     >>> grid(cell_anchors(2, (1.0,)), (1, 2), 16)
     Array([[-1., -1.,  1.,  1.],
            [15., -1., 17.,  1.]], dtype=float32)
     """
-    h, w = feature_size
+    (h, w), (stride_y, stride_x) = feature_size, np.broadcast_to(stride, 2).tolist()
     y, x = jnp.meshgrid(
-        (jnp.arange(h, dtype=jnp.float32) + offset) * stride,
-        (jnp.arange(w, dtype=jnp.float32) + offset) * stride,
+        (jnp.arange(h, dtype=jnp.float32) + offset) * stride_y,
+        (jnp.arange(w, dtype=jnp.float32) + offset) * stride_x,
         indexing="ij",
     )
     shifts = jnp.stack([x, y, x, y], axis=-1)[:, :, None]
@@ -96,7 +96,7 @@ def grid(
 
 def pyramid(
     feature_sizes: Sequence[tuple[int, int]],
-    strides: Sequence[int],
+    strides: Sequence[int | tuple[int, int]],
     sizes: Sequence[float | int | Sequence[float | int]],
     aspect_ratios: Sequence[float | int] = (0.5, 1.0, 2.0),
     *,

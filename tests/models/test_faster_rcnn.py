@@ -255,7 +255,7 @@ def test_class_agnostic_head_has_one_row():
 
 def test_new_layers_start_as_small_gaussians():
     model = build_detector(num_classes=80, backbone=TINY["backbone"], fpn={})
-    model = model.clone(anchor_strides=(4, 8, 16))
+    model = model.clone(levels=(4, 8, 16))
     rpn = model.rpn_head.init(jax.random.key(0), {4: jnp.zeros((1, 2, 2, 256))})
     head = model.box_head.init(jax.random.key(0), jnp.zeros((1, 1, 7, 7, 4)))
     for name, layer, std in [
