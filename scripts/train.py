@@ -27,11 +27,15 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The folder that keeps the run.", required=True
 )
+ALLOW = flags.DEFINE_bool(
+    "allow_changes", False, "Go on with a run although its configuration has changed."
+)
 
 
 def main(_):
     log_to_stderr()
-    print(json.dumps(train_and_evaluate(CONFIG.value, WORKDIR.value)))
+    result = train_and_evaluate(CONFIG.value, WORKDIR.value, allow_changes=ALLOW.value)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

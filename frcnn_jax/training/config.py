@@ -5,7 +5,7 @@ function names a misspelt key. The rest is checked here.
 """
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -72,6 +72,45 @@ def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
             raise ValueError(
                 f"change {item!r}: expected a value like {group[leaf]!r} ({error})"
             ) from None
+
+
+# Leaves that a resumed run may change without changing what is learnt.
+FREE = {
+    *("eval_every", "log_every", "checkpoint_every", "eval_batch_size", "init_from"),
+    *("data.root", "data.cache", "data.threads", "data.workers", "data.eval_split"),
+    "model.backbone.pretrained",
+}
+
+
+def check_resumed(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict):
+    """ValueError names the leaves in which a resumed run differs from how it began.
+
+    Those of `FREE` may differ: where the data lies, how often to evaluate.
+    """
+    a, b = leaves(old.to_dict()), leaves(new.to_dict())
+    missing = object()
+    changed = [
+        f"{name}: {a.get(name, 'not set')!r} -> {b.get(name, 'not set')!r}"
+        for name in sorted(a.keys() | b.keys())
+        if a.get(name, missing) != b.get(name, missing) and name not in FREE
+    ]
+    if changed:
+        raise ValueError(
+            "the run in this folder was started with other values:\n  "
+            + "\n  ".join(changed)
+            + "\nuse them, or another --workdir, or --allow_changes to go on with these"
+        )
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    found = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def from_json(tree: Any) -> ml_collections.ConfigDict:

@@ -30,12 +30,16 @@ log = logging.getLogger(__name__)
 
 
 def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: str | pathlib.Path
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    allow_changes: bool = False,
 ) -> dict[str, Any]:
     """Trains to `config.total_steps`, going on from the last checkpoint in `workdir`.
 
     Returns the last evaluation's metrics. Raises FloatingPointError if a loss is not
-    finite, naming the steps and the last good checkpoint.
+    finite, naming the step and the last good checkpoint, and ValueError if the run in
+    `workdir` began with another configuration, unless `allow_changes`.
     """
     c = configs.check(config)
     workdir = pathlib.Path(workdir).absolute()
@@ -98,6 +102,8 @@ def train_and_evaluate(
                 f"{tuple(data.train.classes)}: use another --workdir, or --config."
                 "init_from to start from its weights"
             )
+        if not allow_changes:
+            configs.check_resumed(meta.config, config)
         batches.set_state(meta.data)
         result = meta.metrics
         log.info("going on from step %d in %s", good, workdir)

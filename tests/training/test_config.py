@@ -44,6 +44,18 @@ def test_change_names_what_is_wrong(item, message):
         configs.change(small.config(), [item])
 
 
+def test_resumed_run_may_move_but_not_learn_otherwise():
+    old, new = small.config(), small.config()
+    new.log_every, new.eval_every = 7, 9
+    configs.check_resumed(old, new)
+    new.optimizer.learning_rate = 0.5
+    new.data.extra = 1
+    with pytest.raises(
+        ValueError, match="(?s)data.extra: 'not set' -> 1.*rate: 0.02 -> 0"
+    ):
+        configs.check_resumed(old, new)
+
+
 def test_json_and_back_keeps_tuples():
     c = small.config()
     again = configs.from_json(json.loads(c.to_json()))

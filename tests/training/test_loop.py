@@ -76,6 +76,14 @@ def test_finished_run_returns_its_result_again(whole, config):
     assert loop.train_and_evaluate(config, workdir) == pytest.approx(result)
 
 
+def test_resuming_with_another_configuration_is_refused(whole, config):
+    config = config.copy_and_resolve_references()
+    config.optimizer.learning_rate = 0.5
+    with pytest.raises(ValueError, match="learning_rate: 0.02 -> 0.5"):
+        loop.train_and_evaluate(config, whole[0])
+    loop.train_and_evaluate(config, whole[0], allow_changes=True)
+
+
 def test_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     config = config.copy_and_resolve_references()
     config.optimizer.learning_rate = 1e20
