@@ -7,6 +7,7 @@ well). There is no registry: to add one, add a file.
 
 from frcnn_jax.models.faster_rcnn import (
     FasterRCNN,
+    FastRCNN,
     RPNOutput,
     build_backbone,
     build_detector,
@@ -14,6 +15,7 @@ from frcnn_jax.models.faster_rcnn import (
 from frcnn_jax.models.pretrained import load_backbone
 
 __all__ = [
+    "FastRCNN",
     "FasterRCNN",
     "RPNOutput",
     "build_backbone",

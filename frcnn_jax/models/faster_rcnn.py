@@ -16,6 +16,7 @@ function or class:
 | `anchors` | `anchor_pyramid` | FPN: 32 to 512 on strides 4 to 64 |
 | `rpn` | `RPNHead` | |
 | `roi_align` | `pool_rois` | 7x7 on strides 4 to 32 |
+| or `roi_pool` | `max_pool_rois` | |
 | `box_head` | `build_box_head` and the module's `BoxHead` | two layers of 1024 |
 """
 
@@ -283,24 +284,38 @@ def pool_rois(
     return jax.vmap(one_image)({s: features[s] for s in sorted(strides)}, rois)
 
 
-class FasterRCNN(nn.Module):
-    """The network. `anchors` maps `{stride: (h, w)}` to boxes, `pool` RoIs to features.
+def max_pool_rois(
+    features: Features,
+    rois: Float[Array, "b r 4"],
+    *,
+    stride: int = 16,
+    output_size: int = 7,
+) -> Float[Array, "b r o o c"]:
+    """RoIPool each RoI from the one level of `stride` (Fast R-CNN, Sec 2.1)."""
+    if stride not in features:
+        raise ValueError(
+            f"roi_pool.stride={stride}: no features of that stride; there are "
+            f"{sorted(features)}"
+        )
+    one_image = partial(roi_ops.roi_pool, stride=stride, output_size=output_size)
+    return jax.vmap(one_image)(features[stride], rois)
 
-    A backbone maps normalised images `[b, h, w, 3]` to `{stride: [b, h, w, c]}`, of
-    which the RPN sees `levels`; a box head maps `[b, r, o, o, c]` (and a key an image,
-    for dropout) to class_logits and class_deltas. Names of parameters: `backbone`,
-    `fpn`, `rpn_head`, `box_head`.
+
+class FastRCNN(nn.Module):
+    """The detector of RoIs that come from elsewhere (Girshick 2015, fig. 1).
+
+    A backbone maps normalised images `[b, h, w, 3]` to `{stride: [b, h, w, c]}`, `pool`
+    cuts out RoIs; a box head maps `[b, r, o, o, c]` (and a key an image, for dropout)
+    to class_logits and class_deltas. Names of parameters: `backbone`, `fpn`,
+    `box_head`.
     """
 
     backbone: nn.Module
     fpn: nn.Module | None
-    rpn_head: nn.Module
     box_head: nn.Module
-    anchors: Callable[..., Float[Array, "a 4"]]
-    levels: tuple[int, ...]
     pool: Callable[..., Float[Array, "b r o o c"]]
-    pixel_mean: tuple[Number, Number, Number] = (123.675, 116.28, 103.53)
-    pixel_std: tuple[Number, Number, Number] = (58.395, 57.12, 57.375)
+    pixel_mean: tuple[Number, Number, Number]
+    pixel_std: tuple[Number, Number, Number]
 
     def normalize(
         self, image: Num[Array, "b h w 3"], image_size: Int[Array, "b 2"]
@@ -314,11 +329,41 @@ class FasterRCNN(nn.Module):
         inside = (inside_y[:, :, None] & inside_x[:, None, :])[..., None]
         return jnp.where(inside, (image.astype(jnp.float32) - mean) / std, 0.0)
 
+    def features(self, images: Float[Array, "b h w 3"]) -> Features:
+        """Run backbone and neck on normalised images of any size."""
+        features = self.backbone(images)
+        return features if self.fpn is None else self.fpn(features)
+
+    def detect(
+        self,
+        features: Features,
+        rois: Float[Array, "b r 4"],
+        keys: Array | None = None,
+    ) -> tuple[Float[Array, "b r c1"], Float[Array, "b r c2 4"]]:
+        """Return class_logits and class_deltas of each RoI; `keys` only for dropout."""
+        return self.box_head(self.pool(features, rois), keys)
+
+    def __call__(
+        self, images: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b r c1"], Float[Array, "b r c2 4"]]:
+        """Run everything on one RoI an image: what `init` needs."""
+        return self.detect(self.features(images), _one_roi(images))
+
+
+class FasterRCNN(FastRCNN):
+    """FastRCNN and, on the same features, the RPN that proposes its RoIs.
+
+    `anchors` maps `{stride: (h, w)}` to boxes, `levels` are the maps that the RPN sees.
+    Names of parameters: those of FastRCNN and `rpn_head`.
+    """
+
+    rpn_head: nn.Module
+    anchors: Callable[..., Float[Array, "a 4"]]
+    levels: tuple[int, ...]
+
     def rpn(self, images: Float[Array, "b h w 3"]) -> RPNOutput:
         """Run backbone, neck and RPN on normalised images of any size."""
-        features = self.backbone(images)
-        if self.fpn is not None:
-            features = self.fpn(features)
+        features = self.features(images)
         missing = set(self.levels) - set(features)
         if missing:
             raise ValueError(
@@ -337,22 +382,16 @@ class FasterRCNN(nn.Module):
             tuple(h * w * k for h, w in sizes.values()),
         )
 
-    def detect(
-        self,
-        features: Features,
-        rois: Float[Array, "b r 4"],
-        keys: Array | None = None,
-    ) -> tuple[Float[Array, "b r c1"], Float[Array, "b r c2 4"]]:
-        """Return class_logits and class_deltas of each RoI; `keys` only for dropout."""
-        return self.box_head(self.pool(features, rois), keys)
-
     def __call__(
         self, images: Float[Array, "b h w 3"]
     ) -> tuple[RPNOutput, Float[Array, "b r c1"], Float[Array, "b r c2 4"]]:
         """Run both stages, the second on one RoI an image: what `init` needs."""
         out = self.rpn(images)
-        rois = jnp.broadcast_to(jnp.float32([0, 0, 32, 32]), (images.shape[0], 1, 4))
-        return out, *self.detect(out.features, rois)
+        return out, *self.detect(out.features, _one_roi(images))
+
+
+def _one_roi(images):
+    return jnp.broadcast_to(jnp.float32([0, 0, 32, 32]), (images.shape[0], 1, 4))
 
 
 def build_detector(
@@ -363,12 +402,17 @@ def build_detector(
     anchors: Mapping[str, Any] | None = None,
     rpn: Mapping[str, Any] | None = None,
     roi_align: Mapping[str, Any] | None = None,
+    roi_pool: Mapping[str, Any] | None = None,
     box_head: Mapping[str, Any] | None = None,
+    external_proposals: bool = False,
     pixel_mean: tuple[Number, Number, Number] = (123.675, 116.28, 103.53),
     pixel_std: tuple[Number, Number, Number] = (58.395, 57.12, 57.375),
     dtype: str = "float32",
-) -> FasterRCNN:
+) -> FastRCNN:
     """Compose a FasterRCNN of `num_classes` (without background) from plain dicts.
+
+    `roi_pool` stands in place of `roi_align`. `external_proposals` leaves out the RPN:
+    a FastRCNN, which has neither `anchors` nor `rpn`.
 
     `dtype` ("float32" or "bfloat16") is what the network computes in; parameters and
     outputs stay float32. Raises TypeError for a misspelt key and ValueError for a value
@@ -384,29 +428,51 @@ def build_detector(
         )
     """
     compute = jnp.dtype(dtype)
-    anchors = _keywords("anchors", anchor_pyramid, anchors, given=("feature_sizes",))
-    pool = _keywords("roi_align", pool_rois, roi_align, given=("features", "rois"))
-    rpn = _keywords("rpn", RPNHead, rpn, given=("num_anchors", "dtype"))
     neck = None
     if fpn is not None:
         neck = fpn_module.FPN(
             dtype=compute, **_keywords("fpn", fpn_module.FPN, fpn, given=("dtype",))
         )
-    return FasterRCNN(
+    parts: dict[str, Any] = dict(
         backbone=build_backbone(dtype=compute, **_plain(backbone)),
         fpn=neck,
-        rpn_head=RPNHead(
-            num_anchors=anchors_per_place(**anchors), dtype=compute, **rpn
-        ),
         box_head=build_box_head(
             num_classes=num_classes, dtype=compute, **_plain(box_head or {})
+        ),
+        pool=_pooling(roi_align, roi_pool),
+        pixel_mean=_plain(pixel_mean),
+        pixel_std=_plain(pixel_std),
+    )
+    if external_proposals:
+        if anchors or rpn:
+            raise ValueError(
+                "external_proposals=True builds no RPN: leave out anchors and rpn"
+            )
+        return FastRCNN(**parts)
+    anchors = _keywords("anchors", anchor_pyramid, anchors, given=("feature_sizes",))
+    rpn = _keywords("rpn", RPNHead, rpn, given=("num_anchors", "dtype"))
+    return FasterRCNN(
+        **parts,
+        rpn_head=RPNHead(
+            num_anchors=anchors_per_place(**anchors), dtype=compute, **rpn
         ),
         anchors=partial(anchor_pyramid, **anchors),
         levels=anchors.get("levels")
         or anchors.get("strides", _default(anchor_pyramid, "strides")),
-        pool=partial(pool_rois, **pool),
-        pixel_mean=_plain(pixel_mean),
-        pixel_std=_plain(pixel_std),
+    )
+
+
+def _pooling(roi_align, roi_pool) -> Callable[..., Array]:
+    """RoIPool where its group is given, else RoIAlign."""
+    given = ("features", "rois")
+    if roi_pool is None:
+        return partial(
+            pool_rois, **_keywords("roi_align", pool_rois, roi_align, given=given)
+        )
+    if roi_align is not None:
+        raise ValueError("both roi_align and roi_pool are given: leave out one")
+    return partial(
+        max_pool_rois, **_keywords("roi_pool", max_pool_rois, roi_pool, given=given)
     )
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from frcnn_jax import proposals
 from frcnn_jax.models import build_backbone, build_detector, faster_rcnn
 from frcnn_jax.ops import roi_align
 
@@ -351,3 +352,92 @@ def test_lists_serve_as_tuples():
     model = build_detector(**{**TINY, "anchors": anchors, "backbone": backbone})
     assert hash(model) == hash(model)
     assert by_shape(model, images(32, 32))[0][0].anchors.shape[1] == 4
+
+
+# The paper: RoIPool, 2k scores, k = 3, 9, 12, external proposals
+
+PAPER = dict(
+    num_classes=2,
+    backbone=dict(name="zf"),
+    anchors=dict(strides=(16,), sizes=((128, 256, 512),), rounding="legacy"),
+    rpn=dict(objectness="softmax"),
+    roi_pool=dict(output_size=6),
+    box_head=dict(name="zf", widths=(8, 8)),
+)
+
+
+@pytest.mark.parametrize(
+    "sizes, ratios, k",
+    [
+        ((128,), (0.5, 1, 2), 3),
+        ((128, 256, 512), (1,), 3),
+        ((128, 256, 512), (0.5, 1, 2), 9),
+        ((64, 128, 256, 512), (0.5, 1, 2), 12),  # COCO
+    ],
+)
+@pytest.mark.parametrize("objectness, scores", [("sigmoid", ()), ("softmax", (2,))])
+def test_rpn_makes_k_guesses_at_each_place(sizes, ratios, k, objectness, scores):
+    """The tutorial: 8 x 8 places and k = 3 make 8 x 8 x 3 guesses."""
+    anchors = dict(PAPER["anchors"], sizes=(sizes,), aspect_ratios=ratios)
+    changes = dict(anchors=anchors, rpn=dict(objectness=objectness))
+    (out, _, _), variables = by_shape(
+        build_detector(**(PAPER | changes)), images(128, 128)
+    )
+    assert out.features[16].shape == (1, 8, 8, 256)
+    assert out.logits.shape == (1, 8 * 8 * k, *scores)
+    assert out.deltas.shape == (1, 8 * 8 * k, 4)
+    head = variables["params"]["rpn_head"]
+    assert head["conv"]["kernel"].shape == (3, 3, 256, 256)
+    assert head["objectness"]["kernel"].shape == (1, 1, 256, k * (2 if scores else 1))
+    assert head["deltas"]["kernel"].shape == (1, 1, 256, 4 * k)
+
+
+def test_tutorials_8_by_8_map_gives_192_proposals():
+    anchors = faster_rcnn.anchor_pyramid({16: (8, 8)}, strides=(16,), sizes=(128.0,))
+    features = {16: jax.random.normal(jax.random.key(1), (1, 8, 8, 16))}
+    head = faster_rcnn.RPNHead(3, 16, objectness="softmax")
+    (logits, deltas), _ = head.init_with_output(jax.random.key(0), features)
+    found = proposals.select_proposals(
+        anchors, logits[0], deltas[0], jnp.array([128, 128]), nms_iou=1.0
+    )
+    assert found.valid.sum() == len(anchors) == 8 * 8 * 3 == 192
+    assert (found.boxes[:192] >= 0).all() and (found.boxes[:192] <= 128).all()
+
+
+def test_detect_pools_the_maximum_of_quantised_cells(rng):
+    model = build_detector(**PAPER)
+    features = {16: jnp.float32(rng.normal(size=(2, 9, 11, 256)))}
+    rois = jnp.float32([[[0, 0, 90, 100], [30, 20, 170, 140]], [[5, 5, 60, 60]] * 2])
+    pooled = model.pool(features, rois)
+    assert pooled.shape == (2, 2, 6, 6, 256)
+    for b in range(2):
+        alone = roi_align.roi_pool(features[16][b], rois[b], stride=16, output_size=6)
+        np.testing.assert_array_equal(pooled[b], alone)
+    with pytest.raises(ValueError, match=r"roi_pool.stride=16.*\[8\]"):
+        model.pool({8: features[16]}, rois)
+
+
+def test_fast_rcnn_is_faster_rcnn_without_rpn():
+    faster = build_detector(**PAPER)
+    rest = {k: v for k, v in PAPER.items() if k not in ("anchors", "rpn")}
+    fast = build_detector(**rest, external_proposals=True)
+    assert isinstance(faster, faster_rcnn.FasterRCNN)
+    assert not isinstance(fast, faster_rcnn.FasterRCNN)
+    (logits, deltas), variables = by_shape(fast, images(64, 64, 2))
+    assert logits.shape == (2, 1, 3) and deltas.shape == (2, 1, 2, 4)
+    _, expected = by_shape(faster, images(64, 64, 2))
+    expected["params"].pop("rpn_head")
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, expected)
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        (dict(roi_align={}), ValueError, "both roi_align and roi_pool"),
+        (dict(roi_pool=dict(size=7)), TypeError, r"roi_pool.*\['size'\].*output_size"),
+        (dict(external_proposals=True), ValueError, "leave out anchors and rpn"),
+    ],
+)
+def test_groups_that_exclude_each_other_are_named(changes, error, message):
+    with pytest.raises(error, match=message):
+        build_detector(**(PAPER | changes))

@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from frcnn_jax import models
+from frcnn_jax import models, targets
+from frcnn_jax.losses import rpn_loss
 from frcnn_jax.training import devices
 from frcnn_jax.training.optimizer import trainable_mask
 from frcnn_jax.training.step import (
@@ -16,9 +17,12 @@ from frcnn_jax.training.step import (
     keep,
     merge,
     predict_step,
+    propose_step,
+    rpn_losses,
     train_losses,
     train_step,
 )
+from frcnn_jax.types import Proposals
 from tests.training import small
 
 KEY = jax.random.key(0)
@@ -214,3 +218,184 @@ def test_keep_and_merge_undo_each_other():
     tree, mask = {"a": 1, "b": {"c": 2}}, {"a": True, "b": {"c": False}}
     assert keep(tree, mask) == {"a": 1, "b": {"c": None}}
     assert merge({"a": 7, "b": {"c": None}}, tree) == {"a": 7, "b": {"c": 2}}
+
+
+# ------------------------------------------------------------------- the paper's forms
+
+
+def two_images():
+    batch = jax.tree.map(jnp.asarray, small.batch(0))
+    return batch, image_keys(KEY, jnp.int32(0), batch.index)
+
+
+def test_papers_normaliser_is_the_number_of_locations(setup):
+    """Eq. (1): lambda / N_reg in place of 1 / 256 changes the box term by its ratio."""
+    c, model, _, state = setup
+    (batch, keys), locations = two_images(), 16 * 16 + 8 * 8
+    group = dict(c["rpn_loss"], box_normalizer=locations)
+    practice, paper = (
+        jax.jit(partial(model.apply, config=config, method=train_losses))(
+            {"params": state.params, **state.model_state}, batch, keys
+        )
+        for config in (c, dict(c, rpn_loss=group))
+    )
+    samples = c["rpn_targets"]["num_samples"]
+    assert paper["rpn_box"] > 0
+    np.testing.assert_allclose(
+        paper["rpn_box"] * locations, practice["rpn_box"] * samples, rtol=1e-5
+    )
+    for name in ("rpn_cls", "roi_cls", "roi_box"):
+        np.testing.assert_allclose(paper[name], practice[name], rtol=1e-6)
+
+
+def test_rpn_losses_equal_the_sum_over_all_images(setup):
+    """One sum over the batch, divided by images x samples, as torchvision writes it."""
+    c, model, _, state = setup
+    batch, keys = two_images()
+    keys = keys[:, 0]
+
+    def both(model):
+        out = model.rpn(model.normalize(batch.image, batch.image_size))
+        axes = (0, None, 0, 0, 0, 0)
+        t = jax.vmap(partial(targets.rpn_targets, **c["rpn_targets"]), axes)(
+            keys,
+            *(out.anchors, batch.gt_boxes, batch.gt_valid),
+            *(batch.gt_ignore, batch.image_size),
+        )
+        n = 2 * c["rpn_targets"]["num_samples"]
+        rows = (out.logits, out.deltas, t.labels, t.deltas)
+        whole = rpn_loss(*rows, normalizer=n, **c["rpn_loss"])
+        return rpn_losses(out, batch, keys, c), whole
+
+    variables = {"params": state.params, **state.model_state}
+    ours, (cls, box) = jax.jit(partial(model.apply, method=both))(variables)
+    np.testing.assert_allclose(ours["rpn_cls"], cls, rtol=1e-5)
+    np.testing.assert_allclose(ours["rpn_box"], box, rtol=1e-5)
+
+
+def test_anchors_across_the_border_do_not_train_and_proposals_are_clipped(setup):
+    c, model, _, state = setup
+    c = dict(c, rpn_targets=dict(c["rpn_targets"], straddle=0))
+    batch, keys = two_images()
+    keys = keys[:, 0]
+    variables = {"params": state.params, **state.model_state}
+
+    @jax.jit
+    def gradient(variables):
+        def run(model):
+            out = model.rpn(model.normalize(batch.image, batch.image_size))
+
+            def loss(logits, deltas):
+                moved = out._replace(logits=logits, deltas=deltas)
+                return sum(rpn_losses(moved, batch, keys, c).values())
+
+            return out, jax.grad(loss, (0, 1))(out.logits, out.deltas)
+
+        return model.apply(variables, method=run)
+
+    out, (by_logits, by_deltas) = gradient(variables)
+    h, w = np.asarray(batch.image_size).T[..., None]
+    x1, y1, x2, y2 = np.asarray(out.anchors).T[:, None]
+    inside = (x1 >= 0) & (y1 >= 0) & (x2 <= w) & (y2 <= h)
+    assert 0 < inside.sum() < inside.size
+    assert (np.asarray(by_logits)[~inside] == 0).all()
+    assert (np.asarray(by_deltas)[~inside] == 0).all()
+    assert (np.asarray(by_logits)[inside] != 0).any()
+
+    found = jax.jit(partial(propose_step, model=model, config=c))(variables, batch)
+    limit = batch.image_size[:, None, [1, 0]]
+    assert found.valid.any()
+    assert (found.boxes >= 0).all() and (found.boxes[..., 2:] <= limit).all()
+
+
+# --------------------------------------------------------------------------- Fast R-CNN
+
+
+def fast_config():
+    c = small.config().to_dict()
+    c["model"] = {k: v for k, v in c["model"].items() if k not in ("anchors", "rpn")}
+    c["model"]["external_proposals"] = True
+    c["model"]["box_head"] = dict(name="vgg", widths=(16, 16))  # with dropout
+    return c
+
+
+def with_proposals(batch, count=6, slots=8):
+    rng = np.random.default_rng(1)
+    start = rng.uniform(0, 30, (len(batch.index), slots, 2))
+    boxes = np.concatenate([start, start + rng.uniform(10, 34, start.shape)], -1)
+    valid = np.broadcast_to(np.arange(slots) < count, boxes.shape[:2])
+    boxes = np.where(valid[..., None], boxes, 0).astype(np.float32)
+    scores = np.zeros(valid.shape, np.float32)
+    return batch._replace(proposals=Proposals(boxes, scores, valid))
+
+
+@functools.cache
+def compiled_fast(axis=None):
+    c = fast_config()
+    model = models.build_detector(num_classes=3, **c["model"])
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    state = initial_state(KEY, (*small.CANVAS, 3), model=model, optimizer=optimizer)
+    step = partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        trainable=trainable_mask(state.params),
+        config=c,
+        axis_name=axis,
+    )
+    if axis is None:
+        return model, state, jax.jit(step)
+    step = devices.parallel(step, in_axes=(None, 0, None), out_axes=(None, None))
+    return model, devices.replicated(state), step
+
+
+def test_fast_rcnn_trains_alike_on_one_and_two_devices():
+    """With dropout and padded proposals; it learns, and has no losses of an RPN."""
+    batch = with_proposals(small.batch(0, images=4))
+    finals = []
+    for axis in (None, "batch"):
+        _, state, step = compiled_fast(axis)
+        metrics = []
+        for _ in range(3):
+            state, m = step(state, devices.shard(batch) if axis else batch, KEY)
+            metrics.append(m)
+        finals.append((state.params, metrics[-1]))
+    assert set(finals[0][1]) == {"roi_cls", "roi_box", "total", "grad_norm"}
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=2e-3, atol=5e-6), finals[0], finals[1]
+    )
+    assert metrics[-1]["total"] < metrics[0]["total"]
+
+
+def test_fast_rcnn_ignores_what_lies_in_empty_slots():
+    model, state, step = compiled_fast()
+    batch = with_proposals(small.batch(0, images=4))
+    p = batch.proposals
+    garbage = np.where(p.valid[..., None], p.boxes, np.nan)
+    other = batch._replace(proposals=p._replace(boxes=garbage))
+    small.assert_trees_equal(step(state, batch, KEY)[1], step(state, other, KEY)[1])
+
+
+def test_fast_rcnn_detects_only_what_was_proposed():
+    model, state, _ = compiled_fast()
+    c = fast_config()
+    c["postprocess"] = dict(c["postprocess"], score=0.0)
+    predict = jax.jit(partial(predict_step, model=model, config=c))
+    variables = {"params": state.params, **state.model_state}
+    none = with_proposals(small.batch(0), count=0)
+    assert not predict(variables, none).valid.any()
+    one = with_proposals(small.batch(0), count=1)
+    found = predict(variables, one)
+    assert found.valid.sum() == 2 * 3  # each image's proposal as each of three classes
+    # The box offsets of a fresh head are next to nothing.
+    np.testing.assert_allclose(
+        found.boxes[1, :3],
+        np.broadcast_to(one.proposals.boxes[1, :1], (3, 4)),
+        atol=0.5,
+    )
+
+
+def test_fast_rcnn_without_proposals_says_where_they_come_from():
+    model, state, step = compiled_fast()
+    with pytest.raises(ValueError, match="data.proposals=FILE.*make_proposals"):
+        step(state, small.batch(0, images=4), KEY)
