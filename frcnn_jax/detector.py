@@ -42,11 +42,7 @@ class Detector:
         resized and padded as in training and run `batch_size` at a time (one compiled
         shape). Returns numpy arrays by falling score, zero where not `valid`.
         """
-        found = [
-            self._batch(images[i : i + self.batch_size])
-            for i in range(0, len(images), self.batch_size)
-        ]
-        if not found:
+        if not len(images):
             n = self.config.postprocess.max_detections
             zeros = partial(np.zeros, (0, n))
             return Detections(
@@ -55,35 +51,40 @@ class Detector:
                 zeros(np.int32),
                 zeros(bool),
             )
-        return Detections(*map(np.concatenate, zip(*found, strict=True)))
-
-    def _batch(self, images: Sequence[Any] | np.ndarray) -> Detections:
         data = self.config.data
-        arrays = [
-            image_files.load_image(str(x))
-            if isinstance(x, str | pathlib.Path)
-            else check_image(x)
-            for x in images
-        ]
-        ready = [
-            image_files.prepare(
-                x,
+        order: list[int] = []
+        found: list[Detections] = []
+        waiting: dict[Any, list] = {}  # those of one canvas run together
+        for i, x in enumerate(images):
+            named = isinstance(x, str | pathlib.Path)
+            array = image_files.load_image(str(x)) if named else check_image(x)
+            pixels, size = image_files.prepare(
+                array,
                 short_side=data.short_side,
                 max_side=data.max_side,
-                canvas=tuple(data.canvas),
+                canvas=data.canvas,
             )
-            for x in arrays
-        ]
-        fill = self.batch_size - len(ready)
-        pixels = np.stack([image for image, _ in ready] + [ready[0][0]] * fill)
-        sizes = np.array([size for _, size in ready] + [ready[0][1]] * fill, np.int32)
-        originals = np.array([x.shape[:2] for x in arrays], np.int32)
-        found = jax.device_get(
-            self._predict(self.variables, predict_batch(pixels, sizes))
-        )
-        found = jax.tree.map(lambda x: x[: len(arrays)], found)
-        scale = (originals / sizes[: len(arrays)])[:, [1, 0, 1, 0]].astype(np.float32)
-        return found._replace(boxes=found.boxes * scale[:, None])
+            group = waiting.setdefault(pixels.shape, [])
+            group.append((i, pixels, size, array.shape[:2]))
+            if len(group) == self.batch_size:
+                order += [i for i, *_ in group]
+                found.append(self._batch(waiting.pop(pixels.shape)))
+        for group in waiting.values():
+            order += [i for i, *_ in group]
+            found.append(self._batch(group))
+        joined = Detections(*map(np.concatenate, zip(*found, strict=True)))
+        return jax.tree.map(lambda x: x[np.argsort(order)], joined)
+
+    def _batch(self, group: list) -> Detections:
+        """Detections of up to `batch_size` images of one canvas, in original pixels."""
+        n, fill = len(group), [group[0]] * (self.batch_size - len(group))
+        _, pixels, sizes, originals = zip(*group, *fill, strict=True)
+        sizes = np.array(sizes, np.int32)
+        batch = predict_batch(np.stack(pixels), sizes)
+        found = jax.device_get(self._predict(self.variables, batch))
+        scale = (np.array(originals) / sizes)[:, [1, 0, 1, 0]].astype(np.float32)
+        found = found._replace(boxes=found.boxes * scale[:, None])
+        return jax.tree.map(lambda x: x[:n], found)
 
 
 def load(path: str | pathlib.Path, *, batch_size: int = 1) -> Detector:

@@ -6,12 +6,16 @@ functions, `load_image` and `prepare`.
 
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
 from frcnn_jax.data.source import Size
+
+Canvas = Size | Sequence[Size]  # one static shape, or several to choose from
 
 
 def load_image(
@@ -106,21 +110,54 @@ def _orientation(tiff: bytes) -> int:
     return 1
 
 
-def check_canvas(short_side: int, max_side: int, canvas: Size) -> None:
-    """ValueError unless the canvas holds the largest image of at least one orientation.
+def canvases(canvas: Canvas) -> tuple[Size, ...]:
+    """The one canvas (h, w), or the several, as a tuple of them.
+
+    >>> canvases((8, 9)), canvases([(8, 9), (9, 8)])
+    (((8, 9),), ((8, 9), (9, 8)))
+    """
+    several: Any = canvas if isinstance(canvas[0], Sequence) else (canvas,)
+    return tuple((int(h), int(w)) for h, w in several)
+
+
+def check_canvas(short_side: int, max_side: int, canvas: Canvas) -> None:
+    """ValueError unless a canvas holds the largest image of at least one orientation.
+
+    Of several canvases one must; the others may be for other aspect ratios, but none
+    less than `short_side`.
 
     >>> check_canvas(800, 1333, (800, 1344))
     """
+    options = canvases(canvas)
     if not 0 < short_side <= max_side:
         raise ValueError(
             f"short_side={short_side} must be positive and at most max_side={max_side}"
         )
-    if min(canvas) < short_side or max(canvas) < max_side:
+    small = [c for c in options if min(c) < short_side]
+    if not small and max(map(max, options)) < max_side:
+        small = options
+    if small:
         raise ValueError(
-            f"canvas={tuple(canvas)} cannot hold images of short_side={short_side} and "
+            f"canvas={small[0]} cannot hold images of short_side={short_side} and "
             f"max_side={max_side}: make it at least {(short_side, max_side)} or "
             f"{(max_side, short_side)}, or lower short_side or max_side"
         )
+
+
+def choose_canvas(
+    size: Size, short_side: int, max_side: int, options: Sequence[Size]
+) -> int:
+    """The position of the canvas that shrinks an image least, and then of the smallest.
+
+    >>> choose_canvas((480, 640), 300, 400, [(400, 304), (304, 400), (400, 400)])
+    1
+    """
+
+    def badness(i):
+        h, w = fit(size, short_side, max_side, options[i])
+        return -h * w, options[i][0] * options[i][1]
+
+    return min(range(len(options)), key=badness)
 
 
 def fit(size: Size, short_side: int, max_side: int, canvas: Size) -> Size:
@@ -156,12 +193,15 @@ def place(
 
 
 def prepare(
-    image: UInt8[np.ndarray, "h w 3"], short_side: int, max_side: int, canvas: Size
+    image: UInt8[np.ndarray, "h w 3"], short_side: int, max_side: int, canvas: Canvas
 ) -> tuple[UInt8[np.ndarray, "i j 3"], Size]:
     """The network's input for one image: the canvas, and the (h, w) it fills of it."""
     check_canvas(short_side, max_side, canvas)
-    size = fit(image.shape[:2], short_side, max_side, canvas)
-    return place(resize(image, size), canvas), size
+    options = canvases(canvas)
+    h, w = image.shape[:2]
+    chosen = options[choose_canvas((h, w), short_side, max_side, options)]
+    size = fit((h, w), short_side, max_side, chosen)
+    return place(resize(image, size), chosen), size
 
 
 def save_image(path: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"]) -> None:

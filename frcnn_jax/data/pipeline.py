@@ -1,9 +1,10 @@
 """From a source to batches: shuffle, decode, resize, flip, pad, batch, shard, resume.
 
 The order of training is one stream, fixed by `seed`: a permutation of the examples per
-epoch, one after another. Step k takes the `batch_size` next ones, and of these process
-p of n takes the p-th n-th part: the same examples make the same batch, in the same
-order, on any number of processes. A flip is drawn from (seed, epoch, index) alone. An
+epoch, one after another (`sampling`). Step k takes the `batch_size` next ones, all of
+one canvas where there are several, and of these process p of n takes the p-th n-th
+part: the same examples make the same batch, in the same order, on any number of
+processes. What is random about an example is drawn from (seed, epoch, index) alone. An
 iterator's state is a number; a resumed run continues with the very next batch.
 """
 
@@ -11,30 +12,35 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import inspect
 import pathlib
 import re
 import warnings
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Float32, UInt8
+from jaxtyping import Int, UInt8
 
+from frcnn_jax.data import augment as augmentation
 from frcnn_jax.data import proposal_files
-from frcnn_jax.data.images import check_canvas, fit, load_image, place, resize
+from frcnn_jax.data import sampling as sampling_order
+from frcnn_jax.data.augment import Resized, mirror
+from frcnn_jax.data.images import (
+    Canvas,
+    canvases,
+    check_canvas,
+    choose_canvas,
+    fit,
+    image_size,
+    load_image,
+    place,
+    resize,
+)
 from frcnn_jax.data.source import Example, Size, Source, subset
 from frcnn_jax.types import Batch, Proposals
-
-
-class Resized(NamedTuple):
-    """An example as the network sees it, before it is padded (and what is cached)."""
-
-    image: UInt8[np.ndarray, "h w 3"]
-    boxes: Float32[np.ndarray, "n 4"]
-    original_size: Size
-    proposals: proposal_files.Scored | None = None  # of a file, best first
 
 
 class Batches:
@@ -89,10 +95,12 @@ def build(
     eval_split: str,
     short_side: int,
     max_side: int,
-    canvas: Size,
+    canvas: Canvas,
     max_boxes: int = 100,
     on_overflow: str = "error",
     flip: bool = True,
+    augment: Mapping[str, Any] | None = None,
+    sampling: Mapping[str, Any] | None = None,
     on_bad_image: str = "error",
     cache: bool = False,
     proposals: str = "",
@@ -114,10 +122,15 @@ def build(
         eval_split: the split to evaluate on.
         short_side: pixels of an image's short side after resizing,
         max_side: but no more than this for its long side,
-        canvas: and no more than the (h, w) of the static shape it is padded to.
+        canvas: and no more than the (h, w) of the static shape it is padded to; or a
+            list of such shapes, of which each image takes the one that suits it best
+            (a batch has images of one; a step is compiled for each).
         max_boxes: slots for ground truth.
         on_overflow: "error", or "drop_smallest" when there are more boxes than slots.
         flip: mirror every other training image.
+        augment: keyword arguments of `augment.augment`; none for training as it is.
+        sampling: `name` of a function of `sampling`, and its keyword arguments; none
+            for every image once an epoch.
         on_bad_image: "error", or "skip", which warns, reports and replaces the image:
             in training by the next readable one, in evaluation by a slot with
             `valid=False` (so that its objects count as missed).
@@ -141,7 +154,7 @@ def build(
     common: dict[str, Any] = dict(
         short_side=short_side,
         max_side=max_side,
-        canvas=tuple(canvas),
+        canvas=canvases(canvas),
         max_boxes=max_boxes,
         on_overflow=on_overflow,
         on_bad_image=on_bad_image,
@@ -161,16 +174,19 @@ def build(
         batch_size=batch_size,
         seed=seed,
         flip=flip,
+        augment=augment,
+        sampling=sampling,
         proposals=found[0],
         **common,
     )
     eval_stream = eval_dataset(
         evaluation, batch_size=eval_batch_size, proposals=found[1], **common
     )
+    visits = sampling_order.repeats(train, sampling)
     return Data(
         train=train,
         eval=evaluation,
-        steps_per_epoch=-(-len(train) // batch_size),
+        steps_per_epoch=-(-round(sum(visits)) // batch_size),
         train_stream=Batches(train_stream, threads, workers),
         eval_stream=Batches(eval_stream, threads, workers),
     )
@@ -231,6 +247,8 @@ def train_dataset(
     batch_size: int,
     seed: int,
     flip: bool = True,
+    augment: Mapping[str, Any] | None = None,
+    sampling: Mapping[str, Any] | None = None,
     process_index: int = 0,
     process_count: int = 1,
     **shape: Any,
@@ -239,12 +257,23 @@ def train_dataset(
     share = _share(batch_size, process_index, process_count)
     if not len(source):
         raise ValueError("there is no image to train on: the split is empty")
-    transform = _transform(source, seed=seed, flip=flip, train=True, **shape)
-    epoch = grain.MapDataset.source(range(len(source))).seed(seed).shuffle()
-    # As good as endless: the length of grain's own endless stream overflows in batches.
-    stream = epoch.repeat(2**48 // len(source) + 1)
-    batches = stream.map_with_index(transform).batch(share)
-    return batches.slice(slice(process_index, None, process_count))
+    read, pad = _steps(source, **shape, whole=bool(augment))
+    change = None
+    if augment:
+        sides = {k: shape[k] for k in ("short_side", "max_side")}
+        known = inspect.signature(augmentation.augment)  # a misspelt key fails here
+        known.bind(None, None, None, canvas=None, **sides, **augment)
+        change = functools.partial(augmentation.augment, **sides, **augment)
+    order = train_order(source, batch_size, seed, sampling=sampling, **_sides(shape))
+    make = functools.partial(_train_example, read, pad, change, seed, flip)
+    batch = functools.partial(
+        _train_batch,
+        order,
+        canvases(shape["canvas"]),
+        slice(share * process_index, share * (process_index + 1)),
+        make,
+    )
+    return grain.MapDataset.range(2**40).map(batch)  # as good as endless
 
 
 def eval_dataset(
@@ -255,16 +284,73 @@ def eval_dataset(
     process_count: int = 1,
     **shape: Any,
 ) -> grain.MapDataset:
-    """Each example once, in order; every process has the same number of batches.
+    """Each example once, in order within its canvas; as many batches on every process.
 
     `shape` are `short_side`, `max_side`, `canvas`, `max_boxes`, `on_overflow`,
     `on_bad_image` and `cache`, as for `build`.
     """
     share = _share(batch_size, process_index, process_count)
-    padded = -(-len(source) // batch_size) * batch_size
-    transform = _transform(source, seed=0, flip=False, train=False, **shape)
-    stream = grain.MapDataset.range(padded).map_with_index(transform)
-    return stream.batch(share).slice(slice(process_index, None, process_count))
+    read, pad = _steps(source, **shape)
+    buckets = find_buckets(source, **_sides(shape))
+    rows = sampling_order.eval_batches(buckets, batch_size)
+    batch = functools.partial(
+        _eval_batch,
+        rows[:, share * process_index : share * (process_index + 1)],
+        [canvases(shape["canvas"])[buckets[row[0]]] for row in rows],
+        functools.partial(_eval_example, read, pad),
+    )
+    return grain.MapDataset.range(len(rows)).map(batch)
+
+
+def train_order(
+    source: Source,
+    batch_size: int,
+    seed: int,
+    *,
+    sampling: Mapping[str, Any] | None = None,
+    **sides: Any,
+) -> sampling_order.Order:
+    """The order of training; `sides` are `short_side`, `max_side` and `canvas`."""
+    return sampling_order.Order(
+        sampling_order.repeats(source, sampling),
+        find_buckets(source, **sides),
+        batch_size,
+        seed,
+    )
+
+
+def find_buckets(
+    source: Source, *, short_side: int, max_side: int, canvas: Canvas
+) -> Int[np.ndarray, "n"]:
+    """The position in `canvas` of the one that suits each example (0 if there is one).
+
+    An image whose size can only be learnt by reading it is read; one that cannot be
+    read is 0's.
+    """
+    options = canvases(canvas)
+    found = np.zeros(len(source), int)
+    if len(options) > 1:
+        for i, example in enumerate(source.examples):
+            try:
+                size = example_size(example)
+            except (OSError, ValueError):  # met again, and dealt with, when it is used
+                continue
+            found[i] = choose_canvas(size, short_side, max_side, options)
+    return found
+
+
+def example_size(example: Example) -> Size:
+    """(h, w) as annotated, or of the image itself."""
+    image = example.image
+    if example.size is not None:
+        return example.size
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    return image_size(image, name=_name(example))
+
+
+def _sides(shape: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: shape[k] for k in ("short_side", "max_side", "canvas")}
 
 
 def _sources() -> list[str]:
@@ -287,23 +373,24 @@ def _share(batch_size: int, process_index: int, process_count: int) -> int:
 # ------------------------------------------------------------------------ one example
 
 
-def _transform(
+def _steps(
     source: Source,
     *,
-    seed: int,
-    flip: bool,
-    train: bool,
     short_side: int,
     max_side: int,
-    canvas: Size,
+    canvas: Canvas,
     max_boxes: int = 100,
     on_overflow: str = "error",
     on_bad_image: str = "error",
     cache: bool = False,
     proposals: Mapping[str, proposal_files.Scored] | None = None,
     max_proposals: int = 0,
+    whole: bool = False,
 ):
-    """What makes the example at a position of the stream; bad settings raise here."""
+    """The two halves of making an example, `read` and `pad`; bad settings raise here.
+
+    `whole` reads images at their original size, to be augmented.
+    """
     check_canvas(short_side, max_side, canvas)
     for key, value, known in (
         ("on_overflow", on_overflow, ("error", "drop_smallest")),
@@ -319,48 +406,70 @@ def _transform(
                     f"boxes (data.max_boxes={max_boxes})"
                 )
     read = functools.partial(
-        _read,
+        _attempt,
         source,
-        fit=functools.partial(
-            fit, short_side=short_side, max_side=max_side, canvas=canvas
+        on_bad_image == "skip",
+        functools.partial(
+            _read,
+            sides=None if whole else (short_side, max_side),
+            cache={} if cache else None,
+            proposals=proposals,
         ),
-        cache={} if cache else None,
-        proposals=proposals,
     )
     pad = functools.partial(
         pad_example,
-        canvas=canvas,
         max_boxes=max_boxes,
         on_overflow=on_overflow,
         max_proposals=max_proposals,
     )
-    skip = on_bad_image == "skip"
-    if train:
-        return functools.partial(_train_example, source, read, pad, skip, seed, flip)
-    return functools.partial(_eval_example, source, read, pad, skip)
+    return read, pad
 
 
-def _train_example(source, read, pad, skip, seed, flip, position, index) -> Batch:
-    epoch = position // len(source)
-    rng = np.random.default_rng((seed, epoch, index))
-    for candidate in range(index, index + len(source)):
-        candidate %= len(source)
-        example, resized = _attempt(source, read, candidate, skip)
+def _train_batch(order, canvas, part, make, k: int) -> Batch:
+    """This process's part of batch k."""
+    bucket, visits = order[k]
+    n = len(order.repeats)
+    return stack([make(canvas[bucket], n, visit) for visit in visits[part]])
+
+
+def _eval_batch(rows, canvas, make, k: int) -> Batch:
+    return stack([make(canvas[k], int(index)) for index in rows[k]])
+
+
+def stack(rows: Sequence[Any]) -> Any:
+    """Tuples of arrays as a tuple of arrays with one more axis; None stays None."""
+    first = rows[0]
+    if first is None:
+        return None
+    if isinstance(first, tuple):
+        return type(first)(*map(stack, zip(*rows, strict=True)))
+    return np.stack(rows)
+
+
+def _train_example(read, pad, change, seed, flip, canvas, n: int, visit) -> Batch:
+    """Reads (in place of what is to be skipped the next), augments, mirrors, pads."""
+    rng = np.random.default_rng((seed, *visit))
+    for candidate in range(visit.index, visit.index + n):
+        candidate %= n
+        example, resized = read(candidate, canvas)
         if resized is not None:
+            if change:
+                example, resized = change(rng, example, resized, canvas=canvas)
             flipped = mirror(resized) if flip and rng.random() < 0.5 else resized
-            return pad(example, flipped, index=candidate)
+            return pad(example, flipped, index=candidate, canvas=canvas)
     raise ValueError("none of the images can be read")
 
 
-def _eval_example(source, read, pad, skip, position, _) -> Batch:
-    if position < len(source):
-        example, resized = _attempt(source, read, position, skip)
+def _eval_example(read, pad, canvas, index: int) -> Batch:
+    """Reads and pads; what is skipped, or no example (-1), is not `valid`."""
+    if index >= 0:
+        example, resized = read(index, canvas)
         if resized is not None:
-            return pad(example, resized, index=position)
+            return pad(example, resized, index=index, canvas=canvas)
     blank = _blank()
-    index = min(position, len(source) - 1)
     resized = Resized(decode(blank), blank.boxes, (1, 1))
-    return pad(blank, resized, index=index)._replace(valid=np.bool_(False))
+    row = pad(blank, resized, index=max(0, index), canvas=canvas)
+    return row._replace(valid=np.bool_(False))
 
 
 def _blank() -> Example:
@@ -370,11 +479,13 @@ def _blank() -> Example:
     return Example(image, 0, boxes, none, none.astype(bool))
 
 
-def _attempt(source, read, index: int, skip: bool) -> tuple[Example, Resized | None]:
+def _attempt(
+    source: Source, skip: bool, read, index: int, canvas: Size
+) -> tuple[Example, Resized | None]:
     """The example, and its image unless that is bad and to be skipped."""
     example = source[index]
     try:
-        return example, read(index, example)
+        return example, read(index, example, canvas)
     except (OSError, ValueError) as error:
         if not skip:
             raise
@@ -385,20 +496,26 @@ def _attempt(source, read, index: int, skip: bool) -> tuple[Example, Resized | N
         return example, None
 
 
-def _read(source, index: int, example: Example, *, fit, cache, proposals) -> Resized:
-    """Decodes and resizes, or takes what was decoded and resized before."""
-    if cache is not None and index in cache:
-        return cache[index]
+def _read(
+    index: int, example: Example, canvas: Size, *, sides, cache, proposals
+) -> Resized:
+    """Decodes and resizes, or takes what was decoded and resized before.
+
+    `sides` are (short_side, max_side); with None the image keeps its size.
+    """
+    key = index, canvas
+    if cache is not None and key in cache:
+        return cache[key]
     image = decode(example)
     original = (image.shape[0], image.shape[1])
-    h, w = fit(original)
+    h, w = fit(original, sides[0], sides[1], canvas) if sides else original
     scale = np.array([w / original[1], h / original[0]] * 2, np.float32)
     resized = Resized(resize(image, (h, w)), example.boxes * scale, original)
     if proposals is not None:
         found = _scaled(_proposals_of(example, proposals), scale, (h, w))
         resized = resized._replace(proposals=found)
     if cache is not None:
-        cache[index] = resized
+        cache[key] = resized
     return resized
 
 
@@ -425,22 +542,6 @@ def decode(example: Example) -> UInt8[np.ndarray, "h w 3"]:
         f"{name} is {w}x{h} but its annotation says {want_w}x{want_h}: "
         "its boxes would be wrong; correct one of them, or set data.on_bad_image='skip'"
     )
-
-
-def mirror(resized: Resized) -> Resized:
-    """Left and right exchanged: `x' = w - x`."""
-    width = np.float32(resized.image.shape[1])
-    found = resized.proposals
-    return resized._replace(
-        image=resized.image[:, ::-1],
-        boxes=_mirrored(resized.boxes, width),
-        proposals=found and found._replace(boxes=_mirrored(found.boxes, width)),
-    )
-
-
-def _mirrored(boxes, width):
-    x1, y1, x2, y2 = boxes.T
-    return np.stack([width - x2, y1, width - x1, y2], axis=1)
 
 
 def _scaled(found: proposal_files.Scored, scale, size: Size) -> proposal_files.Scored:

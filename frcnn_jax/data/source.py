@@ -37,13 +37,15 @@ class Example(NamedTuple):
 class Source:
     """A data set: any sequence of examples (a list, or one that makes them on demand).
 
-    `report` says what was dropped, clipped or skipped and why, by file name.
+    `report` says what was dropped, clipped or skipped and why, by file name; `repeats`
+    how often an epoch visits each example, once by default.
     """
 
     examples: Sequence[Example]
     classes: tuple[str, ...]
     category_ids: tuple[int, ...] = ()  # empty: 1..C
     report: list[str] = dataclasses.field(default_factory=list)
+    repeats: Float[np.ndarray, "n"] | None = None
 
     def __post_init__(self):
         ids = tuple(self.category_ids) or tuple(range(1, len(self.classes) + 1))
@@ -61,7 +63,8 @@ class Source:
 
 def subset(source: Source, part: slice) -> Source:
     """Some of the examples of a source: `subset(source, slice(0, 100))`."""
-    return dataclasses.replace(source, examples=source.examples[part])
+    repeats = None if source.repeats is None else source.repeats[part]
+    return dataclasses.replace(source, examples=source.examples[part], repeats=repeats)
 
 
 def image_ids(source: Source) -> list[int]:

@@ -23,6 +23,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as policies
 
 from frcnn_jax import models
+from frcnn_jax.data.images import canvases
 from frcnn_jax.training.config import from_json
 from frcnn_jax.training.optimizer import path_name
 from frcnn_jax.training.step import TrainState
@@ -186,7 +187,8 @@ def load_model(checkpoint: str | pathlib.Path) -> tuple[Any, dict[str, PyTree], 
     meta, variables = read_meta(checkpoint), read_variables(checkpoint)
     c = meta.config.to_dict()
     model = models.build_detector(num_classes=len(meta.classes), **c["model"])
-    image = jax.ShapeDtypeStruct((1, *c["data"]["canvas"], 3), np.float32)
+    canvas, *_ = canvases(c["data"]["canvas"])
+    image = jax.ShapeDtypeStruct((1, *canvas, 3), np.float32)
     expected = jax.eval_shape(model.init, jax.random.key(0), image)
     check_same_arrays(expected, variables, checkpoint)
     return model, variables, meta

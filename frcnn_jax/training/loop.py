@@ -11,6 +11,7 @@ import jax
 import ml_collections
 
 from frcnn_jax import models
+from frcnn_jax.data.images import canvases
 from frcnn_jax.evaluation import coco as coco_metrics
 from frcnn_jax.models import pretrained
 from frcnn_jax.training import checkpoint, devices
@@ -60,7 +61,8 @@ def train_and_evaluate(
     # ---- model --------------------------------------------------------------
     model = models.build_detector(num_classes=len(data.train.classes), **c["model"])
     key = jax.random.key(c["seed"])
-    variables = init_variables(key, (*c["data"]["canvas"], 3), model=model)
+    image_shape = (*canvases(c["data"]["canvas"])[0], 3)
+    variables = init_variables(key, image_shape, model=model)
     if path := c["model"]["backbone"].get("pretrained"):
         variables = pretrained.load_backbone(path, variables)
         log.info("backbone initialised from %s", path)
@@ -76,7 +78,7 @@ def train_and_evaluate(
     trainable = trainable_mask(variables["params"], c["frozen"])
     state = initial_state(
         key,
-        (*c["data"]["canvas"], 3),
+        image_shape,
         model=model,
         optimizer=optimizer,
         trainable=trainable,
