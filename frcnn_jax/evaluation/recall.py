@@ -123,7 +123,7 @@ def _panel(results, count, size=360, margin=44):
         recalls = [0.0 if r is None else r for r in result["curves"][count]]
         line = np.array([point(t, r) for t, r in zip(IOUS, recalls, strict=True)])
         cv2.polylines(image, [line.astype(np.int32)], False, color, 2, cv2.LINE_AA)
-        write(name, (margin + 8, size - margin - 12 - 16 * i), color)
+        write(name, (size // 2, margin + 18 + 16 * i), color)
     return image
 
 

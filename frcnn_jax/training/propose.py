@@ -1,0 +1,86 @@
+"""Proposals of a data set: those of a checkpoint's RPN, and whose objects they meet."""
+
+import inspect
+import logging
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from frcnn_jax.data import pipeline
+from frcnn_jax.data.proposal_files import Scored
+from frcnn_jax.data.source import Source
+from frcnn_jax.models import FasterRCNN
+from frcnn_jax.training import checkpoint, devices
+from frcnn_jax.training import config as configs
+from frcnn_jax.training.evaluate import build_data
+from frcnn_jax.training.metrics import duration
+from frcnn_jax.training.step import propose_step
+
+log = logging.getLogger(__name__)
+
+
+def rpn_of_checkpoint(
+    path: str | pathlib.Path, *, changes: Sequence[str] = ()
+) -> tuple[Source, dict[str, Scored]]:
+    """The evaluation data of a checkpoint and, by image id, its RPN's proposals there.
+
+    `proposals.eval` says how many; boxes are in pixels of the image on disk. `changes`
+    are config values such as "proposals.eval.post_nms=2000".
+    """
+    where = checkpoint.find(path)
+    model, variables, meta = checkpoint.load_model(where)
+    if not isinstance(model, FasterRCNN):
+        raise ValueError(f"{where} is a FastRCNN: it has no RPN to propose anything")
+    configs.change(meta.config, changes)
+    c = configs.check(meta.config)
+    data = build_data(c)
+    propose = devices.parallel(
+        partial(propose_step, model=model, config=c), in_axes=(None, 0)
+    )
+    variables = devices.replicated(variables)
+    proposals, start, said = {}, time.perf_counter(), 0.0
+    for batch in data.eval_batches():
+        found = devices.gather(propose(variables, devices.shard(batch)))
+        for i in np.flatnonzero(batch.valid):
+            h, w = batch.original_size[i] / batch.image_size[i]
+            scale = np.array([w, h, w, h], np.float32)
+            rows = found.valid[i]
+            image_id = str(data.eval[int(batch.index[i])].image_id)
+            proposals[image_id] = Scored(
+                found.boxes[i][rows] * scale, found.scores[i][rows]
+            )
+        if (now := time.perf_counter() - start) - said > 20:
+            left = now / len(proposals) * (len(data.eval) - len(proposals))
+            counts = len(proposals), len(data.eval)
+            log.info("proposals of %d/%d images, %s left", *counts, duration(left))
+            said = now
+    return data.eval, proposals
+
+
+def source_of(data: Mapping[str, Any], split: str) -> Source:
+    """One split of the data that the configuration group `data` describes."""
+    pipelines = inspect.signature(pipeline.build).parameters  # the rest is the source's
+    kwargs = {k: v for k, v in data.items() if k not in pipelines}
+    return pipeline.load_source(data["name"], split=split, **kwargs)
+
+
+def with_objects(
+    source: Source, proposals: Mapping[str, Scored]
+) -> Iterator[tuple[Any, Any]]:
+    """Objects (no ignored ones) and proposals of each image, for `recall.evaluate`.
+
+    KeyError names an image without proposals.
+    """
+    for i in range(len(source)):
+        example = source[i]
+        if str(example.image_id) not in proposals:
+            raise KeyError(
+                f"no proposals for image {example.image_id!r}: make them for this data "
+                "set and split (scripts/make_proposals.py)"
+            )
+        found = proposals[str(example.image_id)]
+        yield example.boxes[~example.ignore], found.boxes

@@ -1,0 +1,123 @@
+"""Writes proposals for a data set: selective search, or the RPN of a checkpoint.
+
+python scripts/make_proposals.py --config=experiments/voc07_vgg16_fast_rcnn.py \
+    --config.data.root=VOCdevkit --splits=2007_trainval,2007_test \
+    --output='proposals/{split}.npz'
+python scripts/make_proposals.py --checkpoint=runs/voc07 --splits=2007_test \
+    --output='proposals/rpn_{split}.npz' --set=proposals.eval.post_nms=2000
+
+The files serve `data.proposals` and scripts/evaluate_proposals.py. Selective search
+takes a second or two an image and core ("quality" four times that) and uses all cores;
+stopped, the same command goes on where it was. The last line on stdout is one JSON
+object.
+"""
+
+import concurrent.futures
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import pathlib
+import shutil
+import sys
+import time
+
+import cv2
+from absl import app, flags
+from ml_collections import config_flags
+
+from frcnn_jax.data import pipeline, proposal_files
+from frcnn_jax.data.selective_search import MODES, selective_search
+from frcnn_jax.training.metrics import duration, log_to_stderr
+
+# Experiments import their shared parts from the folder beside this one.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+
+log = logging.getLogger("frcnn_jax.make_proposals")
+CONFIG = config_flags.DEFINE_config_file("config", None, "Whose data: an experiment.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Whose RPN: a run or checkpoint.")
+SPLITS = flags.DEFINE_list("splits", None, "Splits of the data.", required=True)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "The .npz; '{split}' in it is the split.", required=True
+)
+MODE = flags.DEFINE_enum("mode", "fast", MODES, "Of selective search.")
+COUNT = flags.DEFINE_integer("max_proposals", 2000, "The most an image.")
+MAX_SIDE = flags.DEFINE_integer("max_side", 0, "Shrink larger images before; 0: never.")
+WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes.")
+SET = flags.DEFINE_multi_string(
+    "set", [], "Changes a value of the checkpoint's config."
+)
+# What is lost when the script is stopped; what says how far it is.
+PART = 50
+
+
+def search(example, options):
+    """Selective search of one example, in a process of its own."""
+    cv2.setNumThreads(1)
+    return selective_search(pipeline.decode(example), **options)
+
+
+def search_split(source, path, pool):
+    """The proposals of all images, in parts that survive an interruption."""
+    options = dict(mode=MODE.value, max_proposals=COUNT.value, max_side=MAX_SIDE.value)
+    parts = path.with_name(path.name + ".parts")
+    stamp = json.dumps(dict(options, images=len(source)))
+    if parts.is_dir() and (parts / "options.json").read_text() != stamp:
+        raise app.UsageError(
+            f"{parts} was begun with other settings: remove it, or use another --output"
+        )
+    parts.mkdir(parents=True, exist_ok=True)
+    (parts / "options.json").write_text(stamp)
+    found, done, made, start = {}, 0, 0, time.perf_counter()
+    for first in range(0, len(source), PART):
+        part = parts / f"{first:07d}.npz"
+        examples = [source[i] for i in range(first, min(first + PART, len(source)))]
+        if not part.exists():
+            results = pool.map(search, examples, itertools.repeat(options))
+            ids = (str(example.image_id) for example in examples)
+            proposal_files.write(part, dict(zip(ids, results, strict=True)))
+            made += len(examples)
+        found |= proposal_files.read(part)
+        done += len(examples)
+        if made:
+            left = (time.perf_counter() - start) / made * (len(source) - done)
+            log.info("%d/%d images, %s left", done, len(source), duration(left))
+    return found, parts
+
+
+def main(_):
+    from frcnn_jax.training import propose  # the processes that search need no model
+
+    log_to_stderr()
+    if (CHECKPOINT.value is None) == (CONFIG.value is None):
+        raise app.UsageError("give --config (selective search) or --checkpoint (RPN)")
+    if len(SPLITS.value) > 1 and "{split}" not in OUTPUT.value:
+        raise app.UsageError("several splits need '{split}' in --output")
+    result = {}
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(WORKERS.value, spawn) as pool:
+        for split in SPLITS.value:
+            path = pathlib.Path(OUTPUT.value.replace("{split}", split.split("[")[0]))
+            start, parts = time.perf_counter(), None
+            if CHECKPOINT.value:
+                changes = [f"data.eval_split={split}", *SET.value]
+                _, found = propose.rpn_of_checkpoint(CHECKPOINT.value, changes=changes)
+            else:
+                source = propose.source_of(CONFIG.value.data.to_dict(), split)
+                found, parts = search_split(source, path, pool)
+            proposal_files.write(path, found)
+            if parts:
+                shutil.rmtree(parts)
+            seconds = time.perf_counter() - start
+            boxes = sum(len(scored.boxes) for scored in found.values())
+            mean = boxes / max(len(found), 1)
+            log.info("%s: %d images, %.0f boxes each", path, len(found), mean)
+            result[split] = dict(
+                file=str(path), images=len(found), mean=mean, seconds=seconds
+            )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    app.run(main)
