@@ -1,0 +1,52 @@
+"""Writes an experiment's data as a TFDS data set of sequential files (array_record).
+
+python scripts/make_records.py --config=experiments/bccd_r50_fpn.py \
+    --config.data.root=DIR --output=prepared
+
+Any source will do. Afterwards `--config.data.name=tfds --config.data.root=prepared`
+trains from it (remove what only the other source takes, as `annotations`), and so does
+plain TFDS. TensorFlow is not needed. The last line on stdout is one JSON object.
+"""
+
+import inspect
+import json
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from frcnn_jax.data import pipeline, records
+
+# Experiments import their shared parts from the folder beside this one.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, e.g. experiments/bccd_r50_fpn.py."
+)
+OUTPUT = flags.DEFINE_string("output", "prepared", "The folder to write below.")
+SPLITS = flags.DEFINE_list("splits", None, "Default: the experiment's two.")
+
+
+def main(_):
+    data = CONFIG.value.to_dict()["data"]
+    known = inspect.signature(pipeline.build).parameters
+    source_kwargs = {k: v for k, v in data.items() if k not in known}
+    names = SPLITS.value or dict.fromkeys((data["train_split"], data["eval_split"]))
+    sources = {
+        name: pipeline.load_source(data["name"], split=name, **source_kwargs)
+        for name in names
+    }
+    for source in sources.values():
+        for line in source.report:
+            print(line, file=sys.stderr)
+    folder = records.write(sources, OUTPUT.value)
+    sizes = {name: len(source) for name, source in sources.items()}
+    size = sum(f.stat().st_size for f in folder.iterdir())
+    print(f"{folder}: {sizes}, {size / 1e6:.1f} MB")
+    print(json.dumps(dict(folder=str(folder), images=sizes, bytes=size)))
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)
