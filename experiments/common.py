@@ -70,3 +70,127 @@ def faster_rcnn() -> dict[str, Any]:
             score=0.05, nms_iou=0.5, max_detections=100, stds=roi_stds
         ),
     )
+
+
+# Fast R-CNN sec. 4.5 trains conv3_1 and up.
+VGG_FROZEN = tuple(f"backbone/conv{i}_{j}" for i in (1, 2) for j in (1, 2))
+
+
+def paper(*, locations: int, practice: bool = False) -> dict[str, Any]:
+    """Targets, losses and post-processing of the paper and of py-faster-rcnn.
+
+    The loss is eq. (1): N_cls = 256, N_reg = the map's `locations`, lambda = 10, smooth
+    L1 with beta = 1. With `practice` it is py-faster-rcnn's: both terms over the 256
+    sampled anchors, lambda = 1, beta = 1/9. The rest is what its end-to-end training
+    has; a side of 16 pixels of a VOC image has about 25.6 in the network.
+    """
+    rpn_stds, roi_stds = (1.0, 1.0, 1.0, 1.0), (0.1, 0.1, 0.2, 0.2)
+    kept = dict(nms_iou=0.7, min_size=25.6, stds=rpn_stds)
+    rpn_loss: dict[str, float] = dict(beta=1.0, box_normalizer=locations)
+    if practice:
+        rpn_loss = dict(beta=1 / 9)
+    return dict(
+        rpn_targets=dict(  # targets.rpn_targets
+            fg_iou=0.7,
+            bg_iou=0.3,
+            num_samples=256,
+            fg_fraction=0.5,
+            straddle=0.0,
+            stds=rpn_stds,
+        ),
+        roi_targets=dict(  # targets.roi_targets
+            fg_iou=0.5,
+            bg_iou=0.5,
+            bg_lo=0.0,
+            num_samples=128,
+            fg_fraction=0.25,
+            stds=roi_stds,
+        ),
+        proposals=dict(  # proposals.select_proposals
+            train=dict(pre_nms=12000, post_nms=2000, **kept),
+            eval=dict(pre_nms=6000, post_nms=300, **kept),
+        ),
+        rpn_loss=rpn_loss,  # losses.rpn_loss
+        detector_loss=dict(beta=1.0),  # losses.detector_loss
+        postprocess=dict(  # proposals.postprocess
+            score=0.05, nms_iou=0.3, max_detections=100, stds=roi_stds
+        ),
+        loss_weights=dict(
+            rpn_cls=1.0, rpn_box=1.0 if practice else 10.0, roi_cls=1.0, roi_box=1.0
+        ),
+        optimizer=dict(  # training.optimizer.make_optimizer
+            name="sgd",
+            learning_rate=1e-3,
+            momentum=0.9,
+            weight_decay=5e-4,
+            bias_rate=2.0,
+            schedule="step",
+            boundaries=(50_000.0,),
+        ),
+    )
+
+
+def paper_images(*, runlocal: bool) -> dict[str, Any]:
+    """Sides of the paper's images: 600, at most 1000 (`runlocal`: a quarter of that).
+
+    The canvases give maps of 38 x 63 = 2,394 locations, the paper's "about 2,400".
+    """
+    if runlocal:
+        return dict(short_side=150, max_side=250, canvas=((160, 256), (256, 160)))
+    return dict(short_side=600, max_side=1000, canvas=((608, 1008), (1008, 608)))
+
+
+def voc07(*, runlocal: bool, also12: bool) -> dict[str, Any]:
+    """The group `data`: VOC 2007 trainval (`also12`: and 2012's), tested on 2007."""
+    train = "2007_trainval+2012_trainval" if also12 else "2007_trainval"
+    return dict(  # data.pipeline.build, data.voc.load
+        name="voc",
+        root="",  # VOCdevkit
+        classes="voc",
+        train_split=train,
+        eval_split="2007_test",
+        max_boxes=64,
+        flip=True,
+        **paper_images(runlocal=runlocal),
+    )
+
+
+def torchvision_coco(*, runlocal: bool, short_side: int, max_side: int) -> dict:
+    """The groups that torchvision's detectors share, and COCO as their data.
+
+    Anchors in the padding take part, as they do there. The canvas is a multiple of 64,
+    on which torchvision's whole-pixel strides are the true ones. `runlocal`: a small
+    canvas and batch, for two CPU cores.
+    """
+    groups = faster_rcnn()
+    groups["rpn_targets"]["exclude_padding"] = False
+    for group in groups["proposals"].values():
+        group["exclude_padding"] = False
+    if runlocal:
+        short_side, max_side = short_side // 4, max_side // 4
+    side = -(-max_side // 64) * 64
+    return dict(
+        run(batch_size=2 if runlocal else 16, total_steps=100 if runlocal else 190_000),
+        **groups,
+        data=dict(  # data.pipeline.build, data.coco.load
+            name="coco",
+            root="",
+            train_split="train2017",
+            eval_split="val2017",
+            short_side=short_side,
+            max_side=max_side,
+            canvas=(side, side),
+            max_boxes=100,
+            flip=True,
+        ),
+        optimizer=dict(  # training.optimizer.make_optimizer
+            name="sgd",
+            learning_rate=0.02,
+            momentum=0.9,
+            weight_decay=1e-4,
+            schedule="step",
+            boundaries=(16 / 26, 22 / 26),
+            warmup_steps=1000,
+            warmup_factor=1e-3,
+        ),
+    )

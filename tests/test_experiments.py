@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from frcnn_jax import models
-from frcnn_jax.data import pipeline
+from frcnn_jax.data.images import canvases, check_canvas
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
 from frcnn_jax.training.step import initial_state, predict_step, train_step
-from frcnn_jax.types import Batch
+from frcnn_jax.types import Batch, Proposals
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
 FILES = sorted(
@@ -36,7 +36,8 @@ def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
     c = get_config(name, arg)
     model = models.build_detector(num_classes=4, **c["model"])
     optimizer, _ = make_optimizer(c["total_steps"], **c["optimizer"])
-    canvas, b, g = c["data"]["canvas"], c["batch_size"], c["data"]["max_boxes"]
+    canvas, *_ = canvases(c["data"]["canvas"])
+    b, g = c["batch_size"], c["data"]["max_boxes"]
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *canvas, 3)))[
         "params"
     ]
@@ -51,7 +52,14 @@ def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
         ),
         jax.random.key(0),
     )
-    shape = jax.ShapeDtypeStruct
+    shape, proposals = jax.ShapeDtypeStruct, None
+    if c["data"].get("proposals"):
+        n = c["data"]["max_proposals"]
+        proposals = Proposals(
+            shape((b, n, 4), np.float32),
+            shape((b, n), np.float32),
+            shape((b, n), bool),
+        )
     batch = Batch(
         image=shape((b, *canvas, 3), np.uint8),
         image_size=shape((b, 2), np.int32),
@@ -62,6 +70,7 @@ def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
         gt_ignore=shape((b, g), bool),
         index=shape((b,), np.int32),
         valid=shape((b,), bool),
+        proposals=proposals,
     )
     after, metrics = jax.eval_shape(
         partial(
@@ -87,4 +96,22 @@ def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
     )
     n = c["postprocess"]["max_detections"]
     assert found.boxes.shape == (b, n, 4)
-    pipeline.check_canvas(c["data"]["short_side"], c["data"]["max_side"], canvas)
+    check_canvas(c["data"]["short_side"], c["data"]["max_side"], canvas)
+
+
+@pytest.mark.parametrize("name", [f for f in FILES if f.startswith("voc07")])
+def test_voc_0712_adds_the_images_of_2012(name):
+    c, more = (get_config(name, arg)["data"] for arg in (None, "0712"))
+    assert c["train_split"] == "2007_trainval"
+    assert more["train_split"] == "2007_trainval+2012_trainval"
+    assert c["eval_split"] == more["eval_split"] == "2007_test"
+
+
+def test_both_forms_of_eq_1_nearly_agree():
+    """The paper's lambda / N_reg = 10 / 2394 stands beside practice's 1 / 256."""
+    paper, practice = (get_config("voc07_vgg16.py", arg) for arg in (None, "practice"))
+    assert paper["rpn_loss"]["box_normalizer"] == 38 * 63
+    weight = paper["loss_weights"]["rpn_box"] / paper["rpn_loss"]["box_normalizer"]
+    assert weight == pytest.approx(1 / 256, rel=0.1)
+    assert "box_normalizer" not in practice["rpn_loss"]
+    assert practice["loss_weights"]["rpn_box"] == 1

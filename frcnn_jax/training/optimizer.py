@@ -46,6 +46,13 @@ def decay_mask(params: PyTree) -> PyTree:
     )
 
 
+def bias_mask(params: PyTree) -> PyTree:
+    """True for the biases."""
+    return jax.tree_util.tree_map_with_path(
+        lambda p, _: path_name(p).endswith("bias"), params
+    )
+
+
 def rate_schedule(
     total_steps: int,
     *,
@@ -89,6 +96,7 @@ def make_optimizer(
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     clip_norm: float = 0.0,
+    bias_rate: float = 1.0,
     schedule: str = "step",
     boundaries: Sequence[float] = (0.7, 0.9),
     decay: float = 0.1,
@@ -99,7 +107,7 @@ def make_optimizer(
 
     "sgd" is momentum SGD with L2 decay added to the gradient (as the peers), "adamw" is
     Adam with decoupled decay. Decay skips norms and biases; `clip_norm` > 0 clips the
-    gradient's global norm.
+    gradient's global norm; biases learn `bias_rate` times as fast (Caffe's have 2).
     """
     rate = rate_schedule(
         total_steps,
@@ -121,6 +129,8 @@ def make_optimizer(
         )
     else:
         raise ValueError(f"optimizer.name={name!r}: expected 'sgd' or 'adamw'")
+    if bias_rate != 1:
+        update = optax.chain(update, optax.masked(optax.scale(bias_rate), bias_mask))
     if clip_norm > 0:
         update = optax.chain(optax.clip_by_global_norm(clip_norm), update)
     return update, rate

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -97,3 +98,16 @@ def test_decay_skips_norms_and_biases():
         },
         "head": {"kernel": True},
     }
+
+
+def test_biases_learn_at_their_own_rate():
+    params = {"conv": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}
+    grads = jax.tree.map(jnp.ones_like, params)
+    optimizer, _ = make_optimizer(
+        10, learning_rate=0.1, weight_decay=0.0, schedule="constant", bias_rate=2.0
+    )
+    state = optimizer.init(params)
+    for _ in range(2):  # momentum 0.9: 0.1, then 0.1 * 1.9
+        updates, state = optimizer.update(grads, state, params)
+    np.testing.assert_allclose(updates["conv"]["kernel"], [-0.19] * 2, rtol=1e-5)
+    np.testing.assert_allclose(updates["conv"]["bias"], [-0.38] * 2, rtol=1e-5)

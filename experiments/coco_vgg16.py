@@ -1,0 +1,54 @@
+r"""The paper's COCO row: VGG-16, twelve anchors a place, trained end to end.
+
+    python scripts/train.py --config=experiments/coco_vgg16.py --workdir=runs/coco_vgg \
+        --config.data.root=COCO --config.model.backbone.pretrained=FILE
+    python scripts/evaluate.py --checkpoint=runs/coco_vgg
+
+Arguments: `:practice` takes py-faster-rcnn's loss in place of eq. (1), `:runlocal` is
+small, for two CPU cores.
+
+Published, trained on train2014 (80k images), AP50 / AP in % on val2014 (Table 11):
+41.5 / 21.2, Fast R-CNN 38.6 / 18.9; on test-dev 42.1 / 21.5. tf-faster-rcnn: AP 30.2
+with its own recipe and more training images. Ours: not run: needs COCO and ImageNet
+weights.
+"""
+
+from typing import Any
+
+import ml_collections
+
+from experiments import common
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    args = common.parse_arg(arg, runlocal=False, practice=False)
+    local = args["runlocal"]
+    c: Any = ml_collections.ConfigDict()
+    c.update(
+        common.run(batch_size=2 if local else 8, total_steps=100 if local else 320_000)
+    )
+    locations = 10 * 16 if local else 38 * 63
+    c.update(common.paper(locations=locations, practice=args["practice"]))
+    c.optimizer.update(learning_rate=3e-3, boundaries=(240_000.0,))
+    c.frozen = common.VGG_FROZEN
+    c.data = dict(  # data.pipeline.build, data.coco.load
+        name="coco",
+        root="",
+        train_split="train2014",
+        eval_split="val2014",
+        max_boxes=100,
+        flip=True,
+        **common.paper_images(runlocal=local),
+    )
+    c.model = dict(  # models.build_detector
+        backbone=dict(name="vgg", pretrained=""),
+        anchors=dict(strides=(16,), sizes=((64, 128, 256, 512),), rounding="legacy"),
+        rpn=dict(channels=512, objectness="softmax"),
+        roi_pool=dict(stride=16, output_size=7),
+        box_head=dict(name="vgg", widths=(256, 256) if local else (4096, 4096)),
+        pixel_mean=(122.7717, 115.9465, 102.9801),
+        pixel_std=(1.0, 1.0, 1.0),
+    )
+    if not local:
+        c.eval_every, c.checkpoint_every = 40_000, 10_000
+    return c
