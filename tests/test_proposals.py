@@ -286,3 +286,11 @@ def test_postprocess_under_vmap_is_a_loop(rng):
         np.testing.assert_array_equal(mapped.valid[i], one.valid)
         np.testing.assert_array_equal(mapped.classes[i], one.classes)
         np.testing.assert_allclose(mapped.boxes[i], one.boxes, atol=1e-4)
+
+
+def test_proposals_below_the_least_score_are_dropped():
+    anchors = jnp.array([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60]])
+    logits = jnp.array([1.0, 0.0, -1.0])
+    found = select_proposals(anchors, logits, jnp.zeros((3, 4)), IMAGE, score=0.5)
+    assert found.valid.sum() == 2  # sigmoid(0) = 0.5 is not below
+    np.testing.assert_array_equal(found.boxes[:2], anchors[:2])

@@ -164,7 +164,7 @@ def depthwise_conv(
     h, w = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
     products = [
-        padded[:, i : i + h : stride, j : j + w : stride] * kernel[None, i, j]
+        padded[:, i : i + h : stride, j : j + w : stride] * kernel[i, j][None, None]
         for i in range(k)
         for j in range(k)
     ]

@@ -1,10 +1,14 @@
 """Weights of other frameworks -> our parameters, every array accounted for.
 
-`load_backbone(file, variables)` recognises the file by its array names. Known files:
+`load_backbone(file, variables)` recognises the file by its ending. Known files:
 
 | file | config that it needs | source |
 | --- | --- | --- |
 | `.npz` with Keras names, ResNet-50 | `KERAS_RESNET50`, `KERAS_PIXELS` below | Keras |
+| `.pth`, `.pt`, `.safetensors`, ResNet | the defaults | torchvision, timm |
+| the same, MobileNetV3-Large | `norm_eps=1e-3` | torchvision |
+
+Whole detectors are read by `pretrained_torch.load_detector`.
 
 The config is the caller's: a wrong `norm_eps`, `stride_in_1x1` or pixel mean changes no
 shape, so nothing here can notice it; it only makes worse features.
@@ -12,13 +16,15 @@ shape, so nothing here can notice it; it only makes worse features.
 
 import pathlib
 import re
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+
+from frcnn_jax.models import pretrained_torch
+from frcnn_jax.models.weight_files import read_arrays, shorten
 
 # What a detector on the Keras weights needs: the group `backbone`, and the pixels. The
 # network was trained on BGR minus the mean; `load_keras_resnet50` turns conv1 to RGB.
@@ -51,6 +57,8 @@ def load_backbone(
             f"backbone.pretrained={str(path)!r}: no such file; give the path of a "
             "weight file, or '' to start from random weights"
         )
+    if path.suffix != ".npz":
+        return pretrained_torch.load_backbone(path, variables)
     loaded = _flatten(load_keras_resnet50(path))
     model = _flatten(variables)
     in_head = {key for key in model if key[1:3] == ("box_head", "layer4")}
@@ -72,7 +80,7 @@ def load_backbone(
     if problems:
         raise ValueError(
             f"{path} does not fit the backbone (another depth or other stages?): "
-            + _shorten(sorted(problems))
+            + shorten(sorted(problems))
         )
     filled = {key: jnp.asarray(value, jnp.float32) for key, value in new.items()}
     return traverse_util.unflatten_dict({**model, **filled})
@@ -89,7 +97,7 @@ def load_keras_resnet50(path: str | pathlib.Path) -> dict[str, Any]:
     """
     arrays = {
         name: array.astype(np.float32)
-        for name, array in _read_npz(path).items()
+        for name, array in read_arrays(path).items()
         if not _CLASSIFIER.match(name)
     }
     places = {name: _keras_place(name) for name in arrays}
@@ -97,7 +105,7 @@ def load_keras_resnet50(path: str | pathlib.Path) -> dict[str, Any]:
     if unknown or "conv1/kernel" not in arrays:
         raise ValueError(
             f"{path} is not a Keras ResNet: "
-            + (f"cannot place {_shorten(unknown)}" if unknown else "no conv1/kernel")
+            + (f"cannot place {shorten(unknown)}" if unknown else "no conv1/kernel")
         )
     flat = {places[name]: array for name, array in arrays.items()}
     conv1 = ("params", "conv1", "kernel")
@@ -141,33 +149,9 @@ def _keras_place(name: str) -> tuple[str, ...]:
     return places.get((is_norm, array), ())
 
 
-def _read_npz(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """All arrays of an archive; pickled objects are refused, not run."""
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array without a name")
-        with file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not a readable .npz file of plain arrays: {error}"
-        ) from error
-
-
 def _flatten(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     return traverse_util.flatten_dict(dict(tree))
 
 
 def _name(key: tuple[str, ...]) -> str:
     return "/".join(key)
-
-
-def _shorten(names: list[str], limit: int = 8) -> str:
-    """The first few of many names, and how many there are.
-
-    >>> _shorten(["a", "b", "c"], limit=2)
-    'a; b; and 1 more'
-    """
-    rest = len(names) - limit
-    return "; ".join(names[:limit]) + (f"; and {rest} more" if rest > 0 else "")

@@ -1,0 +1,242 @@
+"""Weight files of PyTorch users as NumPy arrays: no PyTorch, no code that runs.
+
+| file | what it is |
+| --- | --- |
+| `.pth`, `.pt` | `torch.save` of a state dict: a zip, or a stream before torch 1.6 |
+| `.safetensors` | a JSON header and raw arrays |
+| `.npz` | NumPy's archive, arrays only |
+
+A pickle is a program. The reader of `.pth` files knows a few words of it (tensors,
+their storages, ordered dicts) and refuses every file that says another.
+"""
+
+import collections
+import json
+import pathlib
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+# The first value of a stream that torch.save wrote before version 1.6.
+_STREAM = 0x1950A86A20F9469CFC6C
+
+_STORAGES = {
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+_SAFETENSORS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+def read_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """Return `{name: array}` of a `.pth`, `.pt`, `.safetensors` or `.npz` file.
+
+    A training checkpoint with the state dict under "model" or "state_dict" is accepted.
+    Raises FileNotFoundError for a missing file, and ValueError for one that cannot be
+    read or that asks for anything but arrays.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give the path of a weight file")
+    readers: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
+        ".pth": _read_pth,
+        ".pt": _read_pth,
+        ".safetensors": _read_safetensors,
+        ".npz": _read_npz,
+    }
+    if path.suffix not in readers:
+        raise ValueError(f"{path}: expected a file ending in one of {tuple(readers)}")
+    try:
+        return readers[path.suffix](path)
+    except (
+        *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, IndexError),
+        *(TypeError, AttributeError, ValueError, OverflowError),
+    ) as error:
+        raise ValueError(
+            f"{path} is not a readable {path.suffix} file: {error}"
+        ) from error
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of an archive; pickled objects are refused, not run."""
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError("it holds a single array without a name")
+    with file:
+        return {name: file[name] for name in file.files}
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Eight bytes of length, a JSON header with byte ranges, the bytes."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        raw = np.frombuffer(
+            data[8 + size + begin : 8 + size + end],
+            jnp.dtype(_SAFETENSORS[entry["dtype"]]),
+        )
+        arrays[name] = raw.reshape(entry["shape"])
+    return arrays
+
+
+class _Tensor(NamedTuple):
+    """What a pickle says of a tensor; its numbers stand elsewhere in the file."""
+
+    storage: tuple[str, str]  # key and dtype
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds dicts of `_Tensor`; any other name in the pickle raises."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what the known names mean here."""
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild_tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _rebuild_parameter
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        raise pickle.UnpicklingError(
+            f"the pickle asks for {module}.{name}, but only tensors in dicts are read; "
+            "save model.state_dict() alone"
+        )
+
+    def persistent_load(self, pid: Any) -> tuple[str, str]:
+        """Return the key and the dtype of a storage."""
+        kind, dtype, key = pid[:3]
+        is_view = len(pid) > 5 and pid[5] is not None
+        if kind != "storage" or dtype not in _STORAGES.values() or is_view:
+            raise pickle.UnpicklingError(f"unknown storage {pid[:3]}")
+        return str(key), dtype
+
+
+def _rebuild_tensor(storage, offset, shape, strides, *_):
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _rebuild_parameter(tensor, *_):
+    return tensor
+
+
+def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
+    read = _read_zip if zipfile.is_zipfile(path) else _read_stream
+    with path.open("rb") as file:
+        tree, raw = read(file)
+    for key in ("state_dict", "model"):
+        if isinstance(tree.get(key), Mapping):
+            tree = tree[key]
+    wrong = [name for name, value in tree.items() if not isinstance(value, _Tensor)]
+    if wrong:
+        raise ValueError(f"expected a dict of tensors, found {wrong[:5]} beside them")
+    return {name: _array(tensor, raw) for name, tensor in tree.items()}
+
+
+def _read_zip(file: BinaryIO) -> tuple[Any, dict[tuple[str, str], np.ndarray]]:
+    """`NAME/data.pkl` and one file a storage, `NAME/data/KEY`."""
+    with zipfile.ZipFile(file) as archive:
+        (index,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
+        folder = index.removesuffix("data.pkl")
+        if f"{folder}byteorder" in archive.namelist():
+            if archive.read(f"{folder}byteorder") != b"little":
+                raise ValueError("its numbers are big-endian")
+        with archive.open(index) as stream:
+            tree = _Unpickler(stream).load()
+        raw = {
+            (key, dtype): np.frombuffer(
+                archive.read(f"{folder}data/{key}"), jnp.dtype(dtype)
+            )
+            for key, dtype in _storages(tree)
+        }
+    return tree, raw
+
+
+def _read_stream(file: BinaryIO) -> tuple[Any, dict[tuple[str, str], np.ndarray]]:
+    """Pickles of a number, a version, the machine, the tree and the keys; then data."""
+    if _Unpickler(file).load() != _STREAM:
+        raise ValueError("it was not written by torch.save")
+    _Unpickler(file).load()
+    if not _Unpickler(file).load().get("little_endian", True):
+        raise ValueError("its numbers are big-endian")
+    tree, keys = _Unpickler(file).load(), _Unpickler(file).load()
+    dtypes = dict(_storages(tree))
+    raw = {}
+    for key in keys:
+        dtype = jnp.dtype(dtypes[key])
+        count = int.from_bytes(file.read(8), "little")
+        raw[key, dtypes[key]] = np.frombuffer(file.read(count * dtype.itemsize), dtype)
+    return tree, raw
+
+
+def _storages(tree: Any) -> list[tuple[str, str]]:
+    """The storages of all tensors in nested dicts, in order, each once."""
+    if isinstance(tree, _Tensor):
+        return [tree.storage]
+    if isinstance(tree, Mapping):
+        found = [storage for value in tree.values() for storage in _storages(value)]
+        return list(dict.fromkeys(found))
+    return []
+
+
+def _array(tensor: _Tensor, raw: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
+    """Copy a tensor out of its storage; ValueError where it reaches beyond it."""
+    numbers = raw[tensor.storage]
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
+    empty = 0 in tensor.shape
+    if min((*tensor.shape, *tensor.strides, tensor.offset, 0)) < 0 or (
+        not empty and tensor.offset + reach >= len(numbers)
+    ):
+        raise ValueError(f"a tensor of {tensor.shape} lies outside its {len(numbers)}")
+    if empty:
+        return np.zeros(tensor.shape, numbers.dtype)
+    strides = tuple(s * numbers.itemsize for s in tensor.strides)
+    view = np.lib.stride_tricks.as_strided(
+        numbers[tensor.offset :], tensor.shape, strides, writeable=False
+    )
+    return view.copy()
+
+
+def write_npz(path: str | pathlib.Path, arrays: Mapping[str, Any]) -> None:
+    """Write named arrays that `read_arrays` gives back."""
+    plain: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    np.savez(path, **plain)
+
+
+def shorten(names: list[str], limit: int = 8) -> str:
+    """The first few of many names, and how many there are.
+
+    >>> shorten(["a", "b", "c"], limit=2)
+    'a; b; and 1 more'
+    """
+    rest = len(names) - limit
+    return "; ".join(names[:limit]) + (f"; and {rest} more" if rest > 0 else "")

@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frcnn_jax.models import layers, mobilenet
+
+
+def slow_depthwise(x, kernel, stride):
+    k = len(kernel)
+    n, h, w, c = x.shape
+    padded = np.zeros((n, h + k - 1, w + k - 1, c))
+    padded[:, k // 2 : k // 2 + h, k // 2 : k // 2 + w] = x
+    out = np.zeros((n, -(-h // stride), -(-w // stride), c))
+    for y in range(out.shape[1]):
+        for z in range(out.shape[2]):
+            window = padded[:, y * stride : y * stride + k, z * stride : z * stride + k]
+            out[:, y, z] = (window * kernel[:, :, 0]).sum((1, 2))
+    return out
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize(
+    "k, stride, size", [(3, 1, (5, 6)), (5, 2, (7, 8)), (5, 2, (1, 2))]
+)
+def test_depthwise_in_both_formulations(rng, monkeypatch, backend, k, stride, size):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x = rng.normal(size=(2, *size, 4)).astype(np.float32)
+    kernel = rng.normal(size=(k, k, 1, 4)).astype(np.float32)
+    out = layers.depthwise_conv(jnp.asarray(x), jnp.asarray(kernel), stride=stride)
+    np.testing.assert_allclose(out, slow_depthwise(x, kernel, stride), atol=1e-5)
+
+
+def test_every_output_has_its_stride_and_channels():
+    model = mobilenet.Backbone(out_strides=tuple(mobilenet.OUTPUTS))
+    image = jax.ShapeDtypeStruct((1, 65, 97, 3), np.float32)
+    out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    channels = {2: 16, 4: 24, 8: 40, 16: 80, 32: 160, 33: 960}
+    assert {key: x.shape for key, x in out.items()} == {
+        key: (1, -(-65 // (key // 2 * 2)), -(-97 // (key // 2 * 2)), c)
+        for key, c in channels.items()
+    }
+
+
+def test_nothing_is_built_beyond_the_last_output():
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    model = mobilenet.Backbone(out_strides=(8,))
+    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    assert sorted(params) == ["block1", "block2", "block3", "block4", "stem", "stem_bn"]
+
+
+def test_parameters_are_those_of_the_paper():
+    """5.4 M with the classifier (table 3): 960 x 1280 and 1280 x 1000 and biases."""
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    params = jax.eval_shape(mobilenet.Backbone().init, jax.random.key(0), image)
+    count = sum(x.size for x in jax.tree.leaves(params["params"]))
+    classifier = 960 * 1280 + 1280 + 1280 * 1000 + 1000
+    assert round((count + classifier) / 1e6, 1) in (5.4, 5.5)
+
+
+def test_a_block_adds_its_input_and_squeezes_to_one_number_a_channel(rng):
+    block = mobilenet.Block(3, 16, 8, True, True, 1, 1e-5, jnp.float32)
+    x = jnp.asarray(rng.normal(size=(2, 4, 4, 8)), jnp.float32)
+    variables = block.init(jax.random.key(0), x)
+    params = dict(variables["params"])
+    params["project"] = {"kernel": jnp.zeros((1, 1, 16, 8))}
+    out = block.apply({**variables, "params": params}, x)
+    np.testing.assert_array_equal(out, x)
+    # With its last bias far below -3 the hard sigmoid shuts every channel.
+    params = dict(variables["params"])
+    params["excite"] = {**params["excite"], "bias": jnp.full(16, -100.0)}
+    out = block.apply({**variables, "params": params}, x)
+    np.testing.assert_array_equal(out, x)
+    # Images do not mix.
+    alone = block.apply(variables, x[1:])
+    np.testing.assert_allclose(block.apply(variables, x)[1:], alone, atol=1e-6)
+
+
+def test_unknown_outputs_are_refused():
+    with pytest.raises(ValueError, match=r"out_strides=\(64,\).*2, 4, 8, 16, 32, 33"):
+        mobilenet.Backbone(out_strides=(64,))
