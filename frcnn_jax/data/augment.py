@@ -182,7 +182,7 @@ def mirror(resized: Resized) -> Resized:
     width = np.float32(resized.image.shape[1])
     found = resized.proposals
     return resized._replace(
-        image=resized.image[:, ::-1],
+        image=cv2.flip(resized.image, 1),
         boxes=_mirrored(resized.boxes, width),
         proposals=found and found._replace(boxes=_mirrored(found.boxes, width)),
     )

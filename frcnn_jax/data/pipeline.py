@@ -36,7 +36,6 @@ from frcnn_jax.data.images import (
     fit,
     image_size,
     load_image,
-    place,
     resize,
 )
 from frcnn_jax.data.source import Example, Size, Source, subset
@@ -429,21 +428,31 @@ def _train_batch(order, canvas, part, make, k: int) -> Batch:
     """This process's part of batch k."""
     bucket, visits = order[k]
     n = len(order.repeats)
-    return stack([make(canvas[bucket], n, visit) for visit in visits[part]])
+    rows = [make(canvas[bucket], n, visit) for visit in visits[part]]
+    return make_batch(rows, canvas[bucket])
 
 
 def _eval_batch(rows, canvas, make, k: int) -> Batch:
-    return stack([make(canvas[k], int(index)) for index in rows[k]])
+    return make_batch([make(canvas[k], int(index)) for index in rows[k]], canvas[k])
+
+
+def make_batch(rows: Sequence[Batch], canvas: Size) -> Batch:
+    """Rows as one batch, each image at the top left of a canvas of zeros."""
+    pixels = np.zeros((len(rows), *canvas, 3), np.uint8)
+    for slot, row in zip(pixels, rows, strict=True):
+        h, w = row.image.shape[:2]
+        slot[:h, :w] = row.image
+    rest = stack([row[1:] for row in rows])
+    return Batch(pixels, *rest)
 
 
 def stack(rows: Sequence[Any]) -> Any:
     """Tuples of arrays as a tuple of arrays with one more axis; None stays None."""
     first = rows[0]
-    if first is None:
-        return None
     if isinstance(first, tuple):
-        return type(first)(*map(stack, zip(*rows, strict=True)))
-    return np.stack(rows)
+        columns = map(stack, zip(*rows, strict=True))
+        return type(first)(*columns) if hasattr(first, "_fields") else tuple(columns)
+    return None if first is None else np.stack(rows)
 
 
 def _train_example(read, pad, change, seed, flip, canvas, n: int, visit) -> Batch:
@@ -456,7 +465,7 @@ def _train_example(read, pad, change, seed, flip, canvas, n: int, visit) -> Batc
             if change:
                 example, resized = change(rng, example, resized, canvas=canvas)
             flipped = mirror(resized) if flip and rng.random() < 0.5 else resized
-            return pad(example, flipped, index=candidate, canvas=canvas)
+            return pad(example, flipped, index=candidate)
     raise ValueError("none of the images can be read")
 
 
@@ -465,10 +474,10 @@ def _eval_example(read, pad, canvas, index: int) -> Batch:
     if index >= 0:
         example, resized = read(index, canvas)
         if resized is not None:
-            return pad(example, resized, index=index, canvas=canvas)
+            return pad(example, resized, index=index)
     blank = _blank()
     resized = Resized(decode(blank), blank.boxes, (1, 1))
-    row = pad(blank, resized, index=max(0, index), canvas=canvas)
+    row = pad(blank, resized, index=max(0, index))
     return row._replace(valid=np.bool_(False))
 
 
@@ -574,15 +583,14 @@ def pad_example(
     resized: Resized,
     *,
     index: int,
-    canvas: Size,
     max_boxes: int,
     on_overflow: str = "error",
     max_proposals: int = 0,
 ) -> Batch:
-    """One row of a batch: image on the canvas, ground truth in `max_boxes` slots."""
+    """One row of a batch: the image as it is, ground truth in `max_boxes` slots."""
     keep = pick_boxes(example, max_boxes, on_overflow)
     return Batch(
-        image=place(resized.image, canvas),
+        image=resized.image,
         image_size=np.array(resized.image.shape[:2], np.int32),
         original_size=np.array(resized.original_size, np.int32),
         gt_boxes=_slots(resized.boxes[keep], max_boxes),
