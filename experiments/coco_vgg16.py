@@ -27,8 +27,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.update(
         common.run(batch_size=2 if local else 8, total_steps=100 if local else 320_000)
     )
-    locations = 10 * 16 if local else 38 * 63
-    c.update(common.paper(locations=locations, practice=args["practice"]))
+    c.update(common.paper(runlocal=local, practice=args["practice"]))
     c.optimizer.update(learning_rate=3e-3, boundaries=(240_000.0,))
     c.frozen = common.VGG_FROZEN
     c.data = dict(  # data.pipeline.build, data.coco.load
@@ -42,7 +41,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     c.model = dict(  # models.build_detector
         backbone=dict(name="vgg", pretrained=""),
-        anchors=dict(strides=(16,), sizes=((64, 128, 256, 512),), rounding="legacy"),
+        anchors=common.paper_anchors(64, 128, 256, 512, runlocal=local),
         rpn=dict(channels=512, objectness="softmax"),
         roi_pool=dict(stride=16, output_size=7),
         box_head=dict(name="vgg", widths=(256, 256) if local else (4096, 4096)),

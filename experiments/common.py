@@ -72,20 +72,50 @@ def faster_rcnn() -> dict[str, Any]:
     )
 
 
+def alternating(c: Any, step: int) -> None:
+    """Turns a Faster R-CNN's configuration into one step of section 3.2, in place.
+
+    1. The RPN, from the backbone's own weights. 2. Fast R-CNN, from the same weights,
+    on the proposals of 1: nothing is shared yet. 3. The RPN anew on the backbone of 2,
+    which is frozen. 4. The detector on the backbone of 2 and the proposals of 3, which
+    are frozen: one network. `scripts/train_alternating.py` sets `init_from` and
+    `data.proposals`.
+    """
+    if step not in (1, 2, 3, 4):
+        raise ValueError(f"config argument step={step}: expected 1, 2, 3 or 4")
+    shared = ("backbone", "fpn") if "fpn" in c.model else ("backbone",)
+    if step in (1, 3):
+        c.loss_weights.update(roi_cls=0.0, roi_box=0.0)
+        c.frozen += ("box_head",)
+    if step == 2:
+        c.model.external_proposals = True
+        for group in ("anchors", "rpn"):
+            if group in c.model:
+                del c.model[group]
+        c.data.proposals = ""
+        c.data.max_proposals = c.proposals.train.post_nms
+    if step == 3:
+        c.frozen = (*shared, "box_head")
+    if step == 4:
+        c.loss_weights.update(rpn_cls=0.0, rpn_box=0.0)
+        c.frozen = (*shared, "rpn_head")
+
+
 # Fast R-CNN sec. 4.5 trains conv3_1 and up.
 VGG_FROZEN = tuple(f"backbone/conv{i}_{j}" for i in (1, 2) for j in (1, 2))
 
 
-def paper(*, locations: int, practice: bool = False) -> dict[str, Any]:
+def paper(*, runlocal: bool, practice: bool = False) -> dict[str, Any]:
     """Targets, losses and post-processing of the paper and of py-faster-rcnn.
 
-    The loss is eq. (1): N_cls = 256, N_reg = the map's `locations`, lambda = 10, smooth
+    The loss is eq. (1): N_cls = 256, N_reg = the map's locations, lambda = 10, smooth
     L1 with beta = 1. With `practice` it is py-faster-rcnn's: both terms over the 256
     sampled anchors, lambda = 1, beta = 1/9. The rest is what its end-to-end training
     has; a side of 16 pixels of a VOC image has about 25.6 in the network.
     """
     rpn_stds, roi_stds = (1.0, 1.0, 1.0, 1.0), (0.1, 0.1, 0.2, 0.2)
-    kept = dict(nms_iou=0.7, min_size=25.6, stds=rpn_stds)
+    kept = dict(nms_iou=0.7, min_size=6.4 if runlocal else 25.6, stds=rpn_stds)
+    locations = 10 * 16 if runlocal else 38 * 63  # see paper_images
     rpn_loss: dict[str, float] = dict(beta=1.0, box_normalizer=locations)
     if practice:
         rpn_loss = dict(beta=1 / 9)
@@ -128,6 +158,13 @@ def paper(*, locations: int, practice: bool = False) -> dict[str, Any]:
             boundaries=(50_000.0,),
         ),
     )
+
+
+def paper_anchors(*scales: int, runlocal: bool) -> dict[str, Any]:
+    """The group `anchors`: `scales` in pixels by three ratios, as py-faster-rcnn's."""
+    if runlocal:
+        scales = tuple(s // 4 for s in scales)
+    return dict(strides=(16,), sizes=(scales,), rounding="legacy")
 
 
 def paper_images(*, runlocal: bool) -> dict[str, Any]:

@@ -33,13 +33,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c: Any = ml_collections.ConfigDict()
     # Two images a step are py-faster-rcnn's iter_size of 2.
     c.update(common.run(batch_size=2, total_steps=100 if local else 70_000))
-    locations = 10 * 16 if local else 38 * 63
-    c.update(common.paper(locations=locations, practice=args["practice"]))
+    c.update(common.paper(runlocal=local, practice=args["practice"]))
     c.frozen = common.VGG_FROZEN
     c.data = common.voc07(runlocal=local, also12=args["0712"])
     c.model = dict(  # models.build_detector
         backbone=dict(name="vgg", pretrained=""),
-        anchors=dict(strides=(16,), sizes=((128, 256, 512),), rounding="legacy"),
+        anchors=common.paper_anchors(128, 256, 512, runlocal=local),
         rpn=dict(channels=512, objectness="softmax"),
         roi_pool=dict(stride=16, output_size=7),
         box_head=dict(name="vgg", widths=(256, 256) if local else (4096, 4096)),

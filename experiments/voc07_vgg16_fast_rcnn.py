@@ -28,7 +28,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     local = args["runlocal"]
     c: Any = ml_collections.ConfigDict()
     c.update(common.run(batch_size=2, total_steps=100 if local else 40_000))
-    c.update(common.paper(locations=1))  # of the RPN's groups nothing is read
+    c.update(common.paper(runlocal=local))  # of the RPN's groups nothing is read
     c.optimizer.boundaries = (30_000.0,)
     c.frozen = common.VGG_FROZEN
     c.data = dict(

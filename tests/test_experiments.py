@@ -107,6 +107,21 @@ def test_voc_0712_adds_the_images_of_2012(name):
     assert c["eval_split"] == more["eval_split"] == "2007_test"
 
 
+def test_alternating_steps_train_one_half_each():
+    for step in (1, 2, 3, 4):
+        c = get_config("voc07_vgg16_alternating.py", f"step={step},runlocal")
+        weights, frozen = c["loss_weights"], c["frozen"]
+        of_rpn, of_detector = step in (1, 3), step in (2, 4)
+        model = models.build_detector(num_classes=4, **c["model"])
+        assert isinstance(model, models.FasterRCNN) == (step != 2)
+        if step != 2:
+            assert (weights["rpn_cls"], weights["rpn_box"] > 0) == (of_rpn, of_rpn)
+        assert weights["roi_cls"] == weights["roi_box"] == of_detector
+        assert ("backbone" in frozen) == (step in (3, 4))
+        assert ("box_head" in frozen) == of_rpn
+        assert ("rpn_head" in frozen) == (step == 4)
+
+
 def test_both_forms_of_eq_1_nearly_agree():
     """The paper's lambda / N_reg = 10 / 2394 stands beside practice's 1 / 256."""
     paper, practice = (get_config("voc07_vgg16.py", arg) for arg in (None, "practice"))

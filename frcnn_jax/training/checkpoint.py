@@ -195,23 +195,25 @@ def load_model(checkpoint: str | pathlib.Path) -> tuple[Any, dict[str, PyTree], 
 
 
 def fine_tune(
-    source: PyTree, target: PyTree, *, where: str | pathlib.Path
+    source: Mapping[str, Any], target: PyTree, *, where: str | pathlib.Path
 ) -> tuple[PyTree, list[str]]:
     """`target`'s arrays replaced by `source`'s, and the names of those that were kept.
 
     Arrays must have the same names. One of another shape stays as freshly drawn if it
     belongs to the class-dependent last layers (`class_logits`, `class_deltas`) and is
-    an error anywhere else.
+    an error anywhere else. So does the RPN (`rpn_head`) where the source, a FastRCNN,
+    has none.
     """
     source_leaves, target_leaves = named_leaves(source), named_leaves(target)
+    has_rpn = "rpn_head" in source.get("params", {})
     kept, wrong = [], []
     for name, leaf in target_leaves.items():
         other = source_leaves.get(name)
         if other is not None and tuple(other.shape) == tuple(leaf.shape):
             continue
-        if other is not None and any(
-            part in ("class_logits", "class_deltas") for part in name.split("/")
-        ):
+        parts = name.split("/")
+        last = other is not None and {"class_logits", "class_deltas"} & set(parts)
+        if last or (not has_rpn and "rpn_head" in parts):
             kept.append(name)
         else:
             wrong.append(name)

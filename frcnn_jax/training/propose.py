@@ -24,14 +24,15 @@ log = logging.getLogger(__name__)
 
 
 def rpn_of_checkpoint(
-    path: str | pathlib.Path, *, changes: Sequence[str] = ()
+    path: str | pathlib.Path, *, changes: Sequence[str] = (), best: bool = True
 ) -> tuple[Source, dict[str, Scored]]:
     """The evaluation data of a checkpoint and, by image id, its RPN's proposals there.
 
     `proposals.eval` says how many; boxes are in pixels of the image on disk. `changes`
-    are config values such as "proposals.eval.post_nms=2000".
+    are config values such as "proposals.eval.post_nms=2000"; `best` is for a run's
+    folder, see `checkpoint.find`.
     """
-    where = checkpoint.find(path)
+    where = checkpoint.find(path, best=best)
     model, variables, meta = checkpoint.load_model(where)
     if not isinstance(model, FasterRCNN):
         raise ValueError(f"{where} is a FastRCNN: it has no RPN to propose anything")

@@ -105,6 +105,19 @@ def test_fine_tuning_keeps_all_but_the_class_dependent_layers(saved):
         small.assert_trees_equal(tree, state.params[part])
 
 
+def test_fast_rcnn_gives_all_but_the_rpn_to_faster_rcnn(saved):
+    workdir, _, state = saved
+    source = {"params": {k: v for k, v in state.params.items() if k != "rpn_head"}}
+    target = {"params": jax.tree.map(np.zeros_like, state.params)}
+    merged, kept = checkpoint.fine_tune(source, target, where=workdir)
+    assert len(kept) == 6 and all(n.startswith("params/rpn_head/") for n in kept)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(merged["params"]["rpn_head"]))
+    for part, tree in source["params"].items():
+        small.assert_trees_equal(tree, merged["params"][part])
+    with pytest.raises(ValueError, match="unexpected params/rpn_head"):
+        checkpoint.fine_tune(target, source, where=workdir)
+
+
 def test_fine_tuning_from_another_architecture_is_refused(saved):
     workdir, config, _ = saved
     source = checkpoint.read_variables(checkpoint.find(workdir))

@@ -8,7 +8,7 @@ import pytest
 from frcnn_jax.data import pipeline, shapes
 from frcnn_jax.detector import Detector
 from frcnn_jax.evaluation import files
-from frcnn_jax.training import checkpoint, devices, evaluate, loop
+from frcnn_jax.training import checkpoint, devices, evaluate, loop, propose
 from frcnn_jax.training.metrics import read
 from tests.training import small
 
@@ -174,3 +174,17 @@ def test_any_batch_size_and_the_detector_find_the_same(whole, tmp_path):
             assert x["category_id"] == y["category_id"]
             np.testing.assert_allclose(x["bbox"], y["bbox"], atol=1e-2)
             np.testing.assert_allclose(x["score"], y["score"], atol=1e-5)
+
+
+def test_the_rpn_of_a_run_proposes_in_pixels_of_the_images_on_disk(whole):
+    source, found = propose.rpn_of_checkpoint(
+        whole[0], changes=["proposals.eval.post_nms=7"]
+    )
+    assert list(found) == [str(source[i].image_id) for i in range(3)]
+    for objects, boxes in propose.with_objects(source, found):
+        assert 0 < len(boxes) <= 7 and objects.shape[1] == 4
+        assert (boxes >= 0).all() and (boxes <= 64 + 1e-3).all()
+    scores = found[str(source[0].image_id)].scores
+    assert (np.diff(scores) <= 0).all() and (scores > 0).all()
+    with pytest.raises(KeyError, match="no proposals for image.*make_proposals"):
+        list(propose.with_objects(source, {}))

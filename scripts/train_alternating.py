@@ -1,0 +1,84 @@
+"""Four-step alternating training (Faster R-CNN, Sec 3.2): steps 1 to 4 in one command.
+
+python scripts/train_alternating.py \
+    --experiment=experiments/voc07_vgg16_alternating.py --workdir=runs/alternating \
+    --set=data.root=VOCdevkit --set=model.backbone.pretrained=FILE
+
+The experiment has an argument `step` (see `experiments/common.py: alternating`). Leaves
+a run in `step1` to `step4`, of which the last is the network. The same command again
+goes on where it stopped, within a step or between two. The last line on stdout is one
+JSON object, the metrics of step 4.
+"""
+
+import importlib.util
+import json
+import logging
+import pathlib
+import sys
+
+from absl import app, flags
+
+from frcnn_jax.data import proposal_files
+from frcnn_jax.training import checkpoint, propose
+from frcnn_jax.training import config as configs
+from frcnn_jax.training.loop import train_and_evaluate
+from frcnn_jax.training.metrics import log_to_stderr
+
+# Experiments import their shared parts from the folder beside this one.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+
+log = logging.getLogger("frcnn_jax.train_alternating")
+EXPERIMENT = flags.DEFINE_string(
+    "experiment", None, "The file, with its arguments after a colon.", required=True
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The folder that keeps the four runs.", required=True
+)
+SET = flags.DEFINE_multi_string("set", [], "Changes a config value: data.root=DIR.")
+
+
+def get_config(step):
+    """The experiment's configuration of one step, with the changes of the command."""
+    path, _, arg = EXPERIMENT.value.partition(":")
+    spec = importlib.util.spec_from_file_location("experiment", path)
+    if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
+        raise app.UsageError(f"--experiment={path}: no such file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    c = module.get_config(",".join(filter(None, [arg, f"step={step}"])))
+    configs.change(c, SET.value)
+    return c
+
+
+def make_proposals(c, step1, output):
+    """Those of step 1's RPN for both splits, as many as training takes."""
+    for split in (c.data.train_split, c.data.eval_split):
+        path = pathlib.Path(str(output).replace("{split}", split.split("[")[0]))
+        if path.exists():
+            continue
+        counts = {k: c.proposals.train[k] for k in ("pre_nms", "post_nms")}
+        changes = [f"proposals.eval.{k}={v}" for k, v in counts.items()]
+        changes += [*SET.value, f"data.eval_split={split}"]
+        _, found = propose.rpn_of_checkpoint(step1, changes=changes, best=False)
+        proposal_files.write(path, found)
+
+
+def main(_):
+    log_to_stderr()
+    folders = [pathlib.Path(WORKDIR.value) / f"step{i}" for i in (1, 2, 3, 4)]
+    proposals = folders[0] / "proposals" / "{split}.npz"
+    result = {}
+    for step, folder in enumerate(folders, start=1):
+        c = get_config(step)
+        if step == 2:
+            make_proposals(c, folders[0], proposals)
+            c.data.proposals = str(proposals)
+        if step >= 3:
+            c.init_from = str(checkpoint.find(folders[step - 2], best=False))
+        log.info("step %d of 4: %s", step, folder)
+        result = train_and_evaluate(c, folder)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    app.run(main)
