@@ -57,9 +57,10 @@ SIZES = flags.DEFINE_list(
 PEER = flags.DEFINE_string(
     "peer", str(ROOT / ".venv-peer/bin/python"), "A Python with torch and torchvision."
 )
+GOLDEN = flags.DEFINE_string("golden", None, "Keep the last seed's answer here.")
 TRAINING = flags.DEFINE_bool("training", False, "Compare losses and gradients instead.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps of SGD to compare.")
-RATE = flags.DEFINE_float("rate", 1e-3, "Their learning rate.")
+RATE = flags.DEFINE_float("rate", 1e-5, "Their learning rate.")
 
 
 # -- What both sides are given ---------------------------------------------------------
@@ -124,24 +125,32 @@ def random_image(seed: int, size: tuple[int, int]) -> np.ndarray:
     return image[None].astype(np.float32)
 
 
-def spread(
-    weights: dict[str, np.ndarray], outputs: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The arrays of last layers, rescaled to outputs of mean 0 and a useful deviation.
+Spread = dict[str, tuple[np.ndarray, np.ndarray]]
 
-    `outputs` are what the layers `[..., c]` give under `weights`, by layer.
+
+def spread(weights: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> Spread:
+    """Factors of rows and biases, by layer, that give outputs a useful deviation.
+
+    `outputs` are what the layers `[..., c]` give under `weights`; means become 0.
     """
-    changed = {}
+    found = {}
     for layer, output in outputs.items():
         x = output.reshape(-1, output.shape[-1]).astype(np.float64)
-        scale = DEVIATION[layer] / np.maximum(x.std(0), 1e-6)
-        weight, bias = weights[f"{layer}.weight"], weights[f"{layer}.bias"]
-        if len(scale) < len(bias):  # the background's box, which we do not have
-            scale = np.concatenate([np.ones(4), scale])
-            x = np.concatenate([np.zeros((len(x), 4)), x], 1)
-        by_row = scale.reshape(-1, *[1] * (weight.ndim - 1))
-        changed[f"{layer}.weight"] = (weight * by_row).astype(np.float32)
-        changed[f"{layer}.bias"] = ((bias - x.mean(0)) * scale).astype(np.float32)
+        scale, bias = DEVIATION[layer] / np.maximum(x.std(0), 1e-6), x.mean(0)
+        if len(scale) < len(weights[f"{layer}.bias"]):  # no box of the background here
+            scale, bias = (np.concatenate([np.zeros(4), a]) for a in (scale, bias))
+        bias = (weights[f"{layer}.bias"] - bias) * scale
+        found[layer] = (scale.astype(np.float32), bias.astype(np.float32))
+    return found
+
+
+def with_spread(weights: dict[str, np.ndarray], found: Spread) -> dict[str, np.ndarray]:
+    """The weights with the last layers scaled and their biases replaced."""
+    changed = dict(weights)
+    for layer, (scale, bias) in found.items():
+        weight = weights[f"{layer}.weight"]
+        rows = scale.reshape(-1, *[1] * (weight.ndim - 1))
+        changed |= {f"{layer}.weight": weight * rows, f"{layer}.bias": bias}
     return changed
 
 
@@ -178,8 +187,10 @@ def load(name: str, file: pathlib.Path) -> dict[str, Any]:
     return pretrained_torch.load_detector(file, variables_of(name))[0]
 
 
-def calibrated(name: str, seed: int, size: tuple[int, int], file: pathlib.Path) -> None:
-    """Write the weights of a seed, spread on an image of `size`, as a state dict."""
+def calibrated(
+    name: str, seed: int, size: tuple[int, int], file: pathlib.Path
+) -> Spread:
+    """Write the weights of a seed as a state dict, spread on its image of `size`."""
     _, _, rpn, detect, _ = compiled(name)
     weights = random_weights(shapes_of(name), seed)
     image = random_image(seed, size)
@@ -188,15 +199,16 @@ def calibrated(name: str, seed: int, size: tuple[int, int], file: pathlib.Path) 
     out, _ = rpn(load(name, file), image, jnp.array(size))
     logits, deltas = (np.asarray(x) for x in (out.logits, out.deltas))
     outputs = {LOGITS: logits.reshape(-1, k), DELTAS: deltas.reshape(-1, 4 * k)}
-    weights |= spread(weights, outputs)
-    write_npz(file, weights)  # the proposals follow from what the RPN says now
-    variables = load(name, file)
+    first = spread(weights, outputs)
+    write_npz(file, with_spread(weights, first))
+    variables = load(name, file)  # the proposals follow from what the RPN says now
     out, props = rpn(variables, image, jnp.array(size))
     found = detect(variables, out.features, props.boxes)
     logits, deltas = (np.asarray(x)[0][np.asarray(props.valid)] for x in found)
     outputs = {SCORES: logits, BOXES: deltas.reshape(-1, 4 * CLASSES)}
-    weights |= spread(weights, outputs)
-    write_npz(file, weights)
+    both = first | spread(weights, outputs)
+    write_npz(file, with_spread(weights, both))
+    return both
 
 
 # -- The peer --------------------------------------------------------------------------
@@ -279,14 +291,14 @@ def nearest_decision(
 ) -> dict[str, float]:
     """How close the unmatched detections came to a bound.
 
-    `score`: to the score of another, to the last one kept, or to the least score;
-    `iou`: of a box and a better one of its class to the threshold of NMS.
+    `score`: to the one that the other side has in its place, or to the least score;
+    `iou`: with a box of its class on the other side, to the threshold of NMS.
     """
     least, threshold = config["postprocess"]["score"], config["postprocess"]["nms_iou"]
     score, iou = [np.inf], [np.inf]
     for x, y in ((a, b), (b, a)):
         for i in unmatched(x, y):
-            gaps = np.abs(np.delete(x["scores"], i) - x["scores"][i])
+            gaps = np.abs(y["scores"][unmatched(y, x)] - x["scores"][i])
             score += [gaps.min(initial=np.inf), abs(x["scores"][i] - least)]
             same = y["labels"] == x["labels"][i]
             if same.any():
@@ -303,7 +315,7 @@ def compare_seed(
     """Deviations of all layers and the detections that differ, for one seed."""
     _, config, rpn, detect, post = compiled(name)
     weights = peer.folder / "weights.npz"
-    calibrated(name, seed, size, weights)
+    found = calibrated(name, seed, size, weights)
     image = random_image(seed, size)
     theirs = peer(
         model=name,
@@ -311,6 +323,8 @@ def compare_seed(
         images=image.transpose(0, 3, 1, 2),
         sizes=np.array([size]),
     )
+    if GOLDEN.value:
+        write_golden(seed, size, found, theirs)
     variables, hw = load(name, weights), jnp.array(size)
     out, props = rpn(variables, image, hw)
     row: dict[str, Any] = dict(seed=seed, size=size)
@@ -341,6 +355,20 @@ def compare_seed(
         row["differing_same_proposals"] = differing(given, picked(theirs))
         row["gaps"] = nearest_decision(ours, picked(theirs), config)
     return row
+
+
+def write_golden(
+    seed: int, size: tuple[int, int], found: Spread, answer: dict[str, np.ndarray]
+) -> None:
+    """What tests/test_torchvision_golden.py needs to repeat this without torch."""
+    arrays: dict[str, Any] = dict(seed=seed, size=size, versions=answer["versions"])
+    for layer, (scale, bias) in found.items():
+        arrays |= {f"scale/{layer}": scale, f"bias/{layer}": bias}
+    arrays |= {k: v[:, ::7, ::7, ::16] for k, v in answer.items() if "features" in k}
+    arrays |= {k: answer[k][:, ::97] for k in ("rpn_logits", "rpn_deltas")}
+    arrays |= {k: answer[k][::50] for k in ("class_logits", "class_deltas")}
+    arrays |= {k: answer[k] for k in ("proposals", "boxes", "labels", "scores")}
+    np.savez_compressed(str(GOLDEN.value), **arrays)
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
@@ -500,6 +528,8 @@ def compare_gradients(
                 name.removeprefix("gradient/"),
             )
         )
+    for deviation, name in sorted(rows):
+        print(f"{deviation:.2e} {name}", file=sys.stderr)
     return rows
 
 
