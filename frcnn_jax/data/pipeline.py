@@ -446,6 +446,12 @@ def make_batch(rows: Sequence[Batch], canvas: Size) -> Batch:
     return Batch(pixels, *rest)
 
 
+def padding_share(batch: Batch) -> float:
+    """The part of a batch's pixels that no image fills."""
+    b, h, w, _ = batch.image.shape
+    return float(1 - np.prod(batch.image_size, axis=-1).sum() / (b * h * w))
+
+
 def stack(rows: Sequence[Any]) -> Any:
     """Tuples of arrays as a tuple of arrays with one more axis; None stays None."""
     first = rows[0]
@@ -497,6 +503,7 @@ def _attempt(
         return example, read(index, example, canvas)
     except (OSError, ValueError) as error:
         if not skip:
+            error.add_note("or go on without it: data.on_bad_image='skip'")
             raise
         line = f"{_name(example)}: skipped: {error}"
         if line not in source.report:
@@ -549,7 +556,7 @@ def decode(example: Example) -> UInt8[np.ndarray, "h w 3"]:
     (h, w), (want_h, want_w) = image.shape[:2], example.size
     raise ValueError(
         f"{name} is {w}x{h} but its annotation says {want_w}x{want_h}: "
-        "its boxes would be wrong; correct one of them, or set data.on_bad_image='skip'"
+        "its boxes would be wrong; correct one of them"
     )
 
 

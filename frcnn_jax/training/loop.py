@@ -12,6 +12,7 @@ import ml_collections
 
 from frcnn_jax import models
 from frcnn_jax.data.images import canvases
+from frcnn_jax.data.pipeline import padding_share
 from frcnn_jax.evaluation import coco as coco_metrics
 from frcnn_jax.models import pretrained
 from frcnn_jax.training import checkpoint, devices
@@ -69,7 +70,10 @@ def train_and_evaluate(
     if c["init_from"]:
         source = checkpoint.find(c["init_from"])
         variables, fresh = checkpoint.fine_tune(
-            checkpoint.read_variables(source), variables, where=source
+            checkpoint.read_variables(source),
+            variables,
+            where=source,
+            same_classes=checkpoint.read_meta(source).classes == data.train.classes,
         )
         log.info("initialised from %s, but for %s", source, fresh or "nothing")
 
@@ -97,7 +101,7 @@ def train_and_evaluate(
     writer = checkpoint.manager(workdir)
     good, result = writer.latest_step(), {}
     if good is not None:
-        state, meta = checkpoint.restore(writer, state)
+        meta = checkpoint.read_meta(checkpoint.folder(workdir) / str(good))
         if meta.classes != tuple(data.train.classes):
             raise ValueError(
                 f"{workdir} was trained on classes {meta.classes}, the data has "
@@ -106,6 +110,7 @@ def train_and_evaluate(
             )
         if not allow_changes:
             configs.check_resumed(meta.config, config)
+        state, meta = checkpoint.restore(writer, state)
         batches.set_state(meta.data)
         result = meta.metrics
         log.info("going on from step %d in %s", good, workdir)
@@ -142,14 +147,16 @@ def train_and_evaluate(
     pending = None
     try:
         for step in range(int(state.step) + 1, c["total_steps"] + 1):
-            state, metrics = p_step(state, devices.shard(next(batches)), key)
+            batch = progress.next(batches)
+            state, metrics = p_step(state, devices.shard(batch), key)
+            metrics = dict(metrics, padding=padding_share(batch))
             if pending:
                 read(*pending)
             pending = step, metrics
             last = step == c["total_steps"]
             evaluate_now = last or step % c["eval_every"] == 0
             if evaluate_now or step % c["checkpoint_every"] == 0:
-                read(*pending)  # a checkpoint is saved only when its own loss is known
+                read(*pending)  # nothing is saved after a loss that is not finite
                 pending = None
                 result = {}
                 if evaluate_now:

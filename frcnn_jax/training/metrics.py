@@ -4,7 +4,8 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import tensorboardX
 
@@ -65,7 +66,10 @@ def read(path: str | pathlib.Path) -> list[dict]:
 
 
 class Progress:
-    """Says where a run is: losses, learning rate, images a second, time left."""
+    """Says where a run is: losses, learning rate, images a second, time left.
+
+    `waiting` is the share of the time that the run spent waiting for its data.
+    """
 
     def __init__(self, total_steps: int, batch_size: int, *, step: int = 0):
         self.total_steps, self.batch_size = total_steps, batch_size
@@ -73,30 +77,40 @@ class Progress:
 
     def start(self, step: int) -> None:
         """(Re)starts the clock: after compiling, evaluating or saving."""
-        self.step, self.time = step, time.perf_counter()
+        self.step, self.time, self.waited = step, time.perf_counter(), 0.0
+
+    def next(self, batches: Iterator[Any]) -> Any:
+        """The next batch; how long it takes counts as waiting for data."""
+        start = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - start
+        return batch
 
     def __call__(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Logs a line and returns the values with the speed added."""
         elapsed = time.perf_counter() - self.time
         rate = (step - self.step) / elapsed if step > self.step else 0.0
         left = (self.total_steps - step) / rate if rate else float("nan")
+        waiting = self.waited / elapsed
         terms = "  ".join(
             f"{name} {value:.4g}"
             for name, value in values.items()
-            if name not in ("total", "learning_rate", "grad_norm")
+            if name not in ("total", "learning_rate", "grad_norm", "padding")
         )
         log.info(
-            "step %d/%d  loss %.4f (%s)  lr %.2g  %.1f images/s  %s left",
+            "step %d/%d  loss %.4f (%s)  lr %.2g  %.1f images/s "
+            "(%.0f%% waiting for data)  %s left",
             step,
             self.total_steps,
             values["total"],
             terms,
             values["learning_rate"],
             rate * self.batch_size,
+            100 * waiting,
             duration(left),
         )
         self.start(step)
-        return dict(values, images_per_second=rate * self.batch_size)
+        return dict(values, images_per_second=rate * self.batch_size, waiting=waiting)
 
 
 def duration(seconds: float) -> str:

@@ -54,6 +54,7 @@ def test_one_compilation_for_each_canvas(run):
     assert sorted(traced) == sorted(CANVAS)
     rows = [r for r in metrics.read(workdir / "metrics.jsonl") if r["group"] == "train"]
     assert len(rows) == 6 and all(np.isfinite(r["total"]) for r in rows)
+    assert all(0 <= r["padding"] < 1 and 0 <= r["waiting"] <= 1 for r in rows)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from frcnn_jax.training import metrics
 from frcnn_jax.training.metrics import Progress, Writer, duration, read
 
 
@@ -38,3 +39,14 @@ def test_progress_adds_the_speed(caplog):
 )
 def test_duration_reads_well(seconds, text):
     assert duration(seconds) == text
+
+
+def test_waiting_is_the_share_spent_on_data(monkeypatch):
+    now = iter([0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 4.0])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(now))
+    progress = metrics.Progress(10, 2)
+    batches = iter("ab")
+    assert (progress.next(batches), progress.next(batches)) == ("a", "b")
+    values = progress(2, dict(total=1.0, learning_rate=0.1, padding=0.2))
+    assert values["waiting"] == (0.5 + 1.0) / 4
+    assert values["images_per_second"] == 1.0
