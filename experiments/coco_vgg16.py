@@ -7,6 +7,9 @@ r"""The paper's COCO row: VGG-16, twelve anchors a place, trained end to end.
 Arguments: `:practice` takes py-faster-rcnn's loss in place of eq. (1), `:runlocal` is
 small, for two CPU cores.
 
+FILE has VGG-16 of ImageNet under torchvision's names: Caffe's weights, as the paper, or
+with `:torchvision` those of torchvision (`models/pretrained_vgg.py`).
+
 Published, trained on train2014 (80k images), AP50 / AP in % on val2014 (Table 11):
 41.5 / 21.2, Fast R-CNN 38.6 / 18.9; on test-dev 42.1 / 21.5. tf-faster-rcnn: AP 30.2
 with its own recipe and more training images. Ours: not run: needs COCO and ImageNet
@@ -21,7 +24,7 @@ from experiments import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    args = common.parse_arg(arg, runlocal=False, practice=False)
+    args = common.parse_arg(arg, runlocal=False, torchvision=False, practice=False)
     local = args["runlocal"]
     c: Any = ml_collections.ConfigDict()
     c.update(
@@ -40,13 +43,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         **common.paper_images(runlocal=local),
     )
     c.model = dict(  # models.build_detector
-        backbone=dict(name="vgg", pretrained=""),
+        common.vgg16(torchvision=args["torchvision"]),
         anchors=common.paper_anchors(64, 128, 256, 512, runlocal=local),
         rpn=dict(channels=512, objectness="softmax"),
         roi_pool=dict(stride=16, output_size=7),
         box_head=dict(name="vgg", widths=(256, 256) if local else (4096, 4096)),
-        pixel_mean=(122.7717, 115.9465, 102.9801),
-        pixel_std=(1.0, 1.0, 1.0),
     )
     if not local:
         c.eval_every, c.checkpoint_every = 40_000, 10_000

@@ -101,6 +101,17 @@ def alternating(c: Any, step: int) -> None:
         c.frozen = (*shared, "rpn_head")
 
 
+def vgg16(*, torchvision: bool) -> dict[str, Any]:
+    """Backbone and pixels for Caffe's ImageNet weights, or for torchvision's."""
+    if torchvision:
+        return dict(backbone=dict(name="vgg", pretrained=""))
+    return dict(
+        backbone=dict(name="vgg", bgr=True, pretrained=""),
+        pixel_mean=(122.7717, 115.9465, 102.9801),
+        pixel_std=(1.0, 1.0, 1.0),
+    )
+
+
 # Fast R-CNN sec. 4.5 trains conv3_1 and up.
 VGG_FROZEN = tuple(f"backbone/conv{i}_{j}" for i in (1, 2) for j in (1, 2))
 

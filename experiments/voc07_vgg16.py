@@ -7,6 +7,9 @@ r"""The paper's main row: VGG-16 on VOC 2007, trained end to end (approximate jo
 Arguments: `:0712` adds VOC 2012 trainval, `:practice` takes py-faster-rcnn's loss in
 place of eq. (1), `:runlocal` is small, for two CPU cores.
 
+FILE has VGG-16 of ImageNet under torchvision's names: Caffe's weights, as the paper, or
+with `:torchvision` those of torchvision (`models/pretrained_vgg.py`).
+
 Published, VOC 2007 test, mAP of the 11-point metric in %:
 
 | code | 07 | 07+12 |
@@ -28,7 +31,9 @@ from experiments import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    args = common.parse_arg(arg, runlocal=False, practice=False, **{"0712": False})
+    args = common.parse_arg(
+        arg, runlocal=False, torchvision=False, practice=False, **{"0712": False}
+    )
     local = args["runlocal"]
     c: Any = ml_collections.ConfigDict()
     # Two images a step are py-faster-rcnn's iter_size of 2.
@@ -37,13 +42,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.frozen = common.VGG_FROZEN
     c.data = common.voc07(runlocal=local, also12=args["0712"])
     c.model = dict(  # models.build_detector
-        backbone=dict(name="vgg", pretrained=""),
+        common.vgg16(torchvision=args["torchvision"]),
         anchors=common.paper_anchors(128, 256, 512, runlocal=local),
         rpn=dict(channels=512, objectness="softmax"),
         roi_pool=dict(stride=16, output_size=7),
         box_head=dict(name="vgg", widths=(256, 256) if local else (4096, 4096)),
-        pixel_mean=(122.7717, 115.9465, 102.9801),
-        pixel_std=(1.0, 1.0, 1.0),
     )
     if not local:
         c.eval_every, c.checkpoint_every = 10_000, 5_000

@@ -13,6 +13,9 @@ One step alone (`step=2` to `4` also need `init_from` or `data.proposals`):
 Arguments: `:0712` adds VOC 2012 trainval, `:practice` takes py-faster-rcnn's loss in
 place of eq. (1), `:runlocal` is small, for two CPU cores.
 
+FILE has VGG-16 of ImageNet under torchvision's names: Caffe's weights, as the paper, or
+with `:torchvision` those of torchvision (`models/pretrained_vgg.py`).
+
 Published, VOC 2007 test, mAP of the 11-point metric in % (Table 3): 69.9 on 07, 73.2 on
 07+12; not shared (after step 2) 68.5. Steps and rates are py-faster-rcnn's: 80k, 40k,
 80k, 40k, one image for the RPN, two for the detector. Ours: not run: needs VOC and
@@ -28,7 +31,12 @@ from experiments import common
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     args = common.parse_arg(
-        arg, step=1, runlocal=False, practice=False, **{"0712": False}
+        arg,
+        step=1,
+        runlocal=False,
+        torchvision=False,
+        practice=False,
+        **{"0712": False},
     )
     local, rpn = args["runlocal"], args["step"] in (1, 3)
     steps = 80_000 if rpn else 40_000
@@ -41,13 +49,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.frozen = common.VGG_FROZEN
     c.data = common.voc07(runlocal=local, also12=args["0712"])
     c.model = dict(  # models.build_detector
-        backbone=dict(name="vgg", pretrained=""),
+        common.vgg16(torchvision=args["torchvision"]),
         anchors=common.paper_anchors(128, 256, 512, runlocal=local),
         rpn=dict(channels=512, objectness="softmax"),
         roi_pool=dict(stride=16, output_size=7),
         box_head=dict(name="vgg", widths=(256, 256) if local else (4096, 4096)),
-        pixel_mean=(122.7717, 115.9465, 102.9801),
-        pixel_std=(1.0, 1.0, 1.0),
     )
     if not local:
         c.eval_every, c.checkpoint_every = c.total_steps, 5_000

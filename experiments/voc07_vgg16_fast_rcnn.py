@@ -11,6 +11,9 @@ r"""What the paper compares with: Fast R-CNN, VGG-16, on selective search's prop
 Any other file of proposals does as well: `--config.data.proposals=FILE`. Arguments:
 `:0712` adds VOC 2012 trainval, `:runlocal` is small, for two CPU cores.
 
+FILE has VGG-16 of ImageNet under torchvision's names: Caffe's weights, as the paper, or
+with `:torchvision` those of torchvision (`models/pretrained_vgg.py`).
+
 Published, VOC 2007 test, mAP of the 11-point metric in % (Table 3): 66.9 on 07 (68.1 in
 the authors' code), 70.0 on 07+12. Cost there: 1,830 ms an image on a K40, of which
 1,510 are selective search's (Table 5). Ours: not run: needs VOC and ImageNet weights.
@@ -24,7 +27,7 @@ from experiments import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    args = common.parse_arg(arg, runlocal=False, **{"0712": False})
+    args = common.parse_arg(arg, runlocal=False, torchvision=False, **{"0712": False})
     local = args["runlocal"]
     c: Any = ml_collections.ConfigDict()
     c.update(common.run(batch_size=2, total_steps=100 if local else 40_000))
@@ -38,12 +41,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     c.roi_targets.update(num_samples=64, bg_lo=0.1)  # 128 RoIs of two images
     c.model = dict(  # models.build_detector
+        common.vgg16(torchvision=args["torchvision"]),
         external_proposals=True,
-        backbone=dict(name="vgg", pretrained=""),
         roi_pool=dict(stride=16, output_size=7),
         box_head=dict(name="vgg", widths=(256, 256) if local else (4096, 4096)),
-        pixel_mean=(122.7717, 115.9465, 102.9801),
-        pixel_std=(1.0, 1.0, 1.0),
     )
     if not local:
         c.eval_every, c.checkpoint_every = 10_000, 5_000

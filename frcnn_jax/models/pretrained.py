@@ -7,6 +7,7 @@
 | `.npz` with Keras names, ResNet-50 | `KERAS_RESNET50`, `KERAS_PIXELS` below | Keras |
 | `.pth`, `.pt`, `.safetensors`, ResNet | the defaults | torchvision, timm |
 | the same, MobileNetV3-Large | `norm_eps=1e-3` | torchvision |
+| the same or `.npz`, VGG-16 | see `pretrained_vgg` | torchvision, Caffe |
 
 Whole detectors are read by `pretrained_torch.load_detector`.
 
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from frcnn_jax.models import pretrained_torch
+from frcnn_jax.models import pretrained_torch, pretrained_vgg
 from frcnn_jax.models.weight_files import read_arrays, shorten
 
 # What a detector on the Keras weights needs: the group `backbone`, and the pixels. The
@@ -57,6 +58,8 @@ def load_backbone(
             f"backbone.pretrained={str(path)!r}: no such file; give the path of a "
             "weight file, or '' to start from random weights"
         )
+    if "conv1_1" in variables["params"]["backbone"]:
+        return pretrained_vgg.load_backbone(path, variables)
     if path.suffix != ".npz":
         return pretrained_torch.load_backbone(path, variables)
     loaded = _flatten(load_keras_resnet50(path))

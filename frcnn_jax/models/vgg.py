@@ -23,8 +23,10 @@ class Backbone(nn.Module):
 
     A 2x2/2 maximum lies between the stages; an odd row or column is pooled alone (as
     Caffe does), so that the map has `ceil(h / 16)` cells. Kernels start as He normal.
+    `bgr` is for weights that were trained on BGR, as Caffe's.
     """
 
+    bgr: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -32,7 +34,7 @@ class Backbone(nn.Module):
         self, images: Float[Array, "b h w 3"]
     ) -> dict[int, Float[Array, "b _ _ 512"]]:
         """Return the map of stride 16."""
-        x = images
+        x = images[..., ::-1] if self.bgr else images
         for i, (channels, count) in enumerate(STAGES, start=1):
             if i > 1:
                 x = layers.max_pool(x, window=2, stride=2, same=True)
