@@ -44,8 +44,7 @@ def load_image(
         shown = name if isinstance(path, bytes) else path
         raise ValueError(
             f"cannot decode the image {shown} ({data.size} bytes): the file is "
-            "corrupt, cut short or no image; replace it, or set "
-            "data.on_bad_image='skip'"
+            "corrupt, cut short or no image; replace it"
         )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
@@ -54,10 +53,21 @@ _AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def _cut_short(data: UInt8[np.ndarray, "n"]) -> bool:
-    """Empty, or a JPEG whose last scan has no end (some decoders fill it with gray)."""
+    """Empty, or a JPEG whose picture has no end (some decoders fill it with gray).
+
+    Markers before the first scan lie in segments that say how long they are (a
+    thumbnail has its own); from there on FFD9 is the end, whatever may follow it.
+    """
     raw = data.tobytes()
-    jpeg = raw[:2] == b"\xff\xd8"
-    return not raw or (jpeg and raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda"))
+    if raw[:2] != b"\xff\xd8":
+        return not raw
+    at = 2
+    while (at := raw.find(b"\xff", at)) >= 0 and (marker := raw[at + 1 : at + 2]):
+        if marker == b"\xda":
+            return raw.find(b"\xff\xd9", at) < 0
+        alone = marker < b"\xc0" or b"\xd0" <= marker <= b"\xd9" or marker == b"\xff"
+        at += 1 if alone else 2 + int.from_bytes(raw[at + 2 : at + 4])
+    return True
 
 
 def image_size(image: str | bytes, *, name: str = "") -> Size:

@@ -67,7 +67,7 @@ def test_a_file_cut_short_is_an_error_that_names_it(tmp_path, rng, suffix, kept)
     data = cv2.imencode(suffix, noise)[1].tobytes()
     path = tmp_path / f"short{suffix}"
     path.write_bytes(data[: int(len(data) * kept)])
-    with pytest.raises(ValueError, match=rf"short\{suffix}.*on_bad_image='skip'"):
+    with pytest.raises(ValueError, match=rf"short\{suffix}.*cut short"):
         images.load_image(str(path))
 
 
@@ -80,6 +80,36 @@ def test_a_cut_jpeg_is_seen_before_decoding(rng):
         assert not images._cut_short(np.append(data, np.uint8([0, 1, 2])))
         assert images._cut_short(data[:-2])
         assert images._cut_short(data[: data.size // 2])
+
+
+def with_thumbnail(jpeg: bytes, thumbnail: bytes) -> bytes:
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    return jpeg[:2] + segment + jpeg[2:]
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_what_follows_the_picture_of_a_jpeg_does_not_matter(rng, progressive):
+    noise = rng.integers(0, 256, (60, 80, 3), np.uint8)
+    params = (cv2.IMWRITE_JPEG_PROGRESSIVE, progressive)
+    data = cv2.imencode(".jpg", noise, params)[1].tobytes()
+    data = with_thumbnail(data, cv2.imencode(".jpg", noise[:9, :9])[1].tobytes())
+    expected = images.load_image(data)
+    assert expected.shape == noise.shape
+    trailers = [rng.bytes(30_000) for _ in range(20)]  # a scan's start is in some
+    assert any(t.rfind(b"\xff\xd9") < t.rfind(b"\xff\xda") for t in trailers)
+    for trailer in (b"\xff\xda", b"\xff", *trailers):
+        np.testing.assert_array_equal(images.load_image(data + trailer), expected)
+    short = [data[: int(len(data) * part)] for part in np.linspace(0, 0.999, 20)]
+    for cut in (data[:-1], data[:3], *short):
+        assert images._cut_short(np.frombuffer(cut, np.uint8))
+
+
+def test_odd_bytes_between_the_segments_of_a_jpeg_are_stepped_over():
+    data = cv2.imencode(".jpg", gradient(16, 24))[1].tobytes()
+    for odd in (b"\xff\xff", b"\0\0", b"\xff\x01", b"\xff\0"):
+        odd_data = np.frombuffer(data[:2] + odd + data[2:], np.uint8)
+        assert not images._cut_short(odd_data)
+        assert images._cut_short(odd_data[:-2])
 
 
 def test_garbage_and_missing_files_are_named(tmp_path):
