@@ -8,6 +8,7 @@ annotations are kept, and masks are not read.
 import collections
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ def load(
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         )
     objects = collections.defaultdict(list)
-    for a in found["annotations"]:
+    for position, a in enumerate(found["annotations"]):
+        _check_types(a, _TYPES["annotation"], "annotation", position, file)
         _check(a, entries, names, file)
         objects[a["image_id"]].append(a)
     report: list[str] = []
@@ -170,9 +172,10 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def _by_id(entries: list[dict], what: str, file: pathlib.Path) -> dict[Any, dict]:
+def _by_id(entries: list, what: str, file: pathlib.Path) -> dict[Any, dict]:
     needed = {"image": ("id", "file_name"), "category": ("id", "name")}[what]
-    for entry in entries:
+    for position, entry in enumerate(entries):
+        _check_types(entry, _TYPES[what], what, position, file)
         for key in needed:
             if key not in entry:
                 raise ValueError(f"{file}: {what} without {key!r}: {entry}")
@@ -181,6 +184,48 @@ def _by_id(entries: list[dict], what: str, file: pathlib.Path) -> dict[Any, dict
         twice = next(i for i, n in collections.Counter(ids).items() if n > 1)
         raise ValueError(f"{file}: {what} id {twice} occurs more than once")
     return dict(zip(ids, entries, strict=True))
+
+
+_TYPES = dict(  # what the keys hold, where they are there
+    image=dict(
+        id="an integer or a string",
+        file_name="a string",
+        width="an integer",
+        height="an integer",
+    ),
+    category=dict(id="an integer", name="a string"),
+    annotation=dict(
+        category_id="an integer",
+        image_id="an integer or a string",
+        area="a number",
+        iscrowd="0 or 1",
+        ignore="0 or 1",
+    ),
+)
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "an integer": lambda v: type(v) is int,  # true and false are none
+    "a number": lambda v: type(v) in (int, float),
+    "a string": lambda v: isinstance(v, str),
+    "an integer or a string": lambda v: type(v) in (int, str),
+    "0 or 1": lambda v: v is None or isinstance(v, int | float) and v in (0, 1),
+}
+
+
+def _check_types(
+    entry: Any, types: dict[str, str], what: str, position: int, file: pathlib.Path
+) -> None:
+    """ValueError names the file, the entry, the key and what it should hold."""
+    if not isinstance(entry, dict):
+        raise ValueError(
+            f"{file}: {what} number {position + 1} is {entry!r}, expected an object "
+            f"with {', '.join(types)}"
+        )
+    for key, expected in types.items():
+        if key in entry and not _FITS[expected](entry[key]):
+            raise ValueError(
+                f"{file}: {what} {entry.get('id', f'number {position + 1}')} has "
+                f"{key} {entry[key]!r}, expected {expected}"
+            )
 
 
 def _check(a: dict, images: dict, names: dict[int, str], file: pathlib.Path) -> None:

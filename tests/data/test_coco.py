@@ -112,6 +112,44 @@ def change(**fields):
         (change(bbox=[1, 2, 3]), r"annotation 1 has bbox \[1, 2, 3\], expected"),
         (change(bbox=None), "annotation 1 has bbox None"),
         (change(bbox=["1", 2, 3, 4]), "annotation 1 has bbox"),
+        (
+            change(category_id=[1]),
+            r"annotation 1 has category_id \[1\], expected an int",
+        ),
+        (
+            change(category_id=True),
+            "annotation 1 has category_id True, expected an int",
+        ),
+        (change(image_id={}), "annotation 1 has image_id {}, expected an integer or a"),
+        (change(area="x"), "annotation 1 has area 'x', expected a number"),
+        (change(area=None), "annotation 1 has area None, expected a number"),
+        (change(iscrowd="0"), "annotation 1 has iscrowd '0', expected 0 or 1"),
+        (change(id=[7], area="x"), r"annotation \[7\] has area 'x'"),
+        (
+            lambda f: f["annotations"].append("dog"),
+            "annotation number 3 is 'dog', expected an object with category_id",
+        ),
+        (
+            lambda f: f["annotations"].append({"image_id": 1.5}),
+            "annotation number 3 has image_id 1.5, expected an integer or a string",
+        ),
+        (
+            lambda f: f["images"][1].update(height="40"),
+            "image 10 has height '40', expected an integer",
+        ),
+        (
+            lambda f: f["images"][1].update(file_name=3),
+            "image 10 has file_name 3, expected a string",
+        ),
+        (
+            lambda f: f["images"][0].update(id=[1]),
+            r"image \[1\] has id \[1\], expected",
+        ),
+        (
+            lambda f: f["categories"][0].update(id="90"),
+            "category 90 has id '90', expected an integer",
+        ),
+        (lambda f: f["categories"].append(3), "category number 3 is 3, expected"),
         (lambda f: f.pop("categories"), "has no list 'categories'"),
         (lambda f: f["images"][0].pop("file_name"), "image without 'file_name'"),
         (lambda f: f["images"][0].update(id=10), "image id 10 occurs more than once"),
@@ -120,9 +158,11 @@ def change(**fields):
 )
 def test_inconsistent_files_are_errors(tmp_path, spoil, message):
     found = instances()
+    where = make(tmp_path, found)
     spoil(found)
+    (tmp_path / "annotations/instances_val.json").write_text(json.dumps(found))
     with pytest.raises(ValueError, match=f"instances_val.json.*{message}"):
-        coco.load(**make(tmp_path, found))
+        coco.load(**where)
 
 
 def test_missing_files_are_named(tmp_path):
