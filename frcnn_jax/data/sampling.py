@@ -33,8 +33,8 @@ class Epoch(NamedTuple):
 
     index: Int[np.ndarray, "m"]
     repeat: Int[np.ndarray, "m"]
-    bucket: Int[np.ndarray, "m"]
-    rank: Int[np.ndarray, "m"]  # position among the visits of the same bucket
+    members: tuple[Int[np.ndarray, "_"], ...]  # of each bucket, its visits' positions
+    ends: Int[np.ndarray, "k 2"]  # bucket and place in its stream of each batch's last
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,13 +58,9 @@ class Order:
         number = k * size // sum(self.counts)
         while self.batches_before(number + 1) <= k:
             number += 1
-        epoch = self.epoch(number)
-        counts = np.array(self.counts)
-        place = number * counts[epoch.bucket] + epoch.rank  # in the bucket's stream
-        last = np.flatnonzero((place + 1) % size == 0)[k - self.batches_before(number)]
-        bucket = int(epoch.bucket[last])
-        places = range(int(place[last]) - size + 1, int(place[last]) + 1)
-        return bucket, [self._visit(bucket, p) for p in places]
+        bucket, last = self.epoch(number).ends[k - self.batches_before(number)].tolist()
+        places = range(last - size + 1, last + 1)
+        return bucket, [self._visit(bucket, place) for place in places]
 
     def batches_before(self, epoch: int) -> int:
         """How many batches are complete when an epoch begins."""
@@ -81,7 +77,7 @@ class Order:
     def _visit(self, bucket: int, place: int) -> Visit:
         number, rank = divmod(place, self.counts[bucket])
         epoch = self.epoch(number)
-        at = np.flatnonzero(epoch.bucket == bucket)[rank]
+        at = epoch.members[bucket][rank]
         return Visit(number, int(epoch.index[at]), int(epoch.repeat[at]))
 
     def _draw(self, number: int) -> Epoch:
@@ -99,11 +95,13 @@ class Order:
         if (times != 1).any():  # else they are shuffled already
             mixed = rng.permutation(len(index))
             index, repeat = index[mixed], repeat[mixed]
-        buckets = self.buckets[index]
-        rank = np.zeros(len(index), int)
-        for bucket, count in enumerate(self.counts):
-            rank[buckets == bucket] = np.arange(count)
-        return Epoch(index, repeat, buckets, rank)
+        found, place = self.buckets[index], np.zeros(len(index), int)
+        members = [np.flatnonzero(found == b) for b in range(len(self.counts))]
+        for mine in members:
+            place[mine] = number * len(mine) + np.arange(len(mine))
+        last = np.flatnonzero((place + 1) % self.batch_size == 0)
+        ends = np.stack([found[last], place[last]], axis=1)
+        return Epoch(index, repeat, tuple(members), ends)
 
 
 def systematic(
