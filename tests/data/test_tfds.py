@@ -212,3 +212,37 @@ def test_a_builder_without_boxes(tmp_path):
         ValueError, match="mnist has no boxes: its features are image, label"
     ):
         mocked("mnist", tmp_path, "train")
+
+
+@pytest.mark.slow
+def test_tfds_prepares_voc_and_we_read_what_it_wrote(tmp_path, monkeypatch, rng):
+    pytest.importorskip("tensorflow", reason="preparing needs the extra 'prepare'")
+    devkit = tmp_path / "extracted" / "VOCdevkit" / "VOC2007"
+    for split in ("train", "val", "test"):
+        annotations = {}
+        for i in range(3):
+            low = rng.integers(1, 20, 2)
+            box = (*low, *(low + rng.integers(2, 20, 2)))
+            text = test_voc.xml(("dog", *box, i % 2), ("cat", 1, 1, 60, 40))
+            more = "<pose>Left</pose><truncated>0</truncated>"
+            annotations[f"{split}{i}"] = text.replace(
+                "<difficult>", more + "<difficult>"
+            )
+        test_voc.make(devkit, annotations, split=split, suffix=".jpg")
+    monkeypatch.setattr(
+        tensorflow_datasets.download.DownloadManager,
+        "download_and_extract",
+        lambda self, urls: {name: str(tmp_path / "extracted") for name in urls},
+    )
+    builder = tensorflow_datasets.builder(
+        "voc/2007", data_dir=str(tmp_path / "out"), file_format="array_record"
+    )
+    builder.download_and_prepare()
+    for split, ours in (("train", "train"), ("validation", "val"), ("test", "test")):
+        read = tfds.load(split=split, dataset="voc/2007", root=str(tmp_path / "out"))
+        expected = voc.load(split=ours, root=str(devkit), classes="voc")
+        assert read.classes == expected.classes
+        found = {e.image_id: e for e in read}
+        for example in expected:
+            assert_same(found.pop(example.image_id), example)
+        assert not found
