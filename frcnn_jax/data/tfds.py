@@ -133,10 +133,13 @@ def find(dataset: str, root: str) -> Any:
 
 
 def _command(dataset: str, root: str) -> str:
-    folder = f" --data_dir={root}" if root else ""
+    """What to run once. (The program `tfds build` would want Apache Beam besides.)"""
+    folder = f"data_dir={root!r}, " if root else ""
     return (
         "prepare it once, with TensorFlow (pip install 'frcnn_jax[prepare]'): "
-        f"tfds build {dataset} --file_format=array_record{folder}"
+        'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder({dataset!r}, {folder}file_format='array_record')"
+        '.download_and_prepare()"'
     )
 
 
