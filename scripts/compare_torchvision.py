@@ -16,6 +16,7 @@ import functools
 import importlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -105,7 +106,7 @@ def random_weights(
             fan_in = np.prod(shape[1:])
             array = rng.standard_normal(shape, np.float32) * np.sqrt(2 / fan_in)
         elif name.endswith("weight"):
-            small = 0.3 if ".bn3." in name else 1.0
+            small = 0.3 if re.search(r"bn3|block\.[23]\.1", name) else 1.0
             array = small * rng.uniform(0.5, 1.5, shape)
         else:
             array = rng.normal(0, 0.1, shape)
