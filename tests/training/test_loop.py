@@ -1,7 +1,10 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ from frcnn_jax.detector import Detector
 from frcnn_jax.evaluation import files
 from frcnn_jax.training import checkpoint, devices, evaluate, loop, propose
 from frcnn_jax.training.metrics import read
+from frcnn_jax.types import Detections
 from tests.training import small
 
 
@@ -133,14 +137,100 @@ def test_mistakes_in_the_configuration_are_named(change, error, message, tmp_pat
         loop.train_and_evaluate(config, tmp_path)
 
 
-def test_fine_tuning_from_a_run_says_what_is_fresh(whole, config, tmp_path, caplog):
+@pytest.mark.parametrize("classes", [shapes.CLASSES, ("thing",)])
+def test_fine_tuning_starts_from_the_weights_of_the_run(
+    classes, whole, config, tmp_path, caplog, monkeypatch
+):
+    """A step that learns nothing leaves them; other classes make two layers fresh."""
+    load, step = shapes.load, lambda state: state._replace(step=state.step + 1)
+    monkeypatch.setattr(loop, "train_step", lambda state, *_, **__: (step(state), LOSS))
+    monkeypatch.setattr(loop, "predict_step", found_nothing)
+    monkeypatch.setattr(shapes, "load", lambda **kw: with_classes(load(**kw), classes))
     config = config.copy_and_resolve_references()
     config.init_from, config.total_steps = str(whole[0]), 1
     with caplog.at_level("INFO", logger="frcnn_jax"):
         loop.train_and_evaluate(config, tmp_path)
-    assert (
-        f"initialised from {checkpoint.find(whole[0])}, but for nothing" in caplog.text
+    source = checkpoint.find(whole[0])
+    before, after = (
+        checkpoint.read_arrays(where, "model")["params"]
+        for where in (source, checkpoint.find(tmp_path))
     )
+    fresh: Any = "nothing"
+    if len(classes) == 1:
+        fresh = [
+            f"params/box_head/{layer}/{leaf}"
+            for layer in ("class_deltas", "class_logits")
+            for leaf in ("bias", "kernel")
+        ]
+        for layer, columns in (("class_logits", 2), ("class_deltas", 4)):
+            before["box_head"].pop(layer)
+            kernel = after["box_head"].pop(layer)["kernel"]
+            assert kernel.shape[-1] == columns and np.ptp(kernel) > 0
+    assert f"initialised from {source}, but for {fresh}" in caplog.text
+    small.assert_trees_equal(before, after)
+    assert any(leaf.any() for leaf in jax.tree.leaves(after))
+
+
+LOSS = dict(total=np.float32(0))
+
+
+def found_nothing(variables, batch, **_):
+    b, n = batch.image.shape[0], 3
+    boxes, zeros = jnp.zeros((b, n, 4)), jnp.zeros((b, n))
+    return Detections(boxes, zeros, zeros.astype(int), zeros.astype(bool))
+
+
+def with_classes(source, classes):
+    """Every object is of one of the first `classes`."""
+    last = np.int32(len(classes))
+    examples = [e._replace(classes=np.minimum(e.classes, last)) for e in source]
+    return dataclasses.replace(
+        source, examples=examples, classes=classes, category_ids=()
+    )
+
+
+def test_no_step_compiles_what_the_first_has_compiled(tmp_path, monkeypatch):
+    """Neither in a fresh run nor in a resumed one."""
+    compiled: list[list[str]] = []  # names of programs, by step
+    shard = devices.shard
+
+    def marked(batch):  # before every step
+        compiled.append([])
+        return shard(batch)
+
+    def listener(event, *_, fun_name="", **__):
+        if "backend_compile" in event and compiled:
+            compiled[-1].append(fun_name)
+
+    monkeypatch.setattr(devices, "shard", marked)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        for steps in (4, 8):
+            config = small.config(
+                total_steps=steps, eval_every=steps, checkpoint_every=steps
+            )
+            compiled.clear()
+            loop.train_and_evaluate(config, tmp_path, allow_changes=True)
+            first, *rest = compiled[:4]
+            assert len(first) == 1  # the step itself
+            assert not any(first[0] in later for later in rest)
+            assert not any(rest[1:])  # a first line of progress has its own in step 2
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_a_picture_of_more_pixels_has_larger_boxes(whole):
+    """Pixels repeated 2 or 3 times: what is resized for the network is the same."""
+    model, variables, meta = checkpoint.load_model(checkpoint.find(whole[0]))
+    meta.config.postprocess.score = 0.01
+    detector = Detector(model, variables, meta, batch_size=2)
+    image = shapes.load(split="val", size=64)[0].image
+    images = [image.repeat(n, 0).repeat(n, 1) for n in (1, 2, 3)]
+    found = detector(images)
+    assert found.valid[0].any()
+    for i, n in enumerate((1, 2, 3)):
+        np.testing.assert_allclose(found.boxes[i], n * found.boxes[0], rtol=1e-4)
+        np.testing.assert_allclose(found.scores[i], found.scores[0], rtol=1e-4)
 
 
 def test_any_batch_size_and_the_detector_find_the_same(whole, tmp_path):
