@@ -1,6 +1,8 @@
 """Every shipped experiment builds: keys are known, shapes fit, a step is traceable."""
 
+import importlib
 import importlib.util
+import inspect
 import pathlib
 from functools import partial
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax import models
+from frcnn_jax.data import augment, pipeline
 from frcnn_jax.data.images import canvases, check_canvas
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
@@ -30,10 +33,39 @@ def get_config(name, arg):
     return configs.check(module.get_config(arg))
 
 
+def bind_data(data):
+    """TypeError for a key that neither the pipeline nor the data's source takes."""
+    build = inspect.signature(pipeline.build)
+    bound = build.bind(**data, batch_size=1, eval_batch_size=1, seed=0).arguments
+    name, colon, dataset = data["name"].partition(":")
+    module = importlib.import_module(name if "." in name else f"frcnn_jax.data.{name}")
+    source = dict(
+        bound.get("source_kwargs", {}), **{"dataset": dataset} if colon else {}
+    )
+    inspect.signature(module.load).bind(split=data["train_split"], **source)
+    change = inspect.signature(augment.augment)
+    change.bind(
+        *[None] * 3, canvas=0, short_side=0, max_side=0, **bound.get("augment") or {}
+    )
+
+
+def test_misspelt_data_keys_are_found():
+    data = get_config("voc07_vgg16.py", None)["data"]
+    bind_data(data)
+    for wrong in ("flipp", "rot", "clases"):
+        with pytest.raises(TypeError, match=wrong):
+            bind_data({**data, wrong: 1})
+    with pytest.raises(TypeError, match="split"):
+        bind_data({k: v for k, v in data.items() if k != "eval_split"})
+    with pytest.raises(TypeError, match="jiter"):
+        bind_data({**data, "augment": dict(jiter=1)})
+
+
 @pytest.mark.parametrize("arg", [None, "runlocal"])
 @pytest.mark.parametrize("name", FILES)
 def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
     c = get_config(name, arg)
+    bind_data(c["data"])
     model = models.build_detector(num_classes=4, **c["model"])
     optimizer, _ = make_optimizer(c["total_steps"], **c["optimizer"])
     canvas, *_ = canvases(c["data"]["canvas"])
