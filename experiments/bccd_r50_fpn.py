@@ -28,25 +28,23 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     local = args["runlocal"]
     c: Any = ml_collections.ConfigDict()
     c.update(
-        common.run(batch_size=2 if local else 8, total_steps=700 if local else 2000)
+        common.run(batch_size=2 if local else 8, total_steps=1000 if local else 2000)
     )
     c.update(common.faster_rcnn())
-    c.eval_every = 350 if local else 500
-    c.checkpoint_every = 175 if local else 250
+    c.eval_every = 500 if local else 500
+    c.checkpoint_every = 250 if local else 250
     c.frozen = ("backbone/conv1", "backbone/bn1", "backbone/layer1")
     if local:
         c.frozen += ("backbone/layer2",)
 
-    c.data = dict(  # data.pipeline.build, data.voc.load
-        name="voc",
-        root="",
+    c.data = common.data(
+        "voc",
         train_split="train",
         eval_split="val",
         short_side=300 if local else 600,
         max_side=400 if local else 800,
         canvas=(320, 416) if local else (608, 800),
         max_boxes=64,
-        flip=True,
         cache=True,
     )
     c.model = dict(  # models.build_detector

@@ -47,8 +47,32 @@ def run(*, batch_size: int, total_steps: int) -> dict[str, Any]:
     )
 
 
+def data(name: str, **values: Any) -> dict[str, Any]:
+    """The group `data` (data.pipeline.build and the source's load), faults included.
+
+    What error messages advise is there to be set: `--config.data.on_bad_image=skip`.
+    """
+    sources = dict(
+        voc=dict(root="", classes=()),
+        coco=dict(
+            root="",
+            annotations="annotations/instances_{split}.json",
+            images="{split}",
+        ),
+    )
+    return dict(
+        name=name,
+        **{
+            **dict(on_bad_image="error", on_overflow="error", flip=True),
+            **dict(cache=False, threads=4, workers=0),
+            **sources.get(name, {}),
+            **values,
+        },
+    )
+
+
 def faster_rcnn() -> dict[str, Any]:
-    """Targets, losses and post-processing of torchvision's and Detectron2's FPN models.
+    """Targets, losses and post-processing of torchvision's FPN models.
 
     Each group is the keyword arguments of the function named beside it.
     """
@@ -191,14 +215,12 @@ def paper_images(*, runlocal: bool) -> dict[str, Any]:
 def voc07(*, runlocal: bool, also12: bool) -> dict[str, Any]:
     """The group `data`: VOC 2007 trainval (`also12`: and 2012's), tested on 2007."""
     train = "2007_trainval+2012_trainval" if also12 else "2007_trainval"
-    return dict(  # data.pipeline.build, data.voc.load
-        name="voc",
-        root="",  # VOCdevkit
+    return data(
+        "voc",  # root is the folder VOCdevkit
         classes="voc",
         train_split=train,
         eval_split="2007_test",
         max_boxes=64,
-        flip=True,
         **paper_images(runlocal=runlocal),
     )
 
@@ -220,16 +242,14 @@ def torchvision_coco(*, runlocal: bool, short_side: int, max_side: int) -> dict:
     return dict(
         run(batch_size=2 if runlocal else 16, total_steps=100 if runlocal else 190_000),
         **groups,
-        data=dict(  # data.pipeline.build, data.coco.load
-            name="coco",
-            root="",
+        data=data(
+            "coco",
             train_split="train2017",
             eval_split="val2017",
             short_side=short_side,
             max_side=max_side,
             canvas=(side, side),
             max_boxes=100,
-            flip=True,
         ),
         optimizer=dict(  # training.optimizer.make_optimizer
             name="sgd",

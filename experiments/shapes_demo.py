@@ -23,15 +23,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.update(common.run(batch_size=8, total_steps=10 if args["runlocal"] else 800))
     c.update(common.faster_rcnn())
 
-    c.data = dict(  # data.pipeline.build, data.shapes.load
-        name="shapes",
+    c.data = common.data(
+        "shapes",
         train_split="train",
         eval_split="val",
         short_side=128,
         max_side=128,
         canvas=(128, 128),
         max_boxes=8,
-        flip=True,
     )
     c.model = dict(  # models.build_detector
         backbone=dict(name="tiny", widths=(24, 48, 64, 96)),

@@ -42,6 +42,8 @@ class Detector:
         resized and padded as in training and run `batch_size` at a time (one compiled
         shape). Returns numpy arrays by falling score, zero where not `valid`.
         """
+        if isinstance(images, str | pathlib.Path):
+            raise ValueError(f"images={str(images)!r}: expected a list, [{images!r}]")
         if not len(images):
             n = self.config.postprocess.max_detections
             zeros = partial(np.zeros, (0, n))

@@ -28,7 +28,9 @@ BATCH = flags.DEFINE_integer("batch_size", None, "Images at a time.")
 SET = flags.DEFINE_multi_string("set", [], "Changes a config value: data.root=DIR.")
 
 
-def main(_):
+def main(argv):
+    if argv[1:]:
+        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
     log_to_stderr()
     if CHECKPOINT.value:
         changes = list(SET.value)
@@ -36,7 +38,9 @@ def main(_):
             changes.append(f"data.eval_split={SPLIT.value}")
         if BATCH.value:
             changes.append(f"eval_batch_size={BATCH.value}")
-        output = pathlib.Path(OUTPUT.value or CHECKPOINT.value)
+        path = pathlib.Path(CHECKPOINT.value)
+        run = path.parents[1] if path.parent.name == "checkpoints" else path
+        output = pathlib.Path(OUTPUT.value or run)
         annotations, detections = evaluate.evaluate_checkpoint(
             CHECKPOINT.value,
             output,

@@ -11,6 +11,7 @@ out; the exit code is then 1. The last line on stdout is one JSON object.
 import glob
 import json
 import logging
+import os
 import pathlib
 import sys
 import time
@@ -37,14 +38,22 @@ SCORE = flags.DEFINE_float("score", 0.5, "The least score shown in pictures.")
 BATCH = flags.DEFINE_integer("batch_size", 1, "Images at a time.")
 
 
-def main(_):
+def main(argv):
+    if argv[1:]:
+        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
     log_to_stderr()
-    paths = [p for pattern in IMAGES.value for p in sorted(glob.glob(pattern))]
+    paths, unread = [], []
+    for pattern in IMAGES.value:  # a name that exists is meant as it is
+        found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        paths += found
+        if not found:
+            log.error("--images=%s matches no file", pattern)
+            unread.append(pattern)
     if not paths:
         raise app.UsageError(f"--images={IMAGES.value} matches no file")
     detector = load(CHECKPOINT.value, batch_size=BATCH.value)
     output = pathlib.Path(OUTPUT.value)
-    results, entries, unread = [], [], []
+    results, entries = [], []
     start = said = time.perf_counter()
     for first in range(0, len(paths), BATCH.value):
         pictures = {}

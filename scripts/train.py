@@ -32,7 +32,9 @@ ALLOW = flags.DEFINE_bool(
 )
 
 
-def main(_):
+def main(argv):
+    if argv[1:]:
+        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
     log_to_stderr()
     result = train_and_evaluate(CONFIG.value, WORKDIR.value, allow_changes=ALLOW.value)
     print(json.dumps(result))

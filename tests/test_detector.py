@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from frcnn_jax.detector import check_image, load
+from frcnn_jax.detector import Detector, check_image, load
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,11 @@ from frcnn_jax.detector import check_image, load
 def test_wrong_image_is_described(image, message):
     with pytest.raises(ValueError, match=message):
         check_image(image)
+
+
+def test_a_single_name_is_no_list_of_images():
+    with pytest.raises(ValueError, match="'a.jpg': expected a list"):
+        Detector.__call__(None, "a.jpg")
 
 
 def test_missing_checkpoint_is_named(tmp_path):

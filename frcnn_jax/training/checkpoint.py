@@ -101,13 +101,25 @@ def save(
 def restore(
     writer: ocp.CheckpointManager, state: TrainState
 ) -> tuple[TrainState, Meta]:
-    """The last checkpoint, laid out like `state`; its arrays must be those of it."""
+    """The last checkpoint, laid out like `state`; its arrays must be those of it.
+
+    Raises ValueError that lists the differences.
+    """
     step = writer.latest_step()
     assert step is not None
     where = pathlib.Path(str(writer.directory)) / str(step)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        found = reader.metadata(where / "model").item_metadata.tree
-    check_same_arrays(_model(state), found, where)
+        model, training = (
+            reader.metadata(where / item).item_metadata.tree
+            for item in ("model", "training")
+        )
+    check_same_arrays(_model(state), model, where)
+    if _shapes(_training(state)) != _shapes(training):
+        raise ValueError(
+            f"{where} holds the optimizer state of other parameters or of another "
+            "optimizer: `frozen` or `optimizer` have changed; use those it was trained "
+            "with, or start a new run with --config.init_from"
+        )
     restored = writer.restore(
         step,
         args=ocp.args.Composite(
@@ -195,24 +207,29 @@ def load_model(checkpoint: str | pathlib.Path) -> tuple[Any, dict[str, PyTree], 
 
 
 def fine_tune(
-    source: Mapping[str, Any], target: PyTree, *, where: str | pathlib.Path
+    source: Mapping[str, Any],
+    target: PyTree,
+    *,
+    where: str | pathlib.Path,
+    same_classes: bool = True,
 ) -> tuple[PyTree, list[str]]:
     """`target`'s arrays replaced by `source`'s, and the names of those that were kept.
 
     Arrays must have the same names. One of another shape stays as freshly drawn if it
-    belongs to the class-dependent last layers (`class_logits`, `class_deltas`) and is
-    an error anywhere else. So does the RPN (`rpn_head`) where the source, a FastRCNN,
-    has none.
+    belongs to the class-dependent last layers (`class_logits`, `class_deltas`; both do
+    in any case unless `same_classes`) and is an error anywhere else. The RPN
+    (`rpn_head`) stays as drawn where the source, a FastRCNN, has none.
     """
     source_leaves, target_leaves = named_leaves(source), named_leaves(target)
     has_rpn = "rpn_head" in source.get("params", {})
     kept, wrong = [], []
     for name, leaf in target_leaves.items():
         other = source_leaves.get(name)
-        if other is not None and tuple(other.shape) == tuple(leaf.shape):
-            continue
         parts = name.split("/")
         last = other is not None and {"class_logits", "class_deltas"} & set(parts)
+        same = other is not None and tuple(other.shape) == tuple(leaf.shape)
+        if same and (same_classes or not last):
+            continue
         if last or (not has_rpn and "rpn_head" in parts):
             kept.append(name)
         else:
@@ -263,6 +280,11 @@ def _difference(want: Mapping, have: Mapping, where: Any) -> str:
         "use the configuration it was trained with (it lies in the checkpoint and in "
         "the run's config.json), or another --workdir"
     )
+
+
+def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return sorted(tuple(leaf.shape) for leaf in leaves)
 
 
 def _model(state: TrainState) -> dict[str, PyTree]:

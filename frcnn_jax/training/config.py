@@ -5,6 +5,7 @@ function names a misspelt key. The rest is checked here.
 """
 
 import ast
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,6 +32,21 @@ def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
             )
             + f"; expected {sorted(RUN | GROUPS)}"
         )
+    for group, names in (
+        ("loss_weights", {"rpn_cls", "rpn_box", "roi_cls", "roi_box"}),
+        ("proposals", {"train", "eval"}),
+    ):
+        if set(c[group]) != names:
+            raise ValueError(
+                f"config.{group} has the keys {sorted(c[group])}: expected "
+                f"{sorted(names)}"
+            )
+    for name in ("batch_size", "eval_batch_size", "total_steps", "eval_every") + (
+        "log_every",
+        "checkpoint_every",
+    ):
+        if c[name] < 1:
+            raise ValueError(f"config.{name}={c[name]}: expected at least 1")
     pairs = [
         ("rpn_targets", "proposals.train", c["proposals"]["train"]),
         ("rpn_targets", "proposals.eval", c["proposals"]["eval"]),
@@ -87,6 +103,7 @@ def check_resumed(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
 
     Those of `FREE` may differ: where the data lies, how often to evaluate.
     """
+    new = from_json(json.loads(new.to_json()))  # lists are tuples there
     a, b = leaves(old.to_dict()), leaves(new.to_dict())
     missing = object()
     changed = [

@@ -3,7 +3,7 @@
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from frcnn_jax.data import coco, images, pipeline
-from frcnn_jax.data.source import Source, image_ids
+from frcnn_jax.data.source import Example, Source, image_ids
 from frcnn_jax.evaluation import draw, files
 from frcnn_jax.training import checkpoint, devices
 from frcnn_jax.training import config as configs
@@ -21,8 +21,13 @@ from frcnn_jax.training.step import predict_step
 log = logging.getLogger(__name__)
 
 
-def build_data(c: dict[str, Any]) -> pipeline.Data:
+def build_data(c: Mapping[str, Any]) -> pipeline.Data:
     """The data of a configuration; its batches split over the devices or ValueError."""
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes: runs of several hosts are not supported "
+            "yet, use one process with all its devices"
+        )
     n = jax.device_count()
     for name in ("batch_size", "eval_batch_size"):
         if c[name] % n:
@@ -35,10 +40,17 @@ def build_data(c: dict[str, Any]) -> pipeline.Data:
         batch_size=c["batch_size"],
         eval_batch_size=c["eval_batch_size"],
         seed=c["seed"],
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         **c["data"],
     )
+
+
+def build_eval_data(c: Mapping[str, Any]) -> pipeline.Data:
+    """The same without the training split, which need not be there."""
+    data = dict(c["data"], train_split=c["data"]["eval_split"])
+    data = build_data(dict(c, batch_size=c["eval_batch_size"], data=data))
+    for line in data.eval.report:
+        log.warning("data: %s", line)
+    return data
 
 
 def predict_all(predict: Callable, variables: Any, data: pipeline.Data) -> list[dict]:
@@ -61,7 +73,7 @@ def predict_all(predict: Callable, variables: Any, data: pipeline.Data) -> list[
             )
             done += 1
         if (now := time.perf_counter()) - said > 20:
-            left = (now - start) / done * (len(data.eval) - done)
+            left = (now - start) / max(done, 1) * (len(data.eval) - done)
             log.info(
                 "evaluated %d/%d images, %s left", done, len(data.eval), duration(left)
             )
@@ -86,7 +98,7 @@ def evaluate_checkpoint(
     model, variables, meta = checkpoint.load_model(where)
     configs.change(meta.config, changes)
     c = configs.check(meta.config)
-    data = build_data(c)
+    data = build_eval_data(c)
     if data.eval.classes != meta.classes:
         raise ValueError(
             f"{where} knows the classes {meta.classes}, the data has "
@@ -99,19 +111,17 @@ def evaluate_checkpoint(
     detections = predict_all(predict, devices.replicated(variables), data)
     output = pathlib.Path(output)
     annotations = write_results(output, detections, data)
+    shown = [d for d in detections if d["score"] >= score]
     for i in range(min(pictures, len(data.eval))):
-        picture = draw_example(data.eval, i, detections, score=score)
+        image_id = annotations["images"][i]["id"]
+        found = [d for d in shown if d["image_id"] == image_id]
+        picture = draw_example(data.eval[i], found, data.eval)
         images.save_image(output / "pictures" / f"{i:04d}.jpg", picture)
     return annotations, detections
 
 
-def draw_example(
-    source: Source, i: int, detections: list[dict], *, score: float = 0.5
-) -> np.ndarray:
-    """Image `i`, its detections of at least `score`, and dashed its ground truth."""
-    example = source[i]
-    image_id = image_ids(source)[i]
-    found = [d for d in detections if d["image_id"] == image_id and d["score"] >= score]
+def draw_example(example: Example, found: list[dict], source: Source) -> np.ndarray:
+    """An image with its COCO-format detections and, dashed, its ground truth."""
     boxes = np.array([d["bbox"] for d in found], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     classes = [source.category_ids.index(d["category_id"]) + 1 for d in found]
@@ -130,7 +140,12 @@ def draw_example(
 def write_results(
     output: pathlib.Path, detections: list[dict], data: pipeline.Data
 ) -> dict:
-    """Leaves `annotations.json` and `detections.json` and returns the annotations."""
+    """Leaves `annotations.json` and `detections.json` and returns the annotations.
+
+    They are the ground truth as it was read: boxes clipped to their images, those
+    without area dropped, difficult objects as crowds. For figures to publish, score
+    the detections against the official file (`scripts/evaluate.py --annotations`).
+    """
     output.mkdir(parents=True, exist_ok=True)
     annotations = coco.to_coco(data.eval)
     files.write_annotations(output / "annotations.json", annotations)

@@ -16,7 +16,7 @@ from frcnn_jax.data.source import Source
 from frcnn_jax.models import FasterRCNN
 from frcnn_jax.training import checkpoint, devices
 from frcnn_jax.training import config as configs
-from frcnn_jax.training.evaluate import build_data
+from frcnn_jax.training.evaluate import build_eval_data
 from frcnn_jax.training.metrics import duration
 from frcnn_jax.training.step import propose_step
 
@@ -38,7 +38,7 @@ def rpn_of_checkpoint(
         raise ValueError(f"{where} is a FastRCNN: it has no RPN to propose anything")
     configs.change(meta.config, changes)
     c = configs.check(meta.config)
-    data = build_data(c)
+    data = build_eval_data(c)
     propose = devices.parallel(
         partial(propose_step, model=model, config=c), in_axes=(None, 0)
     )
@@ -55,7 +55,7 @@ def rpn_of_checkpoint(
                 found.boxes[i][rows] * scale, found.scores[i][rows]
             )
         if (now := time.perf_counter() - start) - said > 20:
-            left = now / len(proposals) * (len(data.eval) - len(proposals))
+            left = now / max(len(proposals), 1) * (len(data.eval) - len(proposals))
             counts = len(proposals), len(data.eval)
             log.info("proposals of %d/%d images, %s left", *counts, duration(left))
             said = now

@@ -71,12 +71,13 @@ def test_predict_names_what_it_cannot_read_and_does_the_rest(workdir, tmp_path):
     out = tmp_path / "out"
     done = script(
         *("predict", f"--checkpoint={workdir}", f"--images={tmp_path}/*.png"),
-        *(f"--output={out}", "--batch_size=2"),
+        *(f"--images={tmp_path}/gone.jpg", f"--output={out}", "--batch_size=2"),
         code=1,
     )
     result = last_json(done)
     assert result["images"] == 3
-    assert result["unread"] == [str(tmp_path / "broken.png")]
+    gone, broken = (str(tmp_path / name) for name in ("gone.jpg", "broken.png"))
+    assert result["unread"] == [gone, broken]
     assert "broken.png" in done.stderr
     assert len(list((out / "pictures").iterdir())) == 3
     images = files.read_annotations(out / "images.json")
@@ -86,6 +87,22 @@ def test_predict_names_what_it_cannot_read_and_does_the_rest(workdir, tmp_path):
         (90, 40),
     }
     files.read_detections(out / "detections.json", images)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
+def test_what_is_no_option_is_refused(name, tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "scripts" / f"{name}.py"), "total_steps=5"),
+            *(f"--workdir={tmp_path}", "--config=experiments/shapes_demo.py"),
+        ][: 7 if name == "train" else 3]
+        + ([] if name != "predict" else ["--checkpoint=a", "--images=b", "--output=c"]),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode != 0
+    assert "unexpected ['total_steps=5']" in done.stdout + done.stderr
 
 
 def test_nothing_to_predict_on_is_an_error(workdir, tmp_path):
