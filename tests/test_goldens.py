@@ -59,7 +59,9 @@ def equal(ours, theirs):
 
 
 def test_the_files_are_complete():
-    assert {p.stem for p in GOLDENS.glob("*.npz")} == set(SIZES)
+    found = {p.stem for p in GOLDENS.glob("*.npz")}
+    # Whole models are test_torchvision_golden.py's.
+    assert {n for n in found if not n.startswith("torchvision_")} == set(SIZES)
     for name, size in SIZES.items():
         with np.load(GOLDENS / f"{name}.npz") as file:
             assert str(file["versions"]).startswith("torch 2.15.0")
