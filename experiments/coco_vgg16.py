@@ -42,12 +42,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         flip=True,
         **common.paper_images(runlocal=local),
     )
-    c.model = dict(  # models.build_detector
-        common.vgg16(torchvision=args["torchvision"]),
-        anchors=common.paper_anchors(64, 128, 256, 512, runlocal=local),
-        rpn=dict(channels=512, objectness="softmax"),
-        roi_pool=dict(stride=16, output_size=7),
-        box_head=dict(name="vgg", widths=(256, 256) if local else (4096, 4096)),
+    c.model = dict(
+        common.vgg16(torchvision=args["torchvision"], runlocal=local),
+        **common.vgg16_rpn(64, 128, 256, 512, runlocal=local),
     )
     if not local:
         c.eval_every, c.checkpoint_every = 40_000, 10_000

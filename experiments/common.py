@@ -125,14 +125,31 @@ def alternating(c: Any, step: int) -> None:
         c.frozen = (*shared, "rpn_head")
 
 
-def vgg16(*, torchvision: bool) -> dict[str, Any]:
-    """Backbone and pixels for Caffe's ImageNet weights, or for torchvision's."""
+def vgg16(*, torchvision: bool, runlocal: bool) -> dict[str, Any]:
+    """The group `model` of Fast R-CNN on VGG-16, for Caffe's or torchvision's weights.
+
+    fc6 and fc7 have 4096 units (`runlocal`: 256).
+    """
+    model = dict(  # models.build_detector
+        backbone=dict(name="vgg", pretrained=""),
+        roi_pool=dict(stride=16, output_size=7),
+        box_head=dict(name="vgg", widths=(256, 256) if runlocal else (4096, 4096)),
+    )
     if torchvision:
-        return dict(backbone=dict(name="vgg", pretrained=""))
+        return model
     return dict(
+        model,
         backbone=dict(name="vgg", bgr=True, pretrained=""),
         pixel_mean=(122.7717, 115.9465, 102.9801),
         pixel_std=(1.0, 1.0, 1.0),
+    )
+
+
+def vgg16_rpn(*scales: int, runlocal: bool) -> dict[str, Any]:
+    """What Faster R-CNN adds to it: an RPN of 512 channels, softmax as in the paper."""
+    return dict(
+        anchors=paper_anchors(*scales, runlocal=runlocal),
+        rpn=dict(channels=512, objectness="softmax"),
     )
 
 

@@ -41,12 +41,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.update(common.paper(runlocal=local, practice=args["practice"]))
     c.frozen = common.VGG_FROZEN
     c.data = common.voc07(runlocal=local, also12=args["0712"])
-    c.model = dict(  # models.build_detector
-        common.vgg16(torchvision=args["torchvision"]),
-        anchors=common.paper_anchors(128, 256, 512, runlocal=local),
-        rpn=dict(channels=512, objectness="softmax"),
-        roi_pool=dict(stride=16, output_size=7),
-        box_head=dict(name="vgg", widths=(256, 256) if local else (4096, 4096)),
+    c.model = dict(
+        common.vgg16(torchvision=args["torchvision"], runlocal=local),
+        **common.vgg16_rpn(128, 256, 512, runlocal=local),
     )
     if not local:
         c.eval_every, c.checkpoint_every = 10_000, 5_000

@@ -40,11 +40,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         max_proposals=200 if local else 2000,
     )
     c.roi_targets.update(num_samples=64, bg_lo=0.1)  # 128 RoIs of two images
-    c.model = dict(  # models.build_detector
-        common.vgg16(torchvision=args["torchvision"]),
+    c.model = dict(
+        common.vgg16(torchvision=args["torchvision"], runlocal=local),
         external_proposals=True,
-        roi_pool=dict(stride=16, output_size=7),
-        box_head=dict(name="vgg", widths=(256, 256) if local else (4096, 4096)),
     )
     if not local:
         c.eval_every, c.checkpoint_every = 10_000, 5_000
