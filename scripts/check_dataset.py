@@ -22,6 +22,7 @@ from ml_collections import config_flags
 
 from frcnn_jax import models
 from frcnn_jax.data import check, images, pipeline
+from frcnn_jax.data.example import decode
 from frcnn_jax.data.source import Source
 from frcnn_jax.evaluation import draw
 
@@ -139,7 +140,7 @@ def sheet(source: Source, problems: list[str], count: int) -> np.ndarray:
 def tile(source: Source, i: int, side: int = 360) -> np.ndarray:
     """One example with its boxes on a square; what is ignored is dashed."""
     e = source[i]
-    image = pipeline.decode(e)
+    image = decode(e)
     scale = side / max(image.shape[:2])
     h, w = (max(1, round(s * scale)) for s in image.shape[:2])
     picture = draw.draw(

@@ -27,7 +27,8 @@ import cv2
 from absl import app, flags
 from ml_collections import config_flags
 
-from frcnn_jax.data import pipeline, proposal_files
+from frcnn_jax.data import proposal_files
+from frcnn_jax.data.example import decode
 from frcnn_jax.data.selective_search import MODES, selective_search
 from frcnn_jax.training.metrics import duration, log_to_stderr
 
@@ -55,7 +56,7 @@ PART = 50
 def search(example, options):
     """Selective search of one example, in a process of its own."""
     cv2.setNumThreads(1)
-    return selective_search(pipeline.decode(example), **options)
+    return selective_search(decode(example), **options)
 
 
 def search_split(source, path, pool):

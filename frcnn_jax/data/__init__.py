@@ -11,6 +11,7 @@
 | `sampling` | which examples make batch k |
 | `augment` | random scale, crop and colours; boxes follow |
 | `proposal_files`, `selective_search` | proposals from elsewhere |
+| `example` | one example, from a file to a row of a batch |
 | `pipeline` | all of that to batches, shared among processes: `build(...) -> Data` |
 | `check` | what is in a set and what is wrong with it |
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from frcnn_jax.data.example import decode
 from frcnn_jax.data.images import Canvas, canvases, choose_canvas, fit
-from frcnn_jax.data.pipeline import decode
 from frcnn_jax.data.source import Example, Size, Source
 
 SIDES = (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, math.inf)  # square root of areas

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from frcnn_jax.data import coco, images, pipeline
+from frcnn_jax.data.example import decode
 from frcnn_jax.data.source import Example, Source, image_ids
 from frcnn_jax.evaluation import draw, files
 from frcnn_jax.training import checkpoint, devices
@@ -126,7 +127,7 @@ def draw_example(example: Example, found: list[dict], source: Source) -> np.ndar
     boxes[:, 2:] += boxes[:, :2]
     classes = [source.category_ids.index(d["category_id"]) + 1 for d in found]
     return draw.draw(
-        pipeline.decode(example),
+        decode(example),
         boxes,
         np.array(classes, np.int32),
         np.array([d["score"] for d in found], np.float32),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax.data import dicts, pipeline
+from frcnn_jax.data.example import decode
 
 IMAGE = np.zeros((40, 60, 3), np.uint8)
 
@@ -34,7 +35,7 @@ def test_arrays_files_and_bytes(tmp_path):
     np.testing.assert_array_equal(source[1].boxes, [[1, 2, 30, 20]])
     assert source[2].boxes.shape == (0, 4)
     for example in source:
-        np.testing.assert_array_equal(pipeline.decode(example), IMAGE)
+        np.testing.assert_array_equal(decode(example), IMAGE)
 
 
 def test_numbers_count_from_zero_and_conventions_convert():

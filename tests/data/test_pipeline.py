@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax.data import pipeline
+from frcnn_jax.data.example import decode
 from frcnn_jax.data.source import Example, Source
 from frcnn_jax.types import Batch
 
@@ -354,13 +355,13 @@ def test_an_annotation_of_the_stored_orientation_wins(tmp_path):
     path.write_bytes(with_orientation(data, 6))
     for size, shape in (((H, W), (H, W)), ((W, H), (W, H)), (None, (W, H))):
         example = make_example(0, str(path), size=size)
-        assert pipeline.decode(example).shape[:2] == shape
+        assert decode(example).shape[:2] == shape
 
 
 def test_arrays_of_another_kind_are_errors():
     for image in (np.zeros((8, 9), np.uint8), np.zeros((8, 9, 3), np.float32)):
         with pytest.raises(ValueError, match="expected uint8"):
-            pipeline.decode(make_example(3)._replace(image=image))
+            decode(make_example(3)._replace(image=image))
 
 
 # -------------------------------------------------------------------- build, by module

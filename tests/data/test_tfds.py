@@ -14,6 +14,7 @@ from tensorflow_datasets.object_detection import coco as tfds_coco
 from tensorflow_datasets.testing import mocking
 
 from frcnn_jax.data import coco, pipeline, records, shapes, tfds, voc
+from frcnn_jax.data.example import decode
 from frcnn_jax.data.source import Example, Source
 from tests.data import test_voc
 
@@ -46,7 +47,7 @@ def assert_same(a, b):
     np.testing.assert_array_equal(a.boxes, b.boxes)
     np.testing.assert_array_equal(a.classes, b.classes)
     np.testing.assert_array_equal(a.ignore, b.ignore)
-    np.testing.assert_array_equal(pipeline.decode(a), pipeline.decode(b))
+    np.testing.assert_array_equal(decode(a), decode(b))
 
 
 def test_what_is_written_is_read(source, tmp_path):
@@ -80,7 +81,7 @@ def test_batches_of_records(source, tmp_path):
 def test_a_broken_picture_is_named(source, tmp_path):
     broken = source[0]._replace(image=b"nothing", image_id=5)
     with pytest.raises(ValueError, match="cannot decode the image 5"):
-        pipeline.decode(broken)
+        decode(broken)
 
 
 def test_drawn_pictures_are_kept_to_the_pixel(tmp_path):
@@ -90,7 +91,7 @@ def test_drawn_pictures_are_kept_to_the_pixel(tmp_path):
     assert found[0].area is None
     for a, b in zip(drawn, found, strict=True):
         np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-3)
-        np.testing.assert_array_equal(a.image, pipeline.decode(b))
+        np.testing.assert_array_equal(a.image, decode(b))
 
 
 def test_a_voc_folder(tmp_path):

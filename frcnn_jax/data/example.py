@@ -1,0 +1,275 @@
+"""One example, from a file to a row of a batch: read, resize, augment, mirror, pad.
+
+What is random is drawn from (seed, epoch, index) alone; an image that cannot be read
+follows `on_bad_image`.
+"""
+
+import functools
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import UInt8
+
+from frcnn_jax.data import proposal_files
+from frcnn_jax.data.augment import Resized, mirror
+from frcnn_jax.data.images import (
+    Canvas,
+    check_canvas,
+    fit,
+    image_size,
+    load_image,
+    resize,
+)
+from frcnn_jax.data.source import Example, Size, Source
+from frcnn_jax.types import Batch, Proposals
+
+
+def make_steps(
+    source: Source,
+    *,
+    short_side: int,
+    max_side: int,
+    canvas: Canvas,
+    max_boxes: int = 100,
+    on_overflow: str = "error",
+    on_bad_image: str = "error",
+    cache: bool = False,
+    proposals: Mapping[str, proposal_files.Scored] | None = None,
+    max_proposals: int = 0,
+    whole: bool = False,
+):
+    """The two halves of making an example, `read` and `pad`; bad settings raise here.
+
+    `whole` reads images at their original size, to be augmented.
+    """
+    check_canvas(short_side, max_side, canvas)
+    for key, value, known in (
+        ("on_overflow", on_overflow, ("error", "drop_smallest")),
+        ("on_bad_image", on_bad_image, ("error", "skip")),
+    ):
+        if value not in known:
+            raise ValueError(f"data.{key}={value!r}: expected one of {known}")
+    if isinstance(source.examples, list | tuple):  # nothing is drawn or decoded
+        for example in source.examples:
+            if pick_boxes(example, max_boxes, on_overflow).size < len(example.boxes):
+                source.report.append(
+                    f"{name_of(example)}: dropped the smallest of {len(example.boxes)} "
+                    f"boxes (data.max_boxes={max_boxes})"
+                )
+    read = functools.partial(
+        _attempt,
+        source,
+        on_bad_image == "skip",
+        functools.partial(
+            _read,
+            sides=None if whole else (short_side, max_side),
+            cache={} if cache else None,
+            proposals=proposals,
+        ),
+    )
+    pad = functools.partial(
+        pad_example,
+        max_boxes=max_boxes,
+        on_overflow=on_overflow,
+        max_proposals=max_proposals,
+    )
+    return read, pad
+
+
+def train_row(read, pad, change, seed, flip, canvas, n: int, visit) -> Batch:
+    """Reads (in place of what is to be skipped the next), augments, mirrors, pads."""
+    rng = np.random.default_rng((seed, *visit))
+    for candidate in range(visit.index, visit.index + n):
+        candidate %= n
+        example, resized = read(candidate, canvas)
+        if resized is not None:
+            if change:
+                example, resized = change(rng, example, resized, canvas=canvas)
+            flipped = mirror(resized) if flip and rng.random() < 0.5 else resized
+            return pad(example, flipped, index=candidate)
+    raise ValueError("none of the images can be read")
+
+
+def eval_row(read, pad, canvas, index: int) -> Batch:
+    """Reads and pads; what is skipped, or no example (-1), is not `valid`."""
+    if index >= 0:
+        example, resized = read(index, canvas)
+        if resized is not None:
+            return pad(example, resized, index=index)
+    blank = _blank()
+    resized = Resized(decode(blank), blank.boxes, (1, 1))
+    row = pad(blank, resized, index=max(0, index))
+    return row._replace(valid=np.bool_(False))
+
+
+def _blank() -> Example:
+    """One black pixel and no box: what an unused slot of a batch is made from."""
+    none = np.zeros(0, np.int32)
+    image, boxes = np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4), np.float32)
+    return Example(image, 0, boxes, none, none.astype(bool))
+
+
+def _attempt(
+    source: Source, skip: bool, read, index: int, canvas: Size
+) -> tuple[Example, Resized | None]:
+    """The example, and its image unless that is bad and to be skipped."""
+    example = source[index]
+    try:
+        return example, read(index, example, canvas)
+    except (OSError, ValueError) as error:
+        if not skip:
+            error.add_note("or go on without it: data.on_bad_image='skip'")
+            raise
+        line = f"{name_of(example)}: skipped: {error}"
+        if line not in source.report:
+            source.report.append(line)
+            warnings.warn(line, stacklevel=1)
+        return example, None
+
+
+def _read(
+    index: int, example: Example, canvas: Size, *, sides, cache, proposals
+) -> Resized:
+    """Decodes and resizes, or takes what was decoded and resized before.
+
+    `sides` are (short_side, max_side); with None the image keeps its size.
+    """
+    key = index, canvas
+    if cache is not None and key in cache:
+        return cache[key]
+    image = decode(example)
+    original = (image.shape[0], image.shape[1])
+    h, w = fit(original, sides[0], sides[1], canvas) if sides else original
+    scale = np.array([w / original[1], h / original[0]] * 2, np.float32)
+    resized = Resized(resize(image, (h, w)), example.boxes * scale, original)
+    if proposals is not None:
+        found = _scaled(proposals_of(example, proposals), scale, (h, w))
+        resized = resized._replace(proposals=found)
+    if cache is not None:
+        cache[key] = resized
+    return resized
+
+
+def decode(example: Example) -> UInt8[np.ndarray, "h w 3"]:
+    """The image of an example, in the frame that its boxes were drawn in.
+
+    That is upright, as its EXIF tag says; but as stored where only that has the size
+    that the annotation states. ValueError where neither has.
+    """
+    if isinstance(example.image, np.ndarray):
+        if example.image.dtype != np.uint8 or example.image.shape[2:] != (3,):
+            found = f"{example.image.dtype} {example.image.shape}"
+            raise ValueError(f"{name_of(example)} is {found}, expected uint8 (h, w, 3)")
+        return example.image
+    name = name_of(example)
+    image = load_image(example.image, name=name)
+    if example.size is None or image.shape[:2] == tuple(example.size):
+        return image
+    stored = load_image(example.image, orient=False, name=name)
+    if stored.shape[:2] == tuple(example.size):
+        return stored
+    (h, w), (want_h, want_w) = image.shape[:2], example.size
+    raise ValueError(
+        f"{name} is {w}x{h} but its annotation says {want_w}x{want_h}: "
+        "its boxes would be wrong; correct one of them"
+    )
+
+
+def _scaled(found: proposal_files.Scored, scale, size: Size) -> proposal_files.Scored:
+    """Proposals in a resized image of (h, w), less what lies outside of it."""
+    h, w = size
+    boxes = np.clip(found.boxes * scale, 0, np.array([w, h, w, h], np.float32))
+    keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return proposal_files.Scored(boxes[keep], found.scores[keep])
+
+
+def pick_boxes(example: Example, max_boxes: int, on_overflow: str) -> np.ndarray:
+    """Positions of the boxes that fit into `max_boxes` slots: all, or the largest.
+
+    ValueError where there are more and `on_overflow` is "error".
+    """
+    n = len(example.boxes)
+    if n <= max_boxes:
+        return np.arange(n)
+    if on_overflow == "error":
+        raise ValueError(
+            f"image {example.image_id} has {n} boxes but data.max_boxes={max_boxes}: "
+            "raise it, or set data.on_overflow='drop_smallest'"
+        )
+    areas = (example.boxes[:, 2:] - example.boxes[:, :2]).prod(-1)
+    return np.sort(np.argsort(-areas, kind="stable")[:max_boxes])
+
+
+def pad_example(
+    example: Example,
+    resized: Resized,
+    *,
+    index: int,
+    max_boxes: int,
+    on_overflow: str = "error",
+    max_proposals: int = 0,
+) -> Batch:
+    """One row of a batch: the image as it is, ground truth in `max_boxes` slots."""
+    keep = pick_boxes(example, max_boxes, on_overflow)
+    return Batch(
+        image=resized.image,
+        image_size=np.array(resized.image.shape[:2], np.int32),
+        original_size=np.array(resized.original_size, np.int32),
+        gt_boxes=_slots(resized.boxes[keep], max_boxes),
+        gt_classes=_slots(example.classes[keep], max_boxes),
+        gt_valid=np.arange(max_boxes) < len(keep),
+        gt_ignore=_slots(example.ignore[keep], max_boxes),
+        index=np.int32(index),  # pyright: ignore[reportArgumentType]
+        valid=np.bool_(True),  # pyright: ignore[reportArgumentType]
+        proposals=_proposals(resized.proposals, max_proposals),
+    )
+
+
+def _proposals(
+    found: proposal_files.Scored | None, max_proposals: int
+) -> Proposals | None:
+    """The best in `max_proposals` slots; None for no slots."""
+    if not max_proposals:
+        return None
+    found = found or proposal_files.NONE
+    boxes, scores = found.boxes[:max_proposals], found.scores[:max_proposals]
+    return Proposals(
+        boxes=_slots(boxes, max_proposals),
+        scores=_slots(scores, max_proposals),
+        valid=np.arange(max_proposals) < len(boxes),
+    )
+
+
+def _slots(values: np.ndarray, count: int) -> np.ndarray:
+    """The rows, and zeros behind them."""
+    out = np.zeros((count, *values.shape[1:]), values.dtype)
+    out[: len(values)] = values
+    return out
+
+
+def name_of(example: Example) -> str:
+    """The path of its image, or its id where it has none."""
+    return example.image if isinstance(example.image, str) else str(example.image_id)
+
+
+def example_size(example: Example) -> Size:
+    """(h, w) as annotated, or of the image itself."""
+    image = example.image
+    if example.size is not None:
+        return example.size
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    return image_size(image, name=name_of(example))
+
+
+def proposals_of(
+    example: Example, found: Mapping[str, proposal_files.Scored]
+) -> proposal_files.Scored:
+    """Its proposals; KeyError where a file has none."""
+    if str(example.image_id) not in found:
+        raise KeyError(
+            f"data.proposals has {len(found)} images but not {example.image_id!r}: "
+            "make it for this data set and split (scripts/make_proposals.py)"
+        )
+    return found[str(example.image_id)]
