@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax.data import pipeline
-from frcnn_jax.data.example import decode
+from frcnn_jax.data.example import decode, pick_boxes
 from frcnn_jax.data.source import Example, Source
 from frcnn_jax.types import Batch
 
@@ -251,7 +251,7 @@ def test_too_many_boxes_is_an_error_before_training():
     with pytest.raises(ValueError, match=message):
         pipeline.train_dataset(source, batch_size=1, seed=0, **options)
     with pytest.raises(ValueError, match=message):
-        pipeline.pick_boxes(example, 100, "error")
+        pick_boxes(example, 100, "error")
 
 
 def test_the_smallest_boxes_are_dropped_on_request():
