@@ -4,12 +4,15 @@ A run's folder holds `checkpoints/STEP/`, each complete in itself:
 
     model      params and batch statistics (what prediction needs)
     training   step and optimizer state (what a resumed run needs besides)
-    meta       JSON: config, class names, category ids, metrics, data iterator
+    meta       JSON: config, class names, category ids, data iterator
+    metrics.json   what an evaluation of it found, once there was one
 
 Arrays are stored by Orbax (no pickles) and committed by an atomic rename, so a
-half-written checkpoint is never taken for a whole one.
+half-written checkpoint is never taken for a whole one. It is evaluated after it was
+saved: what is lost with an evaluation is the evaluation.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -29,6 +32,7 @@ from frcnn_jax.training.optimizer import path_name
 from frcnn_jax.training.step import TrainState
 
 FORMAT = 1
+METRICS = "metrics.json"
 
 
 class Meta(NamedTuple):
@@ -42,20 +46,26 @@ class Meta(NamedTuple):
     data: Any  # the state of the data iterator
 
 
-def manager(workdir: str | pathlib.Path, *, best: str = "AP") -> ocp.CheckpointManager:
-    """The writer of a run's checkpoints: asynchronous, keeps the last and the best."""
-    keep = policies.AnyPreservationPolicy(
-        [
-            policies.LatestN(1),
-            policies.BestN(
-                get_metric_fn=lambda metrics: metrics.get(best, -1.0),
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
-    )
+@dataclasses.dataclass
+class LastAndBest(policies.PreservationPolicy):
+    """Keeps the last two, lest the last one turn out to be useless, and the best."""
+
+    workdir: str | pathlib.Path
+
+    def should_preserve(self, checkpoints, *, context):
+        """Orbax asks this after each save, of the saved steps in order."""
+        steps = [c.step for c in checkpoints]
+        best = _best({n: _metrics(folder(self.workdir) / str(n)) for n in steps})
+        return [step in (*steps[-2:], best) for step in steps]
+
+
+def manager(workdir: str | pathlib.Path) -> ocp.CheckpointManager:
+    """The writer of a run's checkpoints: in the background; see `LastAndBest`."""
     return ocp.CheckpointManager(
-        folder(workdir), options=ocp.CheckpointManagerOptions(preservation_policy=keep)
+        folder(workdir),
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=LastAndBest(workdir), cleanup_tmp_directories=True
+        ),
     )
 
 
@@ -71,19 +81,16 @@ def save(
     config: ml_collections.ConfigDict,
     classes: Sequence[str],
     category_ids: Sequence[int],
-    metrics: Mapping[str, float] | None = None,
     data: Any = None,
 ) -> int:
     """Writes a checkpoint in the background and returns its step."""
     step = int(state.step)
-    metrics = dict(metrics or {})
     meta = dict(
         format=FORMAT,
         config=json.loads(config.to_json()),
         classes=list(classes),
         category_ids=list(category_ids),
         step=step,
-        metrics=metrics,
         data=data,
     )
     writer.save(
@@ -93,9 +100,34 @@ def save(
             training=ocp.args.StandardSave(_training(state)),
             meta=ocp.args.JsonSave(meta),
         ),
-        metrics=metrics or None,
     )
     return step
+
+
+def record(
+    writer: ocp.CheckpointManager, step: int, metrics: Mapping[str, float]
+) -> None:
+    """Writes what an evaluation of a saved step found beside it, whole or not at all.
+
+    From then on the step may be the best one.
+    """
+    writer.wait_until_finished()
+    path = pathlib.Path(str(writer.directory)) / str(step) / METRICS
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(dict(metrics)) + "\n")
+    temporary.replace(path)
+
+
+def good_before(writer: ocp.CheckpointManager, step: int) -> str:
+    """Says from where to go on after `step` gave a loss that is not finite."""
+    earlier = [n for n in writer.all_steps() if n < step - 1]
+    good = f"{writer.directory}/{earlier[-1]}" if earlier else "none yet"
+    if step - 1 in writer.all_steps():
+        return (
+            f"{step - 1} holds the parameters that gave this loss: remove its folder "
+            f"to go on from the last good checkpoint before it: {good}"
+        )
+    return f"last good checkpoint: {good}"
 
 
 def restore(
@@ -145,10 +177,13 @@ def restore(
 def find(path: str | pathlib.Path, *, best: bool = True) -> pathlib.Path:
     """The checkpoint that `path` means: a step's folder, or a run's best or last.
 
-    Best is by the stored metric AP; a run that was never evaluated gives its last.
-    Raises FileNotFoundError that says what was looked for.
+    RUN gives its best by the metric AP (`best=False`: its last), as do RUN/best and
+    RUN/last; of a run that was never evaluated both are its last. Raises
+    FileNotFoundError that says what was looked for.
     """
     path = pathlib.Path(path).absolute()
+    if path.name in ("best", "last") and not path.exists():
+        return find(path.parent, best=path.name == "best")
     if (path / "meta").is_dir() and (path / "model").is_dir():
         return path
     root = path if path.name == "checkpoints" else path / "checkpoints"
@@ -163,10 +198,8 @@ def find(path: str | pathlib.Path, *, best: bool = True) -> pathlib.Path:
             "train one with scripts/train.py --workdir=DIR"
         )
     if best:
-        scored = [(read_meta(p).metrics.get("AP"), int(p.name), p) for p in steps]
-        scored = [entry for entry in scored if entry[0] is not None]
-        if scored:
-            return max(scored, key=lambda entry: entry[:2])[2]
+        chosen = _best({int(p.name): read_meta(p).metrics for p in steps})
+        return steps[-1] if chosen is None else steps[0].with_name(str(chosen))
     return steps[-1]
 
 
@@ -299,6 +332,17 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
 
 
+def _best(metrics: Mapping[int, Mapping[str, float]]) -> int | None:
+    """The step of the highest AP, of several the last; None without any."""
+    scored = [(m["AP"], step) for step, m in metrics.items() if "AP" in m]
+    return max(scored)[1] if scored else None
+
+
+def _metrics(where: Any) -> dict[str, float]:
+    path = pathlib.Path(where) / METRICS
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def _read_meta(meta: Mapping[str, Any], where: Any) -> Meta:
     if meta.get("format") != FORMAT:
         raise ValueError(
@@ -310,6 +354,6 @@ def _read_meta(meta: Mapping[str, Any], where: Any) -> Meta:
         classes=tuple(meta["classes"]),
         category_ids=tuple(meta["category_ids"]),
         step=meta["step"],
-        metrics=meta["metrics"],
+        metrics=_metrics(where) or meta.get("metrics", {}),
         data=meta["data"],
     )

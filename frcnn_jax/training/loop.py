@@ -15,7 +15,7 @@ from frcnn_jax.data.images import canvases
 from frcnn_jax.data.pipeline import padding_share
 from frcnn_jax.evaluation import coco as coco_metrics
 from frcnn_jax.models import pretrained
-from frcnn_jax.training import checkpoint, devices
+from frcnn_jax.training import checkpoint, devices, preemption
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.evaluate import build_data, predict_all, write_results
 from frcnn_jax.training.metrics import Progress, Writer, duration
@@ -99,9 +99,9 @@ def train_and_evaluate(
     state = devices.replicated(state)
     batches = data.train_batches()
     writer = checkpoint.manager(workdir)
-    good, result = writer.latest_step(), {}
-    if good is not None:
-        meta = checkpoint.read_meta(checkpoint.folder(workdir) / str(good))
+    first, result = writer.latest_step() or 0, {}
+    if first:
+        meta = checkpoint.read_meta(checkpoint.folder(workdir) / str(first))
         if meta.classes != tuple(data.train.classes):
             raise ValueError(
                 f"{workdir} was trained on classes {meta.classes}, the data has "
@@ -113,10 +113,12 @@ def train_and_evaluate(
         state, meta = checkpoint.restore(writer, state)
         batches.set_state(meta.data)
         result = meta.metrics
-        log.info("going on from step %d in %s", good, workdir)
+        log.info("going on from step %d in %s", first, workdir)
     (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
-    write = Writer(workdir, step=good or 0)
-    progress = Progress(c["total_steps"], c["batch_size"], step=good or 0)
+    write = Writer(workdir, step=first)
+    if result:
+        write(first, result, group="eval")
+    progress = Progress(c["total_steps"], c["batch_size"], step=first)
 
     # ---- train --------------------------------------------------------------
     p_step = devices.parallel(
@@ -136,54 +138,79 @@ def train_and_evaluate(
         values = {name: float(value) for name, value in metrics.items()}
         if not all(map(math.isfinite, values.values())):
             raise FloatingPointError(
-                f"not finite at step {step}: {values}; last good checkpoint: "
-                f"{checkpoint.folder(workdir) / str(good) if good else 'none yet'}; "
-                "try a lower optimizer.learning_rate or a longer warm-up"
+                f"not finite at step {step}: {values}; try a lower "
+                "optimizer.learning_rate or a longer warm-up; "
+                + checkpoint.good_before(writer, step)
             )
         if step % c["log_every"] == 0 or step == 1:
             values["learning_rate"] = float(learning_rate(step - 1))
             write(step, progress(step, values), group="train")
 
+    def evaluate(step):
+        """Scores the state that was just saved, and puts the result beside it."""
+        log.info("step %d: evaluating on %d images", step, len(data.eval))
+
+        def predict(variables, batch):
+            if leaving(step):
+                raise preemption.Preempted  # it is made up for when resumed
+            return p_predict(variables, batch)
+
+        start = time.perf_counter()
+        variables = {"params": state.params, **state.model_state}
+        detections = predict_all(predict, variables, data)
+        annotations = write_results(workdir, detections, data)
+        scores = coco_metrics.evaluate(annotations, detections)
+        result = {k: v for k, v in scores.items() if isinstance(v, float)}
+        checkpoint.record(writer, step, result)
+        write(step, result, group="eval")
+        log.info(
+            "step %d: AP %.3f  AP50 %.3f  (%d images in %s)",
+            step,
+            *(result.get(name, math.nan) for name in ("AP", "AP50")),
+            len(data.eval),
+            duration(time.perf_counter() - start),
+        )
+        return result
+
+    def evaluate_at(step):
+        return step == c["total_steps"] or step % c["eval_every"] == 0
+
     pending = None
     try:
-        for step in range(int(state.step) + 1, c["total_steps"] + 1):
-            batch = progress.next(batches)
-            state, metrics = p_step(state, devices.shard(batch), key)
-            metrics = dict(metrics, padding=padding_share(batch))
-            if pending:
-                read(*pending)
-            pending = step, metrics
-            last = step == c["total_steps"]
-            evaluate_now = last or step % c["eval_every"] == 0
-            if evaluate_now or step % c["checkpoint_every"] == 0:
-                read(*pending)  # nothing is saved after a loss that is not finite
-                pending = None
-                result = {}
-                if evaluate_now:
-                    variables = {"params": state.params, **state.model_state}
-                    start = time.perf_counter()
-                    detections = predict_all(p_predict, variables, data)
-                    annotations = write_results(workdir, detections, data)
-                    scores = coco_metrics.evaluate(annotations, detections)
-                    result = {k: v for k, v in scores.items() if isinstance(v, float)}
-                    write(step, result, group="eval")
-                    log.info(
-                        "step %d: AP %.3f  AP50 %.3f  (%d images in %s)",
-                        step,
-                        *(result.get(name, math.nan) for name in ("AP", "AP50")),
-                        len(data.eval),
-                        duration(time.perf_counter() - start),
+        with preemption.watched() as leaving:
+            if first and evaluate_at(first) and not result:
+                result = evaluate(first)  # there was no time for it
+            for step in range(first + 1, c["total_steps"] + 1):
+                batch = progress.next(batches)
+                state, metrics = p_step(state, devices.shard(batch), key)
+                metrics = dict(metrics, padding=padding_share(batch))
+                if pending:
+                    read(*pending)
+                pending = step, metrics
+                leave = leaving(step)
+                if leave or evaluate_at(step) or step % c["checkpoint_every"] == 0:
+                    read(*pending)  # saved is what a finite update has left
+                    pending = None
+                    checkpoint.save(
+                        writer,
+                        state,
+                        config=config,
+                        classes=data.train.classes,
+                        category_ids=data.train.category_ids,
+                        data=batches.get_state(),
                     )
-                good = checkpoint.save(
-                    writer,
-                    state,
-                    config=config,
-                    classes=data.train.classes,
-                    category_ids=data.train.category_ids,
-                    metrics=result,
-                    data=batches.get_state(),
-                )
-                progress.start(step)
+                    if leave:
+                        raise preemption.Preempted
+                    if evaluate_at(step):
+                        result = evaluate(step)
+                    progress.start(step)
+    except preemption.Preempted:
+        writer.wait_until_finished()
+        log.info(
+            "stopped by SIGTERM, step %d is saved: the same command goes on from there",
+            writer.latest_step(),
+        )
+        raise
     finally:  # what was being saved is saved to its end
         writer.close()
         write.close()

@@ -26,15 +26,20 @@ def log_to_stderr() -> None:
 class Writer:
     """Appends to `metrics.jsonl` and TensorBoard files of a run's folder.
 
-    On a resumed run the file is first cut back to the restored step, so that it reads
-    as if the run had never stopped.
+    On a resumed run the file is first cut back to what it was when the restored step
+    was saved, before that was evaluated: it reads as if the run had never stopped.
     """
 
     def __init__(self, workdir: str | pathlib.Path, *, step: int = 0):
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
         if self.path.exists():
             rows = read(self.path)
-            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
+            kept = [
+                json.dumps(row) + "\n"
+                for row in rows
+                if row["step"] < step
+                or (row["step"] == step and row["group"] == "train")
+            ]
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(kept))
             temporary.replace(self.path)
@@ -95,7 +100,8 @@ class Progress:
         terms = "  ".join(
             f"{name} {value:.4g}"
             for name, value in values.items()
-            if name not in ("total", "learning_rate", "grad_norm", "padding")
+            if name
+            not in ("total", "learning_rate", "grad_norm", "update_norm", "padding")
         )
         log.info(
             "step %d/%d  loss %.4f (%s)  lr %.2g  %.1f images/s "

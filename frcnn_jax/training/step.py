@@ -160,6 +160,7 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, chosen)
     params = merge(optax.apply_updates(chosen, updates), state.params)
     metrics["grad_norm"] = optax.tree.norm(grads)
+    metrics["update_norm"] = optax.tree.norm(updates)
     return state._replace(
         step=state.step + 1, params=params, opt_state=opt_state
     ), metrics

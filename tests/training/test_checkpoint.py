@@ -25,24 +25,27 @@ def make_state(config, *, num_classes=3, seed=0):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run with checkpoints at steps 5 (AP 0.5) and 7 (AP 0.2)."""
+    """A run with checkpoints at steps 5 (AP 0.5) to 8 (AP 0.2)."""
     workdir, config = tmp_path_factory.mktemp("run"), small.config()
     state = make_state(config)
     writer = checkpoint.manager(workdir)
     save = partial(checkpoint.save, writer, config=config, data={"next": 3}, **META)
-    save(state, metrics={"AP": 0.5})
-    save(state._replace(step=state.step + 1), metrics={"AP": 0.1})
-    save(state._replace(step=state.step + 2), metrics={"AP": 0.2})
+    for more, ap in enumerate((0.5, 0.1, None, 0.2)):
+        step = save(state._replace(step=state.step + more))
+        if ap is not None:
+            checkpoint.record(writer, step, {"AP": ap})
     writer.close()
     return workdir, config, state
 
 
-def test_only_the_best_and_the_last_are_kept(saved):
+def test_the_best_and_the_last_two_are_kept(saved):
     workdir, _, _ = saved
     steps = [p.name for p in checkpoint.folder(workdir).iterdir()]
-    assert sorted(steps) == ["5", "7"]
+    assert sorted(steps) == ["5", "7", "8"]
     assert checkpoint.find(workdir).name == "5"
-    assert checkpoint.find(workdir, best=False).name == "7"
+    assert checkpoint.find(workdir / "best").name == "5"
+    assert checkpoint.find(workdir, best=False).name == "8"
+    assert checkpoint.find(workdir / "last").name == "8"
     assert checkpoint.find(workdir / "checkpoints" / "7").name == "7"
 
 
@@ -51,7 +54,7 @@ def test_restored_state_has_the_same_bits(saved):
     blank = make_state(config, seed=1)
     restored, meta = checkpoint.restore(checkpoint.manager(workdir), blank)
     small.assert_trees_equal(restored._replace(step=state.step), state)
-    assert int(restored.step) == 7
+    assert int(restored.step) == 8
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert meta.config.to_dict() == config.to_dict()
     assert meta.classes == CLASSES and meta.category_ids == (1, 2, 7)
