@@ -12,7 +12,7 @@ Which formulation is fastest depends on backend and shape:
 | CPU | 1x1 | matrix product | matrix product | matrix product |
 | CPU | 3x3, stride 1, 96 channels or more | XLA | XLA | nine shifted matrix products |
 | CPU | depthwise | shifted products | shifted products | shifted products |
-| any | everything else | XLA | XLA | XLA |
+| any | everything else, grouped and dilated ones included | XLA | XLA | XLA |
 """
 
 import math
@@ -53,13 +53,15 @@ def conv(
     return _xla_conv(x, kernel, stride, padding)
 
 
-def _xla_conv(x, kernel, stride, padding):
+def _xla_conv(x, kernel, stride, padding, dilation=1, groups=1):
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
         padding=((padding, padding), (padding, padding)),
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
 
 
@@ -101,13 +103,16 @@ _conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
 class Conv(nn.Module):
     """Convolution with parameters `kernel` (HWIO) and, unless `use_bias=False`, `bias`.
 
-    `padding=-1` means `kernel_size // 2`.
+    `padding=-1` means `dilation * (kernel_size // 2)`. With `groups`, output channels
+    read an equal share of the input each (ResNeXt), and I is the size of that share.
     """
 
     features: int
     kernel_size: int = 3
     stride: int = 1
     padding: int = -1
+    groups: int = 1
+    dilation: int = 1
     use_bias: bool = True
     kernel_init: Callable = he_normal
     dtype: Any = jnp.float32
@@ -116,11 +121,14 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h2 w2 o"]:
         """Return the map of `features` channels in `dtype`."""
         k = self.kernel_size
-        shape = (k, k, x.shape[-1], self.features)
+        shape = (k, k, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        padding = k // 2 if self.padding < 0 else self.padding
+        padding = self.dilation * (k // 2) if self.padding < 0 else self.padding
         x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
-        x = conv(x, kernel, stride=self.stride, padding=padding)
+        if self.groups == self.dilation == 1:
+            x = conv(x, kernel, stride=self.stride, padding=padding)
+        else:
+            x = _xla_conv(x, kernel, self.stride, padding, self.dilation, self.groups)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             x = x + jnp.asarray(bias, self.dtype)[None, None, None]

@@ -1,5 +1,8 @@
 """ResNet (He et al. 2016, table 1) with frozen batch norm, and its res5 as a box head.
 
+ResNeXt (Xie et al. 2017) is the same with `groups`: 32x8d is `groups=32` of
+`group_width=8` channels each. A wide ResNet has one group, twice as wide.
+
 Parameters are named after the drawing, so that layers freeze by the start of their
 path: `backbone/conv1`, `backbone/bn1`, `backbone/layer1/block0/conv1`, ...,
 `backbone/layer4/block2/bn3`, with `shortcut` and `shortcut_bn` where a block projects.
@@ -30,35 +33,44 @@ STAGES = {
 
 
 class Block(nn.Module):
-    """y = relu(F(x) + shortcut(x)), F of two 3x3 or of 1x1, 3x3, 1x1 convolutions."""
+    """y = relu(F(x) + shortcut(x)), F of two 3x3 or of 1x1, 3x3, 1x1 convolutions.
+
+    `width` is that of the 3x3 convolutions, `out` of the block.
+    """
 
     width: int
+    out: int
     stride: int
     bottleneck: bool
     stride_in_1x1: bool
     norm_eps: float
     dtype: Any
+    groups: int = 1
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         """Return the block's map, `ceil(h / stride)` high."""
 
-        def conv_norm(x, features, size, stride, conv, norm):
+        out = self.out
+
+        def conv_norm(x, features, size, stride, conv, norm, **kwargs):
             x = layers.Conv(
-                features, size, stride, use_bias=False, dtype=self.dtype, name=conv
+                *(features, size, stride),
+                **dict(kwargs, use_bias=False, dtype=self.dtype, name=conv),
             )(x)
             return layers.FrozenBatchNorm(self.norm_eps, self.dtype, name=norm)(x)
 
         if self.bottleneck:
             first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-            out = 4 * self.width
+            middle = dict(groups=self.groups, dilation=self.dilation)
             y = nn.relu(conv_norm(x, self.width, 1, first, "conv1", "bn1"))
-            y = nn.relu(conv_norm(y, self.width, 3, second, "conv2", "bn2"))
+            y = nn.relu(conv_norm(y, self.width, 3, second, "conv2", "bn2", **middle))
             y = conv_norm(y, out, 1, 1, "conv3", "bn3")
         else:
-            out = self.width
-            y = nn.relu(conv_norm(x, out, 3, self.stride, "conv1", "bn1"))
-            y = conv_norm(y, out, 3, 1, "conv2", "bn2")
+            wide = dict(dilation=self.dilation)
+            y = nn.relu(conv_norm(x, out, 3, self.stride, "conv1", "bn1", **wide))
+            y = conv_norm(y, out, 3, 1, "conv2", "bn2", **wide)
         if self.stride > 1 or x.shape[-1] != out:
             x = conv_norm(x, out, 1, self.stride, "shortcut", "shortcut_bn")
         return nn.relu(x + y)
@@ -67,25 +79,34 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """Blocks of one width; the first takes the stride: conv2_x to conv5_x of table 1.
 
-    `index` 1 to 4; stage 4 is the "res5" of other codes.
+    `index` 1 to 4; stage 4 is the "res5" of other codes. `dilated`: its first block
+    takes no stride, and its 3x3 convolutions reach twice as far.
     """
 
     index: int
     depth: int
     stride_in_1x1: bool
     norm_eps: float
+    groups: int
+    group_width: int
     dtype: Any
+    dilated: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         """Return the stage's map; stage 1 keeps the resolution, the others halve it."""
         blocks, bottleneck = STAGES[self.depth]
+        halves = self.index > 1 and not self.dilated
+        wider = 2 ** (self.index - 1)
         for i in range(blocks[self.index - 1]):
             x = Block(
-                width=64 * 2 ** (self.index - 1),
-                stride=2 if i == 0 and self.index > 1 else 1,
+                width=self.groups * self.group_width * wider,
+                out=(256 if bottleneck else 64) * wider,
+                stride=2 if i == 0 and halves else 1,
                 bottleneck=bottleneck,
                 stride_in_1x1=self.stride_in_1x1,
+                groups=self.groups,
+                dilation=2 if self.dilated else 1,
                 norm_eps=self.norm_eps,
                 dtype=self.dtype,
                 name=f"block{i}",
@@ -97,22 +118,27 @@ class Backbone(nn.Module):
     """ResNet of `depth` layers giving `{4: c2, 8: c3, 16: c4, 32: c5}`.
 
     Only the maps of `out_strides` are returned, and no stage beyond the last of them
-    exists: `out_strides=(16,)` is the C4 backbone whose stage 4 is `BoxHead`.
-    Convolutions start as He normal (fan out), as in torchvision.
+    exists: `out_strides=(16,)` is the C4 backbone whose stage 4 is `BoxHead`. With
+    `dilated_c5` stage 4 keeps stride 16 and c5 stands in the place of c4 (Dai et al.
+    2017, the DC5 of Detectron2). Convolutions start as He normal (fan out), as in
+    torchvision.
     """
 
     depth: int = 50
     out_strides: tuple[int, ...] = (4, 8, 16, 32)
     stride_in_1x1: bool = False
     norm_eps: float = 1e-5
+    groups: int = 1
+    group_width: int = 64
+    dilated_c5: bool = False
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        check_depth(self.depth)
-        if not self.out_strides or not set(self.out_strides) <= {4, 8, 16, 32}:
+        check_depth(self.depth, self.groups, self.group_width)
+        known = (4, 8, 16) if self.dilated_c5 else (4, 8, 16, 32)
+        if not self.out_strides or not set(self.out_strides) <= set(known):
             raise ValueError(
-                f"resnet out_strides={self.out_strides}: expected some of "
-                "(4, 8, 16, 32)"
+                f"resnet out_strides={self.out_strides}: expected some of {known}"
             )
         super().__post_init__()
 
@@ -127,7 +153,8 @@ class Backbone(nn.Module):
         x = layers.FrozenBatchNorm(self.norm_eps, self.dtype, name="bn1")(x)
         x = layers.max_pool(nn.relu(x), window=3, stride=2, padding=1)
         features = {}
-        for index, stride in enumerate((4, 8, 16, 32), start=1):
+        strides = (4, 8, 16, 16) if self.dilated_c5 else (4, 8, 16, 32)
+        for index, stride in enumerate(strides, start=1):
             if stride > max(self.out_strides):
                 break
             x = Stage(
@@ -135,6 +162,9 @@ class Backbone(nn.Module):
                 depth=self.depth,
                 stride_in_1x1=self.stride_in_1x1,
                 norm_eps=self.norm_eps,
+                groups=self.groups,
+                group_width=self.group_width,
+                dilated=self.dilated_c5 and index == 4,
                 dtype=self.dtype,
                 name=f"layer{index}",
             )(x)
@@ -153,11 +183,13 @@ class BoxHead(nn.Module):
     depth: int = 50
     stride_in_1x1: bool = False
     norm_eps: float = 1e-5
+    groups: int = 1
+    group_width: int = 64
     class_agnostic: bool = False
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        check_depth(self.depth)
+        check_depth(self.depth, self.groups, self.group_width)
         super().__post_init__()
 
     @nn.compact
@@ -171,6 +203,8 @@ class BoxHead(nn.Module):
             depth=self.depth,
             stride_in_1x1=self.stride_in_1x1,
             norm_eps=self.norm_eps,
+            groups=self.groups,
+            group_width=self.group_width,
             dtype=self.dtype,
             name="layer4",
         )(x.reshape((-1, *x.shape[2:])))
@@ -182,7 +216,12 @@ class BoxHead(nn.Module):
         )
 
 
-def check_depth(depth: int) -> None:
-    """Raise ValueError for a depth that table 1 does not have."""
+def check_depth(depth: int, groups: int = 1, group_width: int = 64) -> None:
+    """Raise ValueError for a depth that table 1 lacks, or groups without bottlenecks."""
     if depth not in STAGES:
         raise ValueError(f"resnet depth={depth}: expected one of {tuple(STAGES)}")
+    if (groups, group_width) != (1, 64) and not STAGES[depth][1]:
+        raise ValueError(
+            f"resnet groups={groups}, group_width={group_width} need the bottlenecks of "
+            f"depth 50 and more, not depth={depth}"
+        )

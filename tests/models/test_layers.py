@@ -198,3 +198,21 @@ def test_dropout_keeps_the_mean_and_the_share():
     assert set(np.unique(out).round(4)) == {0.0, np.float32(1 / 0.75).round(4)}
     np.testing.assert_allclose(np.mean(out), 1, atol=0.02)
     assert (out[0] != out[1]).any()
+
+
+def test_grouped_and_dilated_convolutions_by_their_definition(rng):
+    """Each group alone; a dilated kernel is a larger one with zeros in between."""
+    x = jnp.asarray(rng.normal(size=(1, 6, 7, 6)), jnp.float32)
+    layer = layers.Conv(4, 3, stride=2, groups=2, dilation=2, use_bias=False)
+    variables = layer.init(jax.random.key(0), x)
+    kernel = variables["params"]["kernel"]
+    assert kernel.shape == (3, 3, 3, 4)
+    spread = np.zeros((5, 5, 3, 4))
+    spread[::2, ::2] = kernel
+    parts = [
+        slow_conv(x[..., 3 * g : 3 * g + 3], spread[..., 2 * g : 2 * g + 2], 2, 2)
+        for g in range(2)
+    ]
+    np.testing.assert_allclose(
+        layer.apply(variables, x), np.concatenate(parts, -1), atol=1e-5
+    )

@@ -40,6 +40,50 @@ def test_backbone_has_the_parameters_of_the_known_network(depth):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "depth, groups, group_width, parameters",
+    [
+        (50, 32, 4, 25_028_904),  # resnext50_32x4d
+        (101, 32, 8, 88_791_336),  # resnext101_32x8d
+        (50, 1, 128, 68_883_240),  # wide_resnet50_2
+    ],
+)
+def test_groups_have_the_parameters_of_the_known_network(
+    depth, groups, group_width, parameters
+):
+    model = resnet.Backbone(depth=depth, groups=groups, group_width=group_width)
+    variables, features = shapes(model, images())
+    leaves = jax.tree.leaves(variables["params"])
+    assert sum(leaf.size for leaf in leaves) == parameters - 2_049_000
+    assert features[32].shape == (1, 2, 2, 2048)
+
+
+def test_dilated_c5_keeps_stride_16_and_the_same_parameters():
+    model = resnet.Backbone(depth=50, out_strides=(8, 16), dilated_c5=True)
+    variables, features = shapes(model, images(75, 130))
+    plain, _ = shapes(resnet.Backbone(depth=50), images(75, 130))
+    assert jax.tree.map(lambda x: x.shape, variables) == jax.tree.map(
+        lambda x: x.shape, plain
+    )
+    assert {s: f.shape[1:] for s, f in features.items()} == {
+        8: (10, 17, 512),
+        16: (5, 9, 2048),
+    }
+
+
+def test_dilated_block_on_every_second_cell_is_the_plain_block_on_those_cells():
+    plain = resnet.Block(4, 16, 1, True, False, 1e-5, jnp.float32, groups=2)
+    x = jax.random.normal(jax.random.key(1), (1, 9, 8, 16))
+    variables = jax.jit(plain.init)(jax.random.key(0), x)
+    assert variables["params"]["conv2"]["kernel"].shape == (3, 3, 2, 4)
+    dilated = plain.clone(dilation=2)
+    np.testing.assert_allclose(
+        dilated.apply(variables, x)[:, ::2, ::2],
+        plain.apply(variables, x[:, ::2, ::2]),
+        atol=1e-5,
+    )
+
+
 def test_backbone_maps_are_image_size_over_stride_rounded_up():
     _, features = shapes(resnet.Backbone(depth=18), images(75, 130, 2))
     assert {s: f.shape[:3] for s, f in features.items()} == {
@@ -78,7 +122,7 @@ def test_backbone_takes_the_stride_where_told(stride_in_1x1, cells):
 
 def test_block_adds_its_shortcut():
     """With a zero last scale the block is relu(x): the residual branch is off."""
-    block = resnet.Block(4, 1, True, False, 1e-5, jnp.float32)
+    block = resnet.Block(4, 16, 1, True, False, 1e-5, jnp.float32)
     x = jax.random.normal(jax.random.key(1), (1, 5, 5, 16))
     variables = block.init(jax.random.key(0), x)
     assert "shortcut" not in variables["params"]
@@ -87,7 +131,7 @@ def test_block_adds_its_shortcut():
 
 
 def test_gradients_reach_convolutions_and_no_norm():
-    block = resnet.Block(4, 2, True, False, 1e-5, jnp.float32)
+    block = resnet.Block(4, 16, 2, True, False, 1e-5, jnp.float32)
     x = jax.random.normal(jax.random.key(1), (1, 7, 6, 3))
     variables = jax.jit(block.init)(jax.random.key(0), x)
 
@@ -118,3 +162,7 @@ def test_wrong_fields_are_named():
         resnet.BoxHead(num_classes=2, depth=49)
     with pytest.raises(ValueError, match=r"out_strides=\(2, 4\)"):
         resnet.Backbone(out_strides=(2, 4))
+    with pytest.raises(ValueError, match=r"\(32,\): expected some of \(4, 8, 16\)$"):
+        resnet.Backbone(out_strides=(32,), dilated_c5=True)
+    with pytest.raises(ValueError, match="groups=32.* need the bottlenecks"):
+        resnet.Backbone(depth=18, groups=32)
