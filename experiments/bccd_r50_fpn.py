@@ -52,13 +52,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         cache=True,
     )
     c.model = dict(  # models.build_detector
-        backbone=dict(
-            name="resnet",
-            depth=50,
-            stride_in_1x1=True,
-            norm_eps=1e-3,
-            pretrained="",
-        ),
+        common.keras_resnet50(),
         fpn=dict(channels=256),
         anchors=dict(
             strides=(4, 8, 16, 32, 64),
@@ -66,8 +60,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             if local
             else (32.0, 64.0, 128.0, 256.0, 512.0),
         ),
-        pixel_mean=(123.68, 116.779, 103.939),
-        pixel_std=(1.0, 1.0, 1.0),
     )
     c.roi_targets.num_samples = 128 if local else 256
     c.proposals.train.update(pre_nms=1000, post_nms=500)

@@ -37,10 +37,10 @@ from frcnn_jax.ops import matching
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 EXPERIMENTS = {  # the peer's name: our experiment and its argument
-    "r50_fpn": ("torchvision_r50_fpn", ""),
-    "r50_fpn_v2": ("torchvision_r50_fpn_v2", ""),
-    "mobilenet_v3": ("torchvision_mobilenet_v3", ""),
-    "mobilenet_v3_low": ("torchvision_mobilenet_v3", "low"),
+    "r50_fpn": ("coco_r50_fpn_v1", ""),
+    "r50_fpn_v2": ("coco_r50_fpn_v2", ""),
+    "mobilenet_v3": ("coco_mobilenet_v3", ""),
+    "mobilenet_v3_low": ("coco_mobilenet_v3", "low"),
 }
 CLASSES = 90
 # The last layers, and the deviation of their outputs that gives NMS something to do.

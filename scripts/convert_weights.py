@@ -1,6 +1,6 @@
 r"""A torchvision detector's weights -> a checkpoint, or a checkpoint -> a state dict.
 
-    python scripts/convert_weights.py --config=experiments/torchvision_r50_fpn.py \
+    python scripts/convert_weights.py --config=experiments/coco_r50_fpn_v1.py \
         --weights=fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --output=runs/r50_fpn
     python scripts/convert_weights.py --checkpoint=runs/mine --output=mine.npz
 
@@ -37,7 +37,7 @@ from frcnn_jax.training.step import initial_state
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "An experiments/torchvision_*")
+CONFIG = config_flags.DEFINE_config_file("config", None, "An experiments/coco_*")
 WEIGHTS = flags.DEFINE_string("weights", None, "The peer's file.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run or checkpoint to export.")
 OUTPUT = flags.DEFINE_string("output", None, "A folder, or an .npz.", required=True)

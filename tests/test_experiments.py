@@ -131,12 +131,43 @@ def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
     check_canvas(c["data"]["short_side"], c["data"]["max_side"], canvas)
 
 
-@pytest.mark.parametrize("name", [f for f in FILES if f.startswith("voc07")])
+@pytest.mark.parametrize("name", [f for f in FILES if f.startswith("voc07_")])
 def test_voc_0712_adds_the_images_of_2012(name):
     c, more = (get_config(name, arg)["data"] for arg in (None, "0712"))
     assert c["train_split"] == "2007_trainval"
     assert more["train_split"] == "2007_trainval+2012_trainval"
     assert c["eval_split"] == more["eval_split"] == "2007_test"
+
+
+def test_recipes_of_detectron2_change_what_they_say():
+    fpn, x101, c4, dc5, voc = (
+        get_config(f"{name}.py", arg)
+        for name, arg in (
+            ("coco_r50_fpn", None),
+            ("coco_r50_fpn", "x101,schedule=3x"),
+            ("coco_r50_c4", "depth=101"),
+            ("coco_r50_dc5", "schedule=3x"),
+            ("voc0712_r50_c4", None),
+        )
+    )
+    assert (fpn["total_steps"], x101["total_steps"]) == (90_000, 270_000)
+    assert x101["optimizer"]["boundaries"] == (210_000, 250_000)
+    backbone = x101["model"]["backbone"]
+    assert (backbone["depth"], backbone["groups"], backbone["group_width"]) == (
+        *(101, 32, 8),
+    )
+    assert not backbone["stride_in_1x1"] and fpn["model"]["backbone"]["stride_in_1x1"]
+    # 103.53, 116.28, 123.675 and 57.375, 57.12, 58.395 of BGR, as RGB.
+    assert x101["model"]["pixel_std"] == (58.395, 57.12, 57.375)
+    for c in (c4, dc5, voc):
+        assert c["proposals"]["train"] == dict(
+            pre_nms=12000, post_nms=2000, nms_iou=0.7, stds=(1.0,) * 4
+        )
+        assert c["proposals"]["eval"]["pre_nms"] == 6000
+    assert c4["model"]["box_head"]["depth"] == c4["model"]["backbone"]["depth"] == 101
+    assert voc["data"]["augment"]["short_sides"] == tuple(range(480, 801, 32))
+    with pytest.raises(ValueError, match="schedule=2x: expected 1x or 3x"):
+        get_config("coco_r50_fpn.py", "schedule=2x")
 
 
 def test_alternating_steps_train_one_half_each():

@@ -171,6 +171,7 @@ def legacy_cells(sizes, aspect_ratios):
 
 CELLS = dict(
     none=anchor_ops.cell_anchors,
+    detectron2=anchor_ops.size_first_cell_anchors,
     torchvision=anchor_ops.rounded_cell_anchors,
     legacy=legacy_cells,
 )
@@ -189,8 +190,9 @@ def anchor_pyramid(
     """Return the anchors of all `strides`, for feature maps of `{stride: (h, w)}`.
 
     `sizes` has one entry a level: a length in pixels, or a tuple of them. `rounding` is
-    that of other codes' weights: "torchvision" (`torchvision_strides` as well),
-    "legacy" (py-faster-rcnn), or "none". `levels` are the keys of the maps where they
+    that of other codes' weights, their order of anchors included: "torchvision"
+    (`torchvision_strides` as well), "legacy" (py-faster-rcnn), "detectron2" (sizes
+    outside, nothing rounded), or "none". `levels` are the keys of the maps where they
     are not the strides, as with two maps of one stride.
     """
     if rounding not in CELLS:

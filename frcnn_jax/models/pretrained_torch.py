@@ -13,7 +13,7 @@ and exporting follow from it. Layouts, torch -> ours:
 | `deltas` | four rows a class, background first | four columns a class, no background |
 
 The configuration is the caller's: epsilon, anchor rounding and `aligned` change no
-shape, so nothing here can notice a wrong one. `experiments/torchvision_*.py` have them.
+shape, so nothing here can notice a wrong one. `experiments/coco_*.py` have them.
 """
 
 import pathlib

@@ -217,11 +217,11 @@ class BoxHead(nn.Module):
 
 
 def check_depth(depth: int, groups: int = 1, group_width: int = 64) -> None:
-    """Raise ValueError for a depth that table 1 lacks, or groups without bottlenecks."""
+    """Raise ValueError for a depth not in table 1, or groups without bottlenecks."""
     if depth not in STAGES:
         raise ValueError(f"resnet depth={depth}: expected one of {tuple(STAGES)}")
     if (groups, group_width) != (1, 64) and not STAGES[depth][1]:
         raise ValueError(
-            f"resnet groups={groups}, group_width={group_width} need the bottlenecks of "
-            f"depth 50 and more, not depth={depth}"
+            f"resnet groups={groups}, group_width={group_width} need the bottlenecks "
+            f"of depth 50 and more, not depth={depth}"
         )

@@ -22,8 +22,7 @@ def cell_anchors(
 ) -> Float[np.ndarray, "k 4"]:
     """The k boxes with area size^2 and h / w = ratio, centred on 0.
 
-    For each ratio, for each size: torchvision's order. (Detectron2 puts the sizes
-    outside; with one size a level, as in FPN, the two agree.)
+    For each ratio, for each size: torchvision's order.
 
     >>> cell_anchors(16, (1.0, 4.0))
     array([[ -8.,  -8.,   8.,   8.],
@@ -33,6 +32,24 @@ def cell_anchors(
     w = (np.ravel(sizes) / ratios).ravel()
     h = (np.ravel(sizes) * ratios).ravel()
     return np.stack([-w, -h, w, h], axis=-1).astype(np.float32) / 2
+
+
+def size_first_cell_anchors(
+    sizes: float | int | Sequence[float | int],
+    aspect_ratios: Sequence[float | int] = (0.5, 1.0, 2.0),
+) -> Float[np.ndarray, "k 4"]:
+    """`cell_anchors` for each size, for each ratio: Detectron2's order.
+
+    With one size a level, as in FPN, the two agree.
+
+    >>> size_first_cell_anchors((8, 16), (1.0, 4.0))[:, 2:]
+    array([[ 4.,  4.],
+           [ 2.,  8.],
+           [ 8.,  8.],
+           [ 4., 16.]], dtype=float32)
+    """
+    cells = [cell_anchors(size, aspect_ratios) for size in np.ravel(sizes).tolist()]
+    return np.concatenate(cells)
 
 
 def rounded_cell_anchors(

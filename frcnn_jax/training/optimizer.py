@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -39,11 +40,21 @@ def _under(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix.rstrip("/") + "/")
 
 
-def decay_mask(params: PyTree) -> PyTree:
-    """True for the leaves that weight decay acts on: kernels, not norms and biases."""
-    return jax.tree_util.tree_map_with_path(
-        lambda p, _: re.search(r"(^|/)(bias|scale)$", path_name(p)) is None, params
-    )
+def decay_mask(params: PyTree, biases: bool = False) -> PyTree:
+    """True for the leaves that weight decay acts on: kernels, not norms and biases.
+
+    `biases`: those that stand beside a kernel as well, never a norm's.
+    """
+    found = jax.tree_util.tree_leaves_with_path(params)
+    kernels = {name for p, _ in found if (name := path_name(p)).endswith("kernel")}
+
+    def decays(path, _):
+        name = path_name(path)
+        if biases and name.endswith("bias"):
+            return name.removesuffix("bias") + "kernel" in kernels
+        return re.search(r"(^|/)(bias|scale)$", name) is None
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def bias_mask(params: PyTree) -> PyTree:
@@ -97,6 +108,7 @@ def make_optimizer(
     weight_decay: float = 1e-4,
     clip_norm: float = 0.0,
     bias_rate: float = 1.0,
+    decay_biases: bool = False,
     schedule: str = "step",
     boundaries: Sequence[float] = (0.7, 0.9),
     decay: float = 0.1,
@@ -106,8 +118,9 @@ def make_optimizer(
     """The optimizer and its learning-rate schedule.
 
     "sgd" is momentum SGD with L2 decay added to the gradient (as the peers), "adamw" is
-    Adam with decoupled decay. Decay skips norms and biases; `clip_norm` > 0 clips the
-    gradient's global norm; biases learn `bias_rate` times as fast (Caffe's have 2).
+    Adam with decoupled decay. Decay skips norms and, unless `decay_biases` (torchvision
+    and Detectron2 decay them), biases; `clip_norm` > 0 clips the gradient's global
+    norm; biases learn `bias_rate` times as fast (Caffe's have 2).
     """
     rate = rate_schedule(
         total_steps,
@@ -118,15 +131,14 @@ def make_optimizer(
         warmup_steps=warmup_steps,
         warmup_factor=warmup_factor,
     )
+    mask = partial(decay_mask, biases=decay_biases)
     if name == "sgd":
         update = optax.chain(
-            optax.add_decayed_weights(weight_decay, decay_mask),
+            optax.add_decayed_weights(weight_decay, mask),
             optax.sgd(rate, momentum=momentum),
         )
     elif name == "adamw":
-        update = optax.adamw(
-            rate, b1=momentum, weight_decay=weight_decay, mask=decay_mask
-        )
+        update = optax.adamw(rate, b1=momentum, weight_decay=weight_decay, mask=mask)
     else:
         raise ValueError(f"optimizer.name={name!r}: expected 'sgd' or 'adamw'")
     if bias_rate != 1:

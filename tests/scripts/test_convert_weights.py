@@ -15,10 +15,10 @@ from frcnn_jax.models import pretrained_torch, weight_files
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = """
-from experiments import torchvision_r50_fpn
+from experiments import coco_r50_fpn_v1
 
 def get_config(arg=None):
-    c = torchvision_r50_fpn.get_config("runlocal")
+    c = coco_r50_fpn_v1.get_config("runlocal")
     c.model.backbone.depth = 10
     c.model.fpn.channels = 8
     c.model.rpn = dict(channels=8)

@@ -111,3 +111,17 @@ def test_biases_learn_at_their_own_rate():
         updates, state = optimizer.update(grads, state, params)
     np.testing.assert_allclose(updates["conv"]["kernel"], [-0.19] * 2, rtol=1e-5)
     np.testing.assert_allclose(updates["conv"]["bias"], [-0.38] * 2, rtol=1e-5)
+
+
+def test_decay_of_biases_spares_norms():
+    mask = decay_mask(PARAMS, biases=True)
+    assert mask["backbone"]["layer1"] == {"kernel": True, "bias": True}
+    norm = {"bn": {"scale": jnp.ones(2), "bias": jnp.ones(2)}}
+    assert decay_mask(norm, biases=True) == {"bn": {"scale": False, "bias": False}}
+    optimizer, _ = make_optimizer(
+        10, learning_rate=0.1, weight_decay=0.5, schedule="constant", decay_biases=True
+    )
+    params = {"kernel": jnp.float32([1.0]), "bias": jnp.float32([2.0])}
+    grads = {"kernel": jnp.float32([0.0]), "bias": jnp.float32([0.0])}
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["bias"], [-0.1], rtol=1e-6)
