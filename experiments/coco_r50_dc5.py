@@ -26,8 +26,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.update(common.detectron2(runlocal=args["runlocal"], schedule=args["schedule"]))
     c.proposals.train.update(pre_nms=12000, post_nms=2000)
     c.proposals.eval.pre_nms = 6000
-    c.model = common.msra_resnet(args["depth"], out_strides=(16,), dilated_c5=True)
-    c.model.update(
+    c.model = dict(
+        common.msra_resnet(args["depth"], out_strides=(16,), dilated_c5=True),
         anchors=common.one_level_anchors(),
         rpn=dict(channels=2048),
         roi_align=dict(strides=(16,), sampling_ratio=2),

@@ -54,23 +54,28 @@ class Block(nn.Module):
 
         out = self.out
 
-        def conv_norm(x, features, size, stride, conv, norm, **kwargs):
+        def conv_norm(x, features, size, stride, conv, norm, groups=1):
             x = layers.Conv(
-                *(features, size, stride),
-                **dict(kwargs, use_bias=False, dtype=self.dtype, name=conv),
+                features,
+                size,
+                stride,
+                groups=groups,
+                dilation=self.dilation if size == 3 else 1,
+                use_bias=False,
+                dtype=self.dtype,
+                name=conv,
             )(x)
             return layers.FrozenBatchNorm(self.norm_eps, self.dtype, name=norm)(x)
 
         if self.bottleneck:
             first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-            middle = dict(groups=self.groups, dilation=self.dilation)
             y = nn.relu(conv_norm(x, self.width, 1, first, "conv1", "bn1"))
-            y = nn.relu(conv_norm(y, self.width, 3, second, "conv2", "bn2", **middle))
+            y = conv_norm(y, self.width, 3, second, "conv2", "bn2", self.groups)
+            y = nn.relu(y)
             y = conv_norm(y, out, 1, 1, "conv3", "bn3")
         else:
-            wide = dict(dilation=self.dilation)
-            y = nn.relu(conv_norm(x, out, 3, self.stride, "conv1", "bn1", **wide))
-            y = conv_norm(y, out, 3, 1, "conv2", "bn2", **wide)
+            y = nn.relu(conv_norm(x, out, 3, self.stride, "conv1", "bn1"))
+            y = conv_norm(y, out, 3, 1, "conv2", "bn2")
         if self.stride > 1 or x.shape[-1] != out:
             x = conv_norm(x, out, 1, self.stride, "shortcut", "shortcut_bn")
         return nn.relu(x + y)
