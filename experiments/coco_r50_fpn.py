@@ -33,14 +33,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     args = common.parse_arg(arg, runlocal=False, schedule="1x", depth=50, x101=False)
     c: Any = ml_collections.ConfigDict()
     c.update(common.detectron2(runlocal=args["runlocal"], schedule=args["schedule"]))
-    c.model = dict(
-        common.msra_resnet(args["depth"]),
-        fpn=dict(channels=256),
-        roi_align=dict(sampling_ratio=2),
-    )
-    if args["x101"]:
-        c.model.backbone.update(
-            depth=101, stride_in_1x1=False, groups=32, group_width=8
-        )
-        c.model.pixel_std = (58.395, 57.12, 57.375)
+    resnet = common.resnext101() if args["x101"] else common.msra_resnet(args["depth"])
+    c.model = dict(resnet, fpn=dict(channels=256), roi_align=dict(sampling_ratio=2))
     return c

@@ -366,6 +366,16 @@ def msra_resnet(depth: int, **fields: Any) -> dict[str, Any]:
     )
 
 
+def resnext101() -> dict[str, Any]:
+    """The group `model`, in part: Detectron2's ResNeXt-101 32x8d, stride in its 3x3."""
+    return dict(  # models.build_detector
+        backbone=dict(
+            name="resnet", depth=101, groups=32, group_width=8, pretrained=""
+        ),
+        pixel_std=(58.395, 57.12, 57.375),
+    )
+
+
 def keras_resnet50() -> dict[str, Any]:
     """The group `model`, in part: ResNet-50 with the conventions of Keras' weights."""
     return dict(  # models.build_detector

@@ -156,7 +156,8 @@ def test_recipes_of_detectron2_change_what_they_say():
     assert (backbone["depth"], backbone["groups"], backbone["group_width"]) == (
         *(101, 32, 8),
     )
-    assert not backbone["stride_in_1x1"] and fpn["model"]["backbone"]["stride_in_1x1"]
+    assert "stride_in_1x1" not in backbone  # the default is in the 3x3
+    assert fpn["model"]["backbone"]["stride_in_1x1"]
     # 103.53, 116.28, 123.675 and 57.375, 57.12, 58.395 of BGR, as RGB.
     assert x101["model"]["pixel_std"] == (58.395, 57.12, 57.375)
     for c in (c4, dc5, voc):
