@@ -64,7 +64,7 @@ def data(name: str, **values: Any) -> dict[str, Any]:
         name=name,
         **{
             **dict(on_bad_image="error", on_overflow="error", flip=True),
-            **dict(cache=False, threads=4, workers=0),
+            **dict(cache=False, reduced=True, threads=4, workers=0),
             **sources.get(name, {}),
             **values,
         },
@@ -260,6 +260,7 @@ def coco(*, short_side: int, max_side: int, multiple: int, runlocal: bool) -> di
         max_side=max_side,
         canvas=((h, w), (w, h)),
         max_boxes=100,
+        reduced=False,  # every pixel as the peers see it
     )
 
 

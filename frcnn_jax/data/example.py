@@ -5,8 +5,8 @@ follows `on_bad_image`.
 """
 
 import functools
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,7 +19,8 @@ from frcnn_jax.data.images import (
     fit,
     image_size,
     load_image,
-    resize,
+    load_reduced,
+    shrink,
 )
 from frcnn_jax.data.source import Example, Size, Source
 from frcnn_jax.types import Batch, Proposals
@@ -35,6 +36,7 @@ def make_steps(
     on_overflow: str = "error",
     on_bad_image: str = "error",
     cache: bool = False,
+    reduced: bool = False,
     proposals: Mapping[str, proposal_files.Scored] | None = None,
     max_proposals: int = 0,
     whole: bool = False,
@@ -50,13 +52,16 @@ def make_steps(
     ):
         if value not in known:
             raise ValueError(f"data.{key}={value!r}: expected one of {known}")
+    known = set(source.report)
     if isinstance(source.examples, list | tuple):  # nothing is drawn or decoded
         for example in source.examples:
             if pick_boxes(example, max_boxes, on_overflow).size < len(example.boxes):
-                source.report.append(
+                line = (
                     f"{name_of(example)}: dropped the smallest of {len(example.boxes)} "
                     f"boxes (data.max_boxes={max_boxes})"
                 )
+                if line not in known:  # both splits may be one source
+                    source.report.append(line)
     read = functools.partial(
         _attempt,
         source,
@@ -64,6 +69,7 @@ def make_steps(
         functools.partial(
             _read,
             sides=None if whole else (short_side, max_side),
+            reduced=reduced,
             cache={} if cache else None,
             proposals=proposals,
         ),
@@ -77,30 +83,42 @@ def make_steps(
     return read, pad
 
 
-def train_row(read, pad, change, seed, flip, canvas, n: int, visit) -> Batch:
+class Row(NamedTuple):
+    """A row of a batch, and a line for every image skipped on the way to it."""
+
+    row: Batch
+    skipped: tuple[str, ...] = ()
+
+
+def train_row(read, pad, change, seed, flip, canvas, n: int, visit) -> Row:
     """Reads (in place of what is to be skipped the next), augments, mirrors, pads."""
     rng = np.random.default_rng((seed, *visit))
+    skipped = []
     for candidate in range(visit.index, visit.index + n):
         candidate %= n
         example, resized = read(candidate, canvas)
-        if resized is not None:
-            if change:
-                example, resized = change(rng, example, resized, canvas=canvas)
-            flipped = mirror(resized) if flip and rng.random() < 0.5 else resized
-            return pad(example, flipped, index=candidate)
-    raise ValueError("none of the images can be read")
+        if isinstance(resized, str):
+            skipped.append(resized)
+            continue
+        if change:
+            example, resized = change(rng, example, resized, canvas=canvas)
+        flipped = mirror(resized) if flip and rng.random() < 0.5 else resized
+        return Row(pad(example, flipped, index=candidate), tuple(skipped))
+    raise ValueError(f"none of the images can be read: {'; '.join(skipped[:3])}")
 
 
-def eval_row(read, pad, canvas, index: int) -> Batch:
+def eval_row(read, pad, canvas, index: int) -> Row:
     """Reads and pads; what is skipped, or no example (-1), is not `valid`."""
+    skipped = ()
     if index >= 0:
         example, resized = read(index, canvas)
-        if resized is not None:
-            return pad(example, resized, index=index)
+        if not isinstance(resized, str):
+            return Row(pad(example, resized, index=index))
+        skipped = (resized,)
     blank = _blank()
     resized = Resized(decode(blank), blank.boxes, (1, 1))
     row = pad(blank, resized, index=max(0, index))
-    return row._replace(valid=np.bool_(False))
+    return Row(row._replace(valid=np.bool_(False)), skipped)
 
 
 def _blank() -> Example:
@@ -112,8 +130,8 @@ def _blank() -> Example:
 
 def _attempt(
     source: Source, skip: bool, read, index: int, canvas: Size
-) -> tuple[Example, Resized | None]:
-    """The example, and its image unless that is bad and to be skipped."""
+) -> tuple[Example, Resized | str]:
+    """The example and its image or, if that is bad and to be skipped, what is wrong."""
     example = source[index]
     try:
         return example, read(index, example, canvas)
@@ -121,15 +139,11 @@ def _attempt(
         if not skip:
             error.add_note("or go on without it: data.on_bad_image='skip'")
             raise
-        line = f"{name_of(example)}: skipped: {error}"
-        if line not in source.report:
-            source.report.append(line)
-            warnings.warn(line, stacklevel=1)
-        return example, None
+        return example, f"{name_of(example)}: skipped: {error}"
 
 
 def _read(
-    index: int, example: Example, canvas: Size, *, sides, cache, proposals
+    index: int, example: Example, canvas: Size, *, sides, cache, reduced, proposals
 ) -> Resized:
     """Decodes and resizes, or takes what was decoded and resized before.
 
@@ -138,17 +152,34 @@ def _read(
     key = index, canvas
     if cache is not None and key in cache:
         return cache[key]
-    image = decode(example)
-    original = (image.shape[0], image.shape[1])
-    h, w = fit(original, sides[0], sides[1], canvas) if sides else original
+    fitted = functools.partial(_fitted, sides=sides, canvas=canvas)
+    image, original = decode_resized(example, fitted, reduced=reduced)
+    h, w = image.shape[:2]
     scale = np.array([w / original[1], h / original[0]] * 2, np.float32)
-    resized = Resized(resize(image, (h, w)), example.boxes * scale, original)
+    resized = Resized(image, example.boxes * scale, original)
     if proposals is not None:
         found = _scaled(proposals_of(example, proposals), scale, (h, w))
         resized = resized._replace(proposals=found)
     if cache is not None:
         cache[key] = resized
     return resized
+
+
+def _fitted(size: Size, *, sides: Size | None, canvas: Size) -> Size:
+    return fit(size, *sides, canvas) if sides else size
+
+
+def decode_resized(
+    example: Example, fitted: Callable[[Size], Size], *, reduced: bool
+) -> tuple[UInt8[np.ndarray, "h w 3"], Size]:
+    """The image of an example at the size `fitted(its own)`, and its own (h, w)."""
+    if reduced and not isinstance(example.image, np.ndarray):
+        found = load_reduced(example.image, fitted, name=name_of(example))
+        if found and example.size in (None, found[1]):
+            return found
+    image = decode(example)
+    h, w = image.shape[:2]
+    return shrink(image, fitted((h, w)), reduced=reduced), (h, w)
 
 
 def decode(example: Example) -> UInt8[np.ndarray, "h w 3"]:

@@ -6,7 +6,7 @@ functions, `load_image` and `prepare`.
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -19,13 +19,15 @@ Canvas = Size | Sequence[Size]  # one static shape, or several to choose from
 
 
 def load_image(
-    path: str | bytes, *, orient: bool = True, name: str = ""
+    path: str | bytes, *, orient: bool = True, part: int = 1, name: str = ""
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The image in a file, or in a file's bytes called `name`, as RGB.
 
     Grayscale is repeated, transparency dropped, 16 bits scaled to 8, and the picture
-    turned upright as its EXIF tag says (not with `orient=False`). FileNotFoundError
-    or, when it cannot be decoded to its end, ValueError, both naming the file.
+    turned upright as its EXIF tag says (not with `orient=False`). With `part` 2, 4 or
+    8 that part of each side, rounded up; a JPEG is then not decoded any finer.
+    FileNotFoundError or, when it cannot be decoded to its end, ValueError, both naming
+    the file.
     """
     try:
         data = (
@@ -35,7 +37,7 @@ def load_image(
         )
     except FileNotFoundError:
         raise FileNotFoundError(f"no image file {path}") from None
-    flags = cv2.IMREAD_COLOR if orient else _AS_STORED
+    flags = _PARTS[part] if orient else _AS_STORED
     try:
         image = None if _cut_short(data) else cv2.imdecode(data, flags)
     except cv2.error:
@@ -49,6 +51,12 @@ def load_image(
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+_PARTS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 _AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 
@@ -75,19 +83,22 @@ def image_size(image: str | bytes, *, name: str = "") -> Size:
 
     Anything else is decoded; raises what `load_image` does.
     """
-    if isinstance(image, bytes):
-        head = image[:_HEADER]
-    else:
-        try:
-            with open(image, "rb") as file:
-                head = file.read(_HEADER)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"no image file {image}") from None
+    head = _head(image)
     if head[:8] == b"\x89PNG\r\n\x1a\n" and b"eXIf" not in head:
         return int.from_bytes(head[20:24]), int.from_bytes(head[16:20])
     found = _jpeg_size(head) if head[:2] == b"\xff\xd8" else None
     h, w = found or load_image(image, name=name).shape[:2]
     return h, w
+
+
+def _head(image: str | bytes) -> bytes:
+    if isinstance(image, bytes):
+        return image[:_HEADER]
+    try:
+        with open(image, "rb") as file:
+            return file.read(_HEADER)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image file {image}") from None
 
 
 _HEADER = 1 << 18  # bytes that hold everything in front of a picture's pixels
@@ -186,11 +197,68 @@ def fit(size: Size, short_side: int, max_side: int, canvas: Size) -> Size:
     return max(1, round(h * scale)), max(1, round(w * scale))
 
 
-def resize(image: UInt8[np.ndarray, "h w 3"], size: Size) -> UInt8[np.ndarray, "i j 3"]:
-    """Bilinear, without smoothing before shrinking."""
+def resize(
+    image: UInt8[np.ndarray, "h w 3"],
+    size: Size,
+    extent: tuple[float, float] | None = None,
+) -> UInt8[np.ndarray, "i j 3"]:
+    """Bilinear, without smoothing before shrinking.
+
+    Of the image's first `extent` (h, w) pixels, which need not be whole, if given.
+    """
+    if extent not in (None, image.shape[:2]):
+        sy, sx = extent[0] / size[0], extent[1] / size[1]
+        return cv2.warpAffine(
+            image,
+            np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5]]),
+            size[::-1],
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
     if image.shape[:2] == tuple(size):
         return image
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def shrink(
+    image: UInt8[np.ndarray, "h w 3"], size: Size, *, reduced: bool
+) -> UInt8[np.ndarray, "i j 3"]:
+    """`resize`; `reduced`: of means of 2x2, 4x4 or 8x8 pixels where they suffice."""
+    h, w = image.shape[:2]
+    if not reduced or (n := reduction((h, w), size)) == 1:
+        return resize(image, size)
+    if h % n or w % n:
+        image = cv2.copyMakeBorder(image, 0, -h % n, 0, -w % n, cv2.BORDER_REPLICATE)
+    means = (image.shape[1] // n, image.shape[0] // n)
+    image = cv2.resize(image, means, interpolation=cv2.INTER_AREA)
+    return resize(image, size, (h / n, w / n))
+
+
+def reduction(size: Size, wanted: Size) -> int:
+    """By how much both sides can be divided and not become too small: 1, 2, 4 or 8.
+
+    >>> reduction((3000, 4000), (300, 400)), reduction((480, 640), (300, 400))
+    (8, 1)
+    """
+    ratio = min(s / w for s, w in zip(size, wanted, strict=True))
+    return max(n for n in (1, 2, 4, 8) if n <= max(1, ratio))
+
+
+def load_reduced(
+    path: str | bytes, fitted: Callable[[Size], Size], *, name: str = ""
+) -> tuple[UInt8[np.ndarray, "i j 3"], Size] | None:
+    """A JPEG at the size `fitted(its size)`, and its size; None where it will not do.
+
+    `shrink(reduced=True)` of it within a few levels, decoded at a half, a quarter or an
+    eighth, which is faster. The geometry is that of the whole image. It will not do if
+    it is no JPEG, turned by its EXIF tag, or less than twice as large.
+    """
+    head = _head(path)
+    size = _jpeg_size(head) if head[:2] == b"\xff\xd8" else None
+    if size is None or (n := reduction(size, fitted(size))) == 1:
+        return None
+    image = load_image(path, part=n, name=name)
+    return resize(image, fitted(size), (size[0] / n, size[1] / n)), size
 
 
 def place(
@@ -203,15 +271,23 @@ def place(
 
 
 def prepare(
-    image: UInt8[np.ndarray, "h w 3"], short_side: int, max_side: int, canvas: Canvas
+    image: UInt8[np.ndarray, "h w 3"],
+    short_side: int,
+    max_side: int,
+    canvas: Canvas,
+    *,
+    reduced: bool = False,
 ) -> tuple[UInt8[np.ndarray, "i j 3"], Size]:
-    """The network's input for one image: the canvas, and the (h, w) it fills of it."""
+    """The network's input for one image: the canvas, and the (h, w) it fills of it.
+
+    `reduced` as for `shrink` and as `data.reduced` was in training.
+    """
     check_canvas(short_side, max_side, canvas)
     options = canvases(canvas)
     h, w = image.shape[:2]
     chosen = options[choose_canvas((h, w), short_side, max_side, options)]
     size = fit((h, w), short_side, max_side, chosen)
-    return place(resize(image, size), chosen), size
+    return place(shrink(image, size, reduced=reduced), chosen), size
 
 
 def save_image(path: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"]) -> None:

@@ -8,15 +8,18 @@ processes. What is random about an example is drawn from (seed, epoch, index) al
 iterator's state is a number; a resumed run continues with the very next batch.
 """
 
+import collections
 import dataclasses
 import functools
 import importlib
 import importlib.util
 import inspect
+import logging
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -27,6 +30,7 @@ from frcnn_jax.data import augment as augmentation
 from frcnn_jax.data import proposal_files
 from frcnn_jax.data import sampling as sampling_order
 from frcnn_jax.data.example import (
+    Row,
     eval_row,
     example_size,
     make_steps,
@@ -41,25 +45,112 @@ from frcnn_jax.data.images import (
 from frcnn_jax.data.source import Size, Source, subset
 from frcnn_jax.types import Batch
 
+log = logging.getLogger(__name__)
+
+
+ENDLESS = 2**40  # batches, as good as
+
+
+class Made(NamedTuple):
+    """A batch, and what the process that made it has to say: lines for the report."""
+
+    batch: Batch
+    skipped: tuple[str, ...]  # a line each time an image was skipped
+    noted: tuple[str, ...]  # what the source reported meanwhile
+
 
 class Batches:
-    """A grain dataset of batches as an iterable with a length; a pass starts anew."""
+    """Batches by number, made by any process: `batches[k]`; or one after another.
 
-    def __init__(self, dataset: grain.MapDataset, threads: int, workers: int):
-        self._dataset, self._threads, self._workers = dataset, threads, workers
+    `report` is the source's: whatever is skipped is added to it once, as its batch is
+    taken, and warned of; `skipped` counts how often.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Made],
+        length: int,
+        report: list[str],
+        *,
+        threads: int = 1,
+        workers: int = 0,
+    ):
+        self._make, self._length, self._report = make, length, report
+        self._threads, self._workers = threads, workers
+        self._known = set(report)
+        self.skipped: collections.Counter[str] = collections.Counter()
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return self._length
 
-    def __iter__(self) -> grain.DatasetIterator:
+    def __getitem__(self, k: int) -> Batch:
+        return self._noted(self._make(range(self._length)[k]))
+
+    def __iter__(self) -> "Stream":
+        return Stream(self)
+
+    def open(self, start: int) -> grain.DatasetIterator:
+        """What is made from batch `start` on, in threads and worker processes."""
         options = grain.ReadOptions(self._threads, prefetch_buffer_size=self._threads)
-        batches = self._dataset.to_iter_dataset(options)
+        numbers = grain.MapDataset.range(start, self._length)
+        made = numbers.map(self._make).to_iter_dataset(options)
         if self._workers:
             if not flags.FLAGS.is_parsed():  # grain reads its own; not every program
                 flags.FLAGS.mark_as_parsed()  # that trains has parsed any
             processes = grain.MultiprocessingOptions(num_workers=self._workers)
-            batches = batches.mp_prefetch(processes)
-        return iter(batches)
+            made = made.mp_prefetch(processes)
+        return iter(made)
+
+    def _noted(self, made: Made) -> Batch:
+        self.skipped.update(made.skipped)
+        for line in dict.fromkeys(made.noted + made.skipped):
+            if line in self._known:
+                continue
+            self._known.add(line)
+            if line not in self._report:  # a source of this process has its own there
+                self._report.append(line)
+            if line in made.skipped:
+                warnings.warn(line, stacklevel=3)
+            else:
+                log.warning("data: %s", line)
+        return made.batch
+
+
+class Stream:
+    """Batches one after another, made ahead of their use.
+
+    The state is the number of batches taken, not of those made: it restores the very
+    next one, whatever the numbers of threads and workers were and are.
+    """
+
+    def __init__(self, batches: Batches):
+        self._batches, self._taken = batches, 0
+        self._made: grain.DatasetIterator | None = None
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._made is None:
+            self._made = self._batches.open(self._taken)
+        made = next(self._made)
+        self._taken += 1
+        return self._batches._noted(made)
+
+    def get_state(self) -> dict[str, int]:
+        """For `set_state`, of this stream or another; JSON can hold it."""
+        return {"next_index": self._taken}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Goes on (or back) to where `get_state` was called."""
+        self.close()
+        self._taken = int(state["next_index"])
+
+    def close(self) -> None:
+        """Ends the processes that make batches; the next batch starts new ones."""
+        if self._made is not None:
+            self._made.close()
+            self._made = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +163,18 @@ class Data:
     train_stream: Batches
     eval_stream: Batches
 
-    def train_batches(self) -> grain.DatasetIterator:
+    def train_batches(self) -> Stream:
         """Endless training batches; `get_state` and `set_state` save and restore."""
         return iter(self.train_stream)
 
     def eval_batches(self) -> Batches:
         """Every example once, in order; the last batch is filled with `valid=False`."""
         return self.eval_stream
+
+    def skipped(self) -> list[str]:
+        """What this process has skipped so far and how often, for the end of a run."""
+        found = self.train_stream.skipped + self.eval_stream.skipped
+        return [f"{line} ({count} times)" for line, count in sorted(found.items())]
 
 
 # ---------------------------------------------------------------- the whole pipeline
@@ -102,6 +198,7 @@ def build(
     sampling: Mapping[str, Any] | None = None,
     on_bad_image: str = "error",
     cache: bool = False,
+    reduced: bool = True,
     proposals: str = "",
     max_proposals: int = 2000,
     threads: int = 4,
@@ -134,6 +231,9 @@ def build(
             in training by the next readable one, in evaluation by a slot with
             `valid=False` (so that its objects count as missed).
         cache: keep decoded and resized images in memory (of each worker).
+        reduced: resize an image that is more than twice too large from means of 2x2,
+            4x4 or 8x8 pixels, as which a JPEG is decoded faster; not with `augment`,
+            and not where every pixel should be as torchvision's.
         proposals: a file of proposals for every image (`data.proposal_files`), whose
             name may hold "{split}" where each split has its own; for a FastRCNN.
         max_proposals: slots for them; the best are taken.
@@ -144,7 +244,9 @@ def build(
         **source_kwargs: what the source's `load` takes besides `split`.
     """
     train = load_source(name, split=train_split, **source_kwargs)
-    evaluation = load_source(name, split=eval_split, **source_kwargs)
+    evaluation = train
+    if eval_split != train_split:
+        evaluation = load_source(name, split=eval_split, **source_kwargs)
     if train.classes != evaluation.classes:
         raise ValueError(
             f"{train_split!r} has the classes {train.classes}, {eval_split!r} has "
@@ -158,6 +260,9 @@ def build(
         on_overflow=on_overflow,
         on_bad_image=on_bad_image,
         cache=cache,
+        reduced=reduced and not augment,
+        threads=threads,
+        workers=workers,
         process_index=process_index,
         process_count=process_count,
     )
@@ -186,8 +291,8 @@ def build(
         train=train,
         eval=evaluation,
         steps_per_epoch=-(-round(sum(visits)) // batch_size),
-        train_stream=Batches(train_stream, threads, workers),
-        eval_stream=Batches(eval_stream, threads, workers),
+        train_stream=train_stream,
+        eval_stream=eval_stream,
     )
 
 
@@ -237,10 +342,12 @@ def train_dataset(
     flip: bool = True,
     augment: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Any] | None = None,
+    threads: int = 1,
+    workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     **shape: Any,
-) -> grain.MapDataset:
+) -> Batches:
     """Endless batches of `batch_size / process_count`; `shape` as in `eval_dataset`."""
     share = _share(batch_size, process_index, process_count)
     if not len(source):
@@ -260,22 +367,25 @@ def train_dataset(
         canvases(shape["canvas"]),
         slice(share * process_index, share * (process_index + 1)),
         make,
+        Notes(source.report),
     )
-    return grain.MapDataset.range(2**40).map(batch)  # as good as endless
+    return Batches(batch, ENDLESS, source.report, threads=threads, workers=workers)
 
 
 def eval_dataset(
     source: Source,
     *,
     batch_size: int,
+    threads: int = 1,
+    workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     **shape: Any,
-) -> grain.MapDataset:
+) -> Batches:
     """Each example once, in order within its canvas; as many batches on every process.
 
     `shape` are `short_side`, `max_side`, `canvas`, `max_boxes`, `on_overflow`,
-    `on_bad_image` and `cache`, as for `build`.
+    `on_bad_image`, `cache` and `reduced`, as for `build`.
     """
     share = _share(batch_size, process_index, process_count)
     read, pad = make_steps(source, **shape)
@@ -286,8 +396,9 @@ def eval_dataset(
         rows[:, share * process_index : share * (process_index + 1)],
         [canvases(shape["canvas"])[buckets[row[0]]] for row in rows],
         functools.partial(eval_row, read, pad),
+        Notes(source.report),
     )
-    return grain.MapDataset.range(len(rows)).map(batch)
+    return Batches(batch, len(rows), source.report, threads=threads, workers=workers)
 
 
 def train_order(
@@ -351,16 +462,33 @@ def _share(batch_size: int, process_index: int, process_count: int) -> int:
 # ---------------------------------------------------------------------------- batches
 
 
-def _train_batch(order, canvas, part, make, k: int) -> Batch:
+class Notes:
+    """Called, says what was added to a report since the last call, in any process."""
+
+    def __init__(self, report: list[str]):
+        self._report, self._read = report, len(report)
+
+    def __call__(self) -> tuple[str, ...]:  # noqa: D102
+        new = self._report[self._read :]
+        self._read += len(new)
+        return tuple(new)
+
+
+def _train_batch(order, canvas, part, make, notes, k: int) -> Made:
     """This process's part of batch k."""
     bucket, visits = order[k]
     n = len(order.repeats)
     rows = [make(canvas[bucket], n, visit) for visit in visits[part]]
-    return make_batch(rows, canvas[bucket])
+    return _made(rows, canvas[bucket], notes)
 
 
-def _eval_batch(rows, canvas, make, k: int) -> Batch:
-    return make_batch([make(canvas[k], int(index)) for index in rows[k]], canvas[k])
+def _eval_batch(rows, canvas, make, notes, k: int) -> Made:
+    return _made([make(canvas[k], int(index)) for index in rows[k]], canvas[k], notes)
+
+
+def _made(rows: Sequence[Row], canvas: Size, notes: Notes) -> Made:
+    skipped = tuple(line for row in rows for line in row.skipped)
+    return Made(make_batch([row.row for row in rows], canvas), skipped, notes())
 
 
 def make_batch(rows: Sequence[Batch], canvas: Size) -> Batch:

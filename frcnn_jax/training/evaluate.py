@@ -110,6 +110,8 @@ def evaluate_checkpoint(
         partial(predict_step, model=model, config=c), in_axes=(None, 0)
     )
     detections = predict_all(predict, devices.replicated(variables), data)
+    for line in data.skipped():
+        log.warning("data: %s", line)
     output = pathlib.Path(output)
     annotations = write_results(output, detections, data)
     shown = [d for d in detections if d["score"] >= score]

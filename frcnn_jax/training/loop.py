@@ -214,4 +214,7 @@ def train_and_evaluate(
     finally:  # what was being saved is saved to its end
         writer.close()
         write.close()
+        batches.close()
+        for line in data.skipped():
+            log.warning("data: %s", line)
     return result

@@ -25,8 +25,8 @@ if __name__ == "__main__":
         source.examples[5] = source.examples[5]._replace(image=b"x", image_id="bad")
     source = dataclasses.replace(source, examples=Failing(source.examples))
     shape = dict(short_side=20, max_side=20, canvas=(20, 20))
-    data = pipeline.train_dataset(source, batch_size=2, seed=0, **shape)
-    batches = iter(pipeline.Batches(data, 1, 2))
+    data = pipeline.train_dataset(source, batch_size=2, seed=0, workers=2, **shape)
+    batches = iter(data)
     for _ in range(12):
         next(batches)
 """
