@@ -42,6 +42,7 @@ def run(*, batch_size: int, total_steps: int) -> dict[str, Any]:
         checkpoint_every=total_steps,
         log_every=20,
         frozen=(),  # path prefixes of parameters that do not train
+        parallel="pmap",  # or "shard_map": over the devices, with equal results
         init_from="",  # a checkpoint to fine-tune, any number of classes
         loss_weights=dict(rpn_cls=1.0, rpn_box=1.0, roi_cls=1.0, roi_box=1.0),
     )

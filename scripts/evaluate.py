@@ -14,10 +14,12 @@ import pathlib
 from absl import app, flags
 
 from frcnn_jax.evaluation import coco, files, voc
-from frcnn_jax.training import evaluate
+from frcnn_jax.training import checkpoint, evaluate
 from frcnn_jax.training.metrics import log_to_stderr
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's folder or a checkpoint.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A run (its best checkpoint), RUN/last or a checkpoint."
+)
 DETECTIONS = flags.DEFINE_string("detections", None, "A COCO-format results file.")
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO-format instances file.")
 SPLIT = flags.DEFINE_string("split", None, "The split; default data.eval_split.")
@@ -38,11 +40,11 @@ def main(argv):
             changes.append(f"data.eval_split={SPLIT.value}")
         if BATCH.value:
             changes.append(f"eval_batch_size={BATCH.value}")
-        path = pathlib.Path(CHECKPOINT.value)
+        path = checkpoint.find(CHECKPOINT.value)
         run = path.parents[1] if path.parent.name == "checkpoints" else path
         output = pathlib.Path(OUTPUT.value or run)
         annotations, detections = evaluate.evaluate_checkpoint(
-            CHECKPOINT.value,
+            path,
             output,
             changes=changes,
             pictures=PICTURES.value,

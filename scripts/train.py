@@ -5,16 +5,22 @@ python scripts/train.py --config=experiments/bccd_r50_fpn.py:runlocal --workdir=
     --config.data.root=DIR --config.optimizer.learning_rate=0.01
 
 Progress goes to stderr; the last line on stdout is one JSON object, the last
-evaluation's metrics.
+evaluation's metrics. SIGTERM saves and ends with exit code 143: started again, the run
+goes on. On several hosts start the same command on each (docs/multi-host.md): with
+--multihost under SLURM, Open MPI, Kubernetes or on Cloud TPUs, else with
+--coordinator_address=HOST:PORT --num_processes=N --process_id=I.
 """
 
+import contextlib
 import json
+import os
 import pathlib
 import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
+from frcnn_jax.training import devices
 from frcnn_jax.training.loop import train_and_evaluate
 from frcnn_jax.training.metrics import log_to_stderr
 
@@ -30,14 +36,40 @@ WORKDIR = flags.DEFINE_string(
 ALLOW = flags.DEFINE_bool(
     "allow_changes", False, "Go on with a run although its configuration has changed."
 )
+DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic",
+    False,
+    "On a GPU: the same bits in every run, at a cost in speed that has not been "
+    "measured. A CPU's are the same anyway.",
+)
+MULTIHOST = flags.DEFINE_bool(
+    "multihost", False, "One of several processes, which find each other."
+)
+ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, where they do not."
+)
+PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
+PROCESS = flags.DEFINE_integer("process_id", None, "Which one this is, from 0 on.")
 
 
 def main(argv):
     if argv[1:]:
         raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
-    log_to_stderr()
-    result = train_and_evaluate(CONFIG.value, WORKDIR.value, allow_changes=ALLOW.value)
-    print(json.dumps(result))
+    if DETERMINISTIC.value:  # read when JAX first looks for devices
+        before = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{before} --xla_gpu_deterministic_ops=true"
+    alone = not MULTIHOST.value and ADDRESS.value is None
+    with (
+        contextlib.nullcontext()
+        if alone
+        else devices.connected(ADDRESS.value, PROCESSES.value, PROCESS.value)
+    ):
+        log_to_stderr()
+        result = train_and_evaluate(
+            CONFIG.value, WORKDIR.value, allow_changes=ALLOW.value
+        )
+        if devices.is_first():
+            print(json.dumps(result))
 
 
 if __name__ == "__main__":

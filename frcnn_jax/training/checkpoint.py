@@ -12,10 +12,11 @@ half-written checkpoint is never taken for a whole one. It is evaluated after it
 saved: what is lost with an evaluation is the evaluation.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from frcnn_jax import models
 from frcnn_jax.data.images import canvases
+from frcnn_jax.training import devices
 from frcnn_jax.training.config import from_json
 from frcnn_jax.training.optimizer import path_name
 from frcnn_jax.training.step import TrainState
@@ -112,6 +114,8 @@ def record(
     From then on the step may be the best one.
     """
     writer.wait_until_finished()
+    if not devices.is_first():
+        return
     path = pathlib.Path(str(writer.directory)) / str(step) / METRICS
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(dict(metrics)) + "\n")
@@ -140,7 +144,7 @@ def restore(
     step = writer.latest_step()
     assert step is not None
     where = pathlib.Path(str(writer.directory)) / str(step)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with _reading(where), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         model, training = (
             reader.metadata(where / item).item_metadata.tree
             for item in ("model", "training")
@@ -152,16 +156,16 @@ def restore(
             "optimizer: `frozen` or `optimizer` have changed; use those it was trained "
             "with, or start a new run with --config.init_from"
         )
-    restored = writer.restore(
-        step,
-        args=ocp.args.Composite(
-            model=ocp.args.StandardRestore(jax.tree.map(_abstract, _model(state))),
-            training=ocp.args.StandardRestore(
-                jax.tree.map(_abstract, _training(state))
+    model, training = (jax.tree.map(_abstract, f(state)) for f in (_model, _training))
+    with _reading(where):
+        restored = writer.restore(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardRestore(model),
+                training=ocp.args.StandardRestore(training),
+                meta=ocp.args.JsonRestore(),
             ),
-            meta=ocp.args.JsonRestore(),
-        ),
-    )
+        )
     model, training = restored["model"], restored["training"]
     return (
         TrainState(
@@ -206,14 +210,15 @@ def find(path: str | pathlib.Path, *, best: bool = True) -> pathlib.Path:
 def read_meta(checkpoint: str | pathlib.Path) -> Meta:
     """The meta item of one checkpoint's folder."""
     checkpoint = pathlib.Path(checkpoint)
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return _read_meta(reader.restore(checkpoint / "meta"), checkpoint)
+    with _reading(checkpoint), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        meta = reader.restore(checkpoint / "meta")
+    return _read_meta(meta, checkpoint)
 
 
 def read_arrays(checkpoint: str | pathlib.Path, item: str) -> PyTree:
     """The item "model" or "training" of a checkpoint's folder, as numpy arrays."""
     path = pathlib.Path(checkpoint) / item
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with _reading(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         as_numpy = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
             reader.metadata(path).item_metadata.tree,
@@ -295,6 +300,19 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
             tree, is_leaf=lambda x: hasattr(x, "shape")
         )
     }
+
+
+@contextlib.contextmanager
+def _reading(where: Any) -> Iterator[None]:
+    """Whatever goes wrong in here is a checkpoint that is not whole: ValueError."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{where} cannot be read, it is damaged or incomplete "
+            f"({type(error).__name__}: {error}); take another checkpoint, or remove "
+            "this one's folder: the run then goes on from the one before"
+        ) from error
 
 
 def _difference(want: Mapping, have: Mapping, where: Any) -> str:

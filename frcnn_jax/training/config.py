@@ -15,6 +15,9 @@ RUN = {  # the leaves that are no group of keyword arguments
     *("seed", "batch_size", "eval_batch_size", "total_steps", "eval_every"),
     *("log_every", "checkpoint_every", "frozen", "init_from", "loss_weights"),
 }
+OPTIONAL: dict[str, Any] = {
+    "parallel": "pmap"
+}  # or "shard_map", see `devices.parallel`
 GROUPS = {
     *("data", "model", "optimizer", "rpn_targets", "roi_targets", "proposals"),
     *("rpn_loss", "detector_loss", "postprocess"),
@@ -23,14 +26,14 @@ GROUPS = {
 
 def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The configuration as plain dicts; ValueError names what is missing or unknown."""
-    c = config.to_dict()
-    if wrong := sorted(set(c) ^ (RUN | GROUPS)):
+    c = OPTIONAL | config.to_dict()
+    if wrong := sorted(set(c) ^ (RUN | GROUPS | set(OPTIONAL))):
         raise ValueError(
             "config: "
             + "; ".join(
                 f"unknown key {k!r}" if k in c else f"missing key {k!r}" for k in wrong
             )
-            + f"; expected {sorted(RUN | GROUPS)}"
+            + f"; expected {sorted(RUN | GROUPS | set(OPTIONAL))}"
         )
     for group, names in (
         ("loss_weights", {"rpn_cls", "rpn_box", "roi_cls", "roi_box"}),
@@ -94,7 +97,7 @@ def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
 FREE = {
     *("eval_every", "log_every", "checkpoint_every", "eval_batch_size", "init_from"),
     *("data.root", "data.cache", "data.threads", "data.workers", "data.eval_split"),
-    "model.backbone.pretrained",
+    *("model.backbone.pretrained", "parallel"),
 }
 
 

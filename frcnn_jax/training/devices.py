@@ -1,32 +1,120 @@
-"""Many devices, one program: the only place that knows of them."""
+"""Many devices and hosts, one program: the only place that knows of them.
 
-from collections.abc import Callable
+What enters a step whole (None) is global: one copy on every device of every process.
+What is split (0) is local: each process brings and gets back its own rows.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+log = logging.getLogger(__name__)
 
-def parallel(step: Callable, *, in_axes: Any, out_axes: Any = 0, **kwargs) -> Callable:
-    """`step` on every local device, over axis "batch": 0 splits, None enters whole.
+# After so many seconds without a sign of life a process counts as dead.
+HEARTBEAT = 30
 
-    The state enters and leaves whole (None), not stacked by device. It must have been
-    put on all devices once, see `replicated`, else the first two steps compile twice.
+
+def parallel(
+    step: Callable[..., Any],
+    *,
+    in_axes: tuple[int | None, ...],
+    out_axes: Any = 0,
+    how: str = "pmap",
+    donate_argnums: int | tuple[int, ...] = (),
+) -> Callable:
+    """`step` on every device of every process, over axis "batch".
+
+    An argument or result of axis 0 is split, `[devices, b / devices, ...]` of this
+    process (see `shard`, `gather`), one of None is whole. The whole ones must have been
+    made global once, see `replicated`, else the first two steps compile twice. `how` is
+    "pmap" or "shard_map"; both give the same.
     """
-    return jax.pmap(
-        step, axis_name="batch", in_axes=in_axes, out_axes=out_axes, **kwargs
+    if how not in ("pmap", "shard_map"):
+        raise ValueError(f"parallel={how!r}: expected 'pmap' or 'shard_map'")
+    if how == "pmap":
+        run = jax.pmap(
+            step,
+            axis_name="batch",
+            in_axes=in_axes,
+            out_axes=out_axes,
+            donate_argnums=donate_argnums,
+        )
+        if jax.process_count() == 1:
+            return run
+
+        def on_this_host(*args):
+            local = [
+                arg if axis == 0 else _local(arg, PartitionSpec())
+                for arg, axis in zip(args, in_axes, strict=True)
+            ]
+            return _each(
+                lambda axis, out: out if axis == 0 else _global(out, PartitionSpec()),
+                out_axes,
+                run(*local),
+            )
+
+        return on_this_host
+
+    # The same program by hand: a device sees its rows behind an axis of length one.
+    # Without check_vma=False the gradients that `step` averages come out summed.
+    def on_one_device(*args):
+        rows = [
+            arg if axis is None else jax.tree.map(lambda x: x[0], arg)
+            for arg, axis in zip(args, in_axes, strict=True)
+        ]
+        return _each(
+            lambda axis, out: (
+                out if axis is None else jax.tree.map(lambda x: x[None], out)
+            ),
+            out_axes,
+            step(*rows),
+        )
+
+    run = jax.jit(
+        jax.shard_map(
+            on_one_device,
+            mesh=_mesh(),
+            in_specs=tuple(map(_spec, in_axes)),
+            out_specs=_each(lambda axis, _: _spec(axis), out_axes, out_axes),
+            check_vma=False,
+        ),
+        donate_argnums=donate_argnums,
     )
+    rows = PartitionSpec("batch")
+
+    def on_all_hosts(*args):
+        put = [
+            arg if axis is None else _global(arg, rows)
+            for arg, axis in zip(args, in_axes, strict=True)
+        ]
+        return _each(
+            lambda axis, out: out if axis is None else _local(out, rows),
+            out_axes,
+            run(*put),
+        )
+
+    return on_all_hosts
 
 
 def replicated(tree: PyTree) -> PyTree:
-    """One whole copy of `tree` on each local device."""
-    mesh = Mesh(jax.local_devices(), ("batch",))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """One whole copy of `tree`, the same in all processes, on each device."""
+    local = Mesh(np.array(jax.local_devices()), ("batch",))
+    tree = jax.device_put(tree, NamedSharding(local, PartitionSpec()))
+    return _global(tree, PartitionSpec())
 
 
 def shard(batch: PyTree) -> PyTree:
-    """`[b, ...]` -> `[devices, b / devices, ...]`."""
+    """`[b, ...]` -> `[devices, b / devices, ...]`, both of this process."""
     n = jax.local_device_count()
     return jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
 
@@ -34,3 +122,94 @@ def shard(batch: PyTree) -> PyTree:
 def gather(stacked: PyTree) -> PyTree:
     """`[devices, b / devices, ...]` -> `[b, ...]`, on the host."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(stacked))
+
+
+def from_all(value: Any) -> list[Any]:
+    """`value` (what JSON can hold) of every process, in their order, on every one."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(text)))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(text)] = text
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)
+    ]
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes what is to be written once."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def check_batch_size(name: str, size: int) -> None:
+    """ValueError unless `size` rows split over all devices, naming the nearest good."""
+    n = jax.device_count()
+    if size % n:
+        below = size // n * n
+        near = f"{below} or {below + n}" if below else f"{n}"
+        hosts = f" of {jax.process_count()} processes" * (jax.process_count() > 1)
+        raise ValueError(
+            f"{name}={size} does not split over {n} devices{hosts}: use {near}"
+        )
+
+
+@contextlib.contextmanager
+def connected(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Iterator[None]:
+    """Joins this process with the others of a run, from before the first array on.
+
+    Without arguments they are detected (SLURM, Open MPI, Cloud TPU, Kubernetes). An
+    error in one process ends it at once, without waiting for the others, which then
+    end within `HEARTBEAT` seconds or so.
+    """
+    jax.distributed.initialize(
+        coordinator_address,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=HEARTBEAT,
+        shutdown_timeout_seconds=2 * HEARTBEAT,
+    )
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        log.exception(
+            "process %d of %d ends. If the error is one of a connection or a "
+            "collective, another process has died: see its own output. Start all of "
+            "them again with the same commands to go on from the last checkpoint",
+            jax.process_index(),
+            jax.process_count(),
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # any other way out waits for those that are gone
+    jax.distributed.shutdown()
+
+
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.devices()), ("batch",))
+
+
+def _spec(axis: int | None) -> PartitionSpec:
+    return PartitionSpec() if axis is None else PartitionSpec("batch")
+
+
+def _each(f: Callable, axes: Any, tree: PyTree) -> PyTree:
+    """`f(axis, part)` for the parts of a result that `out_axes` speaks of."""
+    if isinstance(axes, tuple):
+        return tuple(map(f, axes, tree))
+    return f(axes, tree)
+
+
+def _global(tree: PyTree, spec: PartitionSpec) -> PyTree:
+    """Local arrays as this process's part of global ones."""
+    return multihost_utils.host_local_array_to_global_array(tree, _mesh(), spec)
+
+
+def _local(tree: PyTree, spec: PartitionSpec) -> PyTree:
+    """This process's part of global arrays."""
+    return multihost_utils.global_array_to_host_local_array(tree, _mesh(), spec)

@@ -23,24 +23,18 @@ log = logging.getLogger(__name__)
 
 
 def build_data(c: Mapping[str, Any]) -> pipeline.Data:
-    """The data of a configuration; its batches split over the devices or ValueError."""
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"{jax.process_count()} processes: runs of several hosts are not supported "
-            "yet, use one process with all its devices"
-        )
-    n = jax.device_count()
+    """This process's share of the data of a configuration.
+
+    ValueError unless its batches split over the devices.
+    """
     for name in ("batch_size", "eval_batch_size"):
-        if c[name] % n:
-            below = c[name] // n * n
-            near = f"{below} or {below + n}" if below else f"{n}"
-            raise ValueError(
-                f"{name}={c[name]} does not split over {n} devices: use {near}"
-            )
+        devices.check_batch_size(name, c[name])
     return pipeline.build(
         batch_size=c["batch_size"],
         eval_batch_size=c["eval_batch_size"],
         seed=c["seed"],
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
         **c["data"],
     )
 
@@ -57,13 +51,16 @@ def build_eval_data(c: Mapping[str, Any]) -> pipeline.Data:
 def predict_all(predict: Callable, variables: Any, data: pipeline.Data) -> list[dict]:
     """COCO-format detections of every evaluation image, each exactly once.
 
-    `predict` maps variables and a sharded Batch to stacked Detections.
+    `predict` maps variables and a sharded Batch to stacked Detections. Every process
+    predicts its share and returns the detections of all, in the order that one process
+    would have found them in.
     """
     ids = image_ids(data.eval)
-    results, done, start = [], 0, time.perf_counter()
+    batches, done, start = [], 0, time.perf_counter()
     said = start
     for batch in data.eval_batches():
         found = devices.gather(predict(variables, devices.shard(batch)))
+        results = []
         for i in np.flatnonzero(batch.valid):
             results += files.to_results(
                 type(found)(*(field[i] for field in found)),
@@ -72,14 +69,16 @@ def predict_all(predict: Callable, variables: Any, data: pipeline.Data) -> list[
                 original_size=batch.original_size[i],
                 category_ids=data.eval.category_ids,
             )
-            done += 1
+            done += jax.process_count()
+        batches.append(results)
         if (now := time.perf_counter()) - said > 20:
             left = (now - start) / max(done, 1) * (len(data.eval) - done)
             log.info(
                 "evaluated %d/%d images, %s left", done, len(data.eval), duration(left)
             )
             said = now
-    return results
+    parts = zip(*devices.from_all(batches), strict=True)
+    return [row for batch in parts for results in batch for row in results]
 
 
 def evaluate_checkpoint(
@@ -151,6 +150,7 @@ def write_results(
     """
     output.mkdir(parents=True, exist_ok=True)
     annotations = coco.to_coco(data.eval)
-    files.write_annotations(output / "annotations.json", annotations)
-    files.write_detections(output / "detections.json", detections)
+    if devices.is_first():
+        files.write_annotations(output / "annotations.json", annotations)
+        files.write_detections(output / "detections.json", detections)
     return annotations

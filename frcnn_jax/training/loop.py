@@ -96,7 +96,7 @@ def train_and_evaluate(
 
     # ---- restore ------------------------------------------------------------
     # Replicated before the first step, else the step compiles a second time.
-    state = devices.replicated(state)
+    state, key = devices.replicated((state, key))
     batches = data.train_batches()
     writer = checkpoint.manager(workdir)
     first, result = writer.latest_step() or 0, {}
@@ -114,7 +114,8 @@ def train_and_evaluate(
         batches.set_state(meta.data)
         result = meta.metrics
         log.info("going on from step %d in %s", first, workdir)
-    (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+    if devices.is_first():
+        (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
     write = Writer(workdir, step=first)
     if result:
         write(first, result, group="eval")
@@ -128,9 +129,12 @@ def train_and_evaluate(
         in_axes=(None, 0, None),
         out_axes=(None, None),
         donate_argnums=0,
+        how=c["parallel"],
     )
     p_predict = devices.parallel(
-        partial(predict_step, model=model, config=c), in_axes=(None, 0)
+        partial(predict_step, model=model, config=c),
+        in_axes=(None, 0),
+        how=c["parallel"],
     )
 
     def read(step, metrics):

@@ -4,21 +4,26 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorboardX
+
+from frcnn_jax.training import devices
 
 log = logging.getLogger(__name__)
 
 
 def log_to_stderr() -> None:
-    """Shows this package's progress, and of the libraries below only errors."""
+    """Shows this package's progress, and of the libraries below only errors.
+
+    Of several processes the first one speaks, of the others only warnings are shown.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     package = logging.getLogger("frcnn_jax")
     package.handlers, package.propagate = [handler], False
-    package.setLevel(logging.INFO)
+    package.setLevel(logging.INFO if devices.is_first() else logging.WARNING)
     for library in ("absl", "jax", "orbax"):
         logging.getLogger(library).setLevel(logging.ERROR)
 
@@ -28,9 +33,13 @@ class Writer:
 
     On a resumed run the file is first cut back to what it was when the restored step
     was saved, before that was evaluated: it reads as if the run had never stopped.
+    Of several processes the first one writes.
     """
 
     def __init__(self, workdir: str | pathlib.Path, *, step: int = 0):
+        self.board = None
+        if not devices.is_first():
+            return
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
         if self.path.exists():
             rows = read(self.path)
@@ -49,6 +58,8 @@ class Writer:
 
     def __call__(self, step: int, values: Mapping[str, float], *, group: str) -> None:
         """Writes one row, e.g. group "train" or "eval"."""
+        if self.board is None:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
         for name, value in values.items():
@@ -56,7 +67,8 @@ class Writer:
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        self.board.close()
+        if self.board is not None:
+            self.board.close()
 
 
 def read(path: str | pathlib.Path) -> list[dict]:
@@ -68,6 +80,15 @@ def read(path: str | pathlib.Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+# What a row holds of the clock and the machine: it differs from run to run.
+CLOCK = {"images_per_second", "waiting"}
+
+
+def without_clock(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as any run of the same configuration writes them."""
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
 
 
 class Progress:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from functools import partial
 
 import jax
@@ -73,6 +74,32 @@ def test_half_written_checkpoint_is_not_found(saved, tmp_path):
     (tmp_path / "checkpoints" / "8").mkdir()
     with pytest.raises(FileNotFoundError, match="no checkpoint at .*scripts/train.py"):
         checkpoint.find(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda step: shutil.rmtree(step / "training"),
+        lambda step: (step / "meta" / "metadata").write_text('{"format"'),
+        lambda step: (step / "model" / "_METADATA").write_text("{"),
+        lambda step: [cut(f) for f in (step / "model").glob("**/d/*")],
+    ],
+    ids=["part", "meta", "names", "arrays"],
+)
+def test_truncated_checkpoint_is_never_loaded(damage, saved, tmp_path):
+    """And says what to do; once it is done, the one before is there."""
+    workdir, config, state = saved
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path / "checkpoints" / "8")
+    with pytest.raises(ValueError, match="8.* damaged or incomplete .*remove"):
+        checkpoint.restore(checkpoint.manager(tmp_path), state)
+    shutil.rmtree(tmp_path / "checkpoints" / "8")
+    restored, _ = checkpoint.restore(checkpoint.manager(tmp_path), state)
+    assert int(restored.step) == 7
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def test_missing_checkpoint_says_what_was_looked_for(tmp_path):

@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import math
+import os
+import signal
 from typing import Any
 
 import jax
@@ -12,7 +14,8 @@ from frcnn_jax.data import pipeline, shapes
 from frcnn_jax.detector import Detector
 from frcnn_jax.evaluation import files
 from frcnn_jax.training import checkpoint, devices, evaluate, loop, propose
-from frcnn_jax.training.metrics import read
+from frcnn_jax.training import config as configs
+from frcnn_jax.training.metrics import read, without_clock
 from frcnn_jax.types import Detections
 from tests.training import small
 
@@ -59,21 +62,55 @@ def test_resumed_run_equals_the_uninterrupted_one(whole, config, tmp_path, monke
             loop.train_and_evaluate(config, tmp_path)
     assert [p.name for p in checkpoint.folder(tmp_path).iterdir()] == ["2"]
     loop.train_and_evaluate(config, tmp_path)
+    assert_same_runs(whole[0], tmp_path)
 
-    workdir, _ = whole
+
+def assert_same_runs(a, b):
+    """Bit for bit: the last checkpoint, the best one and what was written."""
     for name in ("model", "training"):
-        a, b = (
-            checkpoint.read_arrays(checkpoint.folder(w) / "4", name)
-            for w in (workdir, tmp_path)
+        x, y = (
+            checkpoint.read_arrays(checkpoint.find(w / "last"), name) for w in (a, b)
         )
-        small.assert_trees_equal(a, b)
-    a, b = (_without_clock(read(w / "metrics.jsonl")) for w in (workdir, tmp_path))
-    assert a == b
+        small.assert_trees_equal(x, y)
+    x, y = (checkpoint.read_meta(checkpoint.find(w / "best")) for w in (a, b))
+    assert (x.step, x.metrics) == (y.step, y.metrics) and x.metrics
+    x, y = (without_clock(read(w / "metrics.jsonl")) for w in (a, b))
+    assert x == y
 
 
-def _without_clock(rows):
-    clock = {"images_per_second", "waiting"}
-    return [{k: v for k, v in r.items() if k not in clock} for r in rows]
+@pytest.mark.parametrize("moment", ["step", "evaluation"])
+def test_sigterm_saves_and_the_next_start_goes_on(
+    moment, whole, config, tmp_path, monkeypatch
+):
+    shard, calls = devices.shard, []
+    when, saved = {"step": (1, "1"), "evaluation": (3, "2")}[moment]
+
+    def signalled(batch):
+        calls.append(batch)
+        if len(calls) == when:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return shard(batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(devices, "shard", signalled)
+        with pytest.raises(SystemExit) as info:
+            loop.train_and_evaluate(config, tmp_path)
+    assert info.value.code == 143
+    last = checkpoint.find(tmp_path / "last")
+    assert last.name == saved and not checkpoint.read_meta(last).metrics
+    loop.train_and_evaluate(config, tmp_path)
+    assert_same_runs(whole[0], tmp_path)
+
+
+def test_saved_is_the_iterator_of_the_batch_consumed(whole, config):
+    """Whatever has been made ahead: the state of step k gives batch k + 1."""
+    data = evaluate.build_data(configs.check(config))
+    for step in (2, 4):
+        batches, fresh = data.train_batches(), data.train_batches()
+        meta = checkpoint.read_meta(checkpoint.folder(whole[0]) / str(step))
+        batches.set_state(meta.data)
+        expected = [next(fresh) for _ in range(step + 1)][-1]
+        small.assert_trees_equal(next(batches), expected)
 
 
 def test_finished_run_returns_its_result_again(whole, config):

@@ -1,0 +1,147 @@
+"""Several processes on one machine stand for several hosts: scripts/train.py itself."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from frcnn_jax.evaluation import files
+from frcnn_jax.training import checkpoint
+from frcnn_jax.training.metrics import read
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = ROOT / "tests" / "scripts" / "small_experiment.py"
+LEAVES = dict(
+    batch_size=4, eval_batch_size=4, total_steps=30, eval_every=15, checkpoint_every=5
+)
+
+
+def start(workdir, *, processes=1, devices=4, output=None, **leaves):
+    """One run of scripts/train.py in so many processes of so many devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    found = []
+    for i in range(processes):
+        command = [sys.executable, "-u", str(ROOT / "scripts" / "train.py")]
+        command += [f"--config={CONFIG}", f"--workdir={workdir}"]
+        command += [f"--config.{k}={v}" for k, v in {**LEAVES, **leaves}.items()]
+        if processes > 1:
+            command += [f"--coordinator_address={address}", f"--process_id={i}"]
+            command += [f"--num_processes={processes}"]
+        log = workdir.parent / f"{workdir.name}.{i}.log"
+        env = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                command, stderr=file, stdout=subprocess.DEVNULL, cwd=ROOT, env=env
+            )
+        found.append((process, log))
+    return found
+
+
+def finish(run, *, codes=(0,), timeout=300):
+    for process, log in run:
+        code = process.wait(timeout)
+        assert code in codes, log.read_text()[-3000:]
+
+
+def wait_for(text, run, timeout=300):
+    """Until the first process has said it."""
+    end = time.monotonic() + timeout
+    process, log = run[0]
+    while text not in log.read_text():
+        assert time.monotonic() < end and process.poll() is None, log.read_text()
+        time.sleep(0.02)
+
+
+def end_all(run):
+    for process, _ in run:
+        process.kill()
+        process.wait()
+
+
+def state(workdir):
+    last = checkpoint.find(workdir / "last")
+    assert last.name == str(LEAVES["total_steps"])
+    return {item: checkpoint.read_arrays(last, item) for item in ("model", "training")}
+
+
+def losses(workdir):
+    rows = read(workdir / "metrics.jsonl")
+    assert [r["step"] for r in rows if r["group"] == "train"] == list(range(1, 31))
+    return np.array([row["total"] for row in rows if row["group"] == "train"])
+
+
+def assert_same_run(a, b):
+    """Equal but for the order of sums: the losses, arrays, detections and AP of two."""
+    np.testing.assert_allclose(losses(a), losses(b), rtol=1e-5)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6),
+        *(state(workdir) for workdir in (a, b)),
+    )
+    x, y = (files.read_detections(w / "detections.json") for w in (a, b))
+    assert [d["image_id"] for d in x] == [d["image_id"] for d in y] and len(x)
+    np.testing.assert_allclose(
+        *([d["score"] for d in found] for found in (x, y)), atol=1e-5
+    )
+    x, y = (
+        checkpoint.read_meta(checkpoint.find(w / "last")).metrics["AP"] for w in (a, b)
+    )
+    assert x == pytest.approx(y, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run of one process with four devices."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    finish(start(workdir))
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_two_processes_train_as_one_does(how, alone, tmp_path):
+    workdir = tmp_path / "run"
+    finish(start(workdir, processes=2, devices=2, parallel=how))
+    assert_same_run(alone, workdir)
+    assert "step 1/30" not in (tmp_path / "run.1.log").read_text()  # one speaks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_of_two_is_killed_the_other_ends_and_both_resume(
+    victim, alone, tmp_path
+):
+    workdir = tmp_path / "run"
+    run = start(workdir, processes=2, devices=2)
+    try:
+        wait_for("step 8/30", run)
+        run[victim][0].kill()
+        killed = time.monotonic()
+        other, log = run[1 - victim]
+        assert other.wait(60) not in (0, 143)
+        print(f"ended {time.monotonic() - killed:.1f} s later")
+        said = log.read_text()
+        assert "another process has died" in said or "another task died" in said, said
+    finally:
+        end_all(run)
+
+    run = start(workdir, processes=2, devices=2)
+    try:
+        wait_for("step 13/30", run)
+        assert "going on from step" in run[0][1].read_text()
+        run[victim][0].send_signal(signal.SIGTERM)  # one is told, both save and leave
+        finish(run, codes=(143,), timeout=60)
+        assert "stopped by SIGTERM" in run[0][1].read_text()
+    finally:
+        end_all(run)
+
+    finish(start(workdir, processes=2, devices=2))
+    assert_same_run(alone, workdir)
