@@ -7,10 +7,14 @@ or
     python scripts/train.py --config=experiments/shapes_demo.py --workdir=runs/shapes
     python scripts/evaluate.py --checkpoint=runs/shapes --split=test --pictures=12
 
+Sweeps: `scripts/sweep.py --sweep=rate`, grid, random or (a search) optimizer.
+
 Measured on two Xeon cores, 2026-11-24: 2 min 30 s with both evaluations, without the
 installation; on the 200 test images AP 0.869, AP50 0.983.
 """
 
+import itertools
+import random
 from typing import Any
 
 import ml_collections
@@ -57,3 +61,43 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         warmup_factor=0.1,
     )
     return c
+
+
+# What scripts/sweep.py runs with --sweep=NAME: each yields the leaves a trial changes.
+
+
+def sweep_rate():
+    """A list: three learning rates."""
+    for rate in (1e-3, 2e-3, 4e-3):
+        yield {"optimizer.learning_rate": rate}
+
+
+def sweep_grid():
+    """A grid: each rate with each weight decay, three seeds."""
+    for rate, decay, seed in itertools.product((1e-3, 2e-3), (1e-4, 1e-2), range(3)):
+        yield {
+            "optimizer.learning_rate": rate,
+            "optimizer.weight_decay": decay,
+            "seed": seed,
+        }
+
+
+def sweep_random():
+    """Twelve random draws, the same ones in every call."""
+    draw = random.Random(0)
+    for _ in range(12):
+        yield {
+            "optimizer.learning_rate": 10 ** draw.uniform(-3.5, -2),
+            "rpn_targets.num_samples": draw.choice((32, 64, 128)),
+        }
+
+
+def search_optimizer(trial):
+    """A search with Optuna; with --config.eval_every=200 poor trials end early."""
+    return {
+        "optimizer.learning_rate": trial.suggest_float("rate", 1e-4, 1e-2, log=True),
+        "optimizer.warmup_steps": trial.suggest_int("warmup", 0, 200, step=50),
+        "optimizer.schedule": trial.suggest_categorical(
+            "schedule", ("cosine", "constant")
+        ),
+    }
