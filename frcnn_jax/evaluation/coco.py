@@ -79,17 +79,10 @@ def evaluate(annotations: dict, detections: list[dict]) -> dict:
     >>> result["per_class"]["dog"]
     {'AP': None, 'AP50': None}
     """
-    files.check_annotations(annotations)
-    files.check_detections(detections, annotations)
     names = [category["name"] for category in annotations["categories"]]
-    if not names or not annotations["images"]:
+    curves = _accumulate(annotations, detections)
+    if curves is None:
         return dict.fromkeys(METRICS) | {"per_class": {}}
-    truth = COCO(_numbered(annotations))
-    run = COCOeval(truth, truth.load_res(_results(annotations, detections)), "bbox")
-    run.evaluate()
-    run.accumulate()  # summarize() would print
-    # precision [threshold, recall, class, area, kept], recall without the second axis
-    curves: dict = run.eval or {}
     result: dict = {
         name: _mean(np.asarray(curves[what])[threshold, ..., area, kept])
         for name, (what, threshold, area, kept) in METRICS.items()
@@ -101,6 +94,50 @@ def evaluate(annotations: dict, detections: list[dict]) -> dict:
             for k, name in enumerate(names)
         }
     }
+
+
+def precision_recall(annotations: dict, detections: list[dict]) -> dict:
+    """Compute the interpolated precision at recalls 0, .01, ..., 1.
+
+    Returns:
+        `{"AP50": [101], "AP75": [101], "AP": [101], "per_class": {name: [101]}}`: means
+        over the classes with objects at IoU .5, .75 and over .5:.05:.95, and each
+        class at .5. A class without objects is left out. Arguments and errors as in
+        `evaluate`.
+    """
+    names = [category["name"] for category in annotations["categories"]]
+    curves = _accumulate(annotations, detections)
+    if curves is None:
+        return {"per_class": {}}
+    precision = np.asarray(curves["precision"])[..., 0, 2]  # [threshold, recall, class]
+    defined = (precision > -1).all((0, 1))
+    if not defined.any():
+        return {"per_class": {}}
+    mean = precision[..., defined].mean(-1)
+    return {
+        "AP50": mean[0].tolist(),
+        "AP75": mean[5].tolist(),
+        "AP": mean.mean(0).tolist(),
+        "per_class": {
+            names[k]: precision[0, :, k].tolist() for k in np.where(defined)[0]
+        },
+    }
+
+
+def _accumulate(annotations: dict, detections: list[dict]) -> dict | None:
+    """Precision [threshold, recall, class, area, kept], recall without the second axis.
+
+    None where there is no image or no category.
+    """
+    files.check_annotations(annotations)
+    files.check_detections(detections, annotations)
+    if not annotations["categories"] or not annotations["images"]:
+        return None
+    truth = COCO(_numbered(annotations))
+    run = COCOeval(truth, truth.load_res(_results(annotations, detections)), "bbox")
+    run.evaluate()
+    run.accumulate()  # summarize() would print
+    return run.eval or {}
 
 
 def _numbered(annotations: dict) -> dict:

@@ -1,0 +1,134 @@
+"""One HTML page about runs, for a browser without network.
+
+python scripts/report.py runs/a runs/b --output=report.html
+python scripts/report.py runs/demo --set=data.root=DIR --images=200
+
+Reads what a run leaves behind (metrics.jsonl, config.json and the last evaluation's
+annotations.json and detections.json) and shows curves, configurations, COCO metrics,
+precision over recall, the confusion matrix and kinds of error, and a gallery of the
+evaluation's images with a slider for the score. The images come from the run's data
+(`--set` where it has moved, `--images=0` for none). The last line on stdout is one JSON
+object.
+"""
+
+import concurrent.futures
+import json
+import logging
+import os
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from frcnn_jax.data import images as image_files
+from frcnn_jax.data.source import image_ids
+from frcnn_jax.evaluation import files, report
+from frcnn_jax.training import config as configs
+from frcnn_jax.training import metrics, propose
+
+log = logging.getLogger("frcnn_jax.report")
+OUTPUT = flags.DEFINE_string("output", "report.html", "The page.")
+IMAGES = flags.DEFINE_integer(
+    "images", 500, "Images of the gallery: the first of the split.", lower_bound=0
+)
+SIDE = flags.DEFINE_integer("side", 320, "Pixels of their longer side.", lower_bound=16)
+TITLE = flags.DEFINE_string("title", "", "Default: the names of the runs.")
+SET = flags.DEFINE_multi_string("set", [], "Changes a config value: data.root=DIR.")
+
+
+def read_run(folder: pathlib.Path, name: str) -> tuple[report.Run, Any]:
+    """What lies in a run's folder, and its configuration."""
+    if not (folder / "metrics.jsonl").exists():
+        raise app.UsageError(
+            f"{folder} has no metrics.jsonl: expected the --workdir of a run"
+        )
+    rows = metrics.read(folder / "metrics.jsonl")
+    config = configs.from_json(json.loads((folder / "config.json").read_text()))
+    configs.change(config, SET.value)
+    annotations, detections = folder / "annotations.json", folder / "detections.json"
+    evaluated = annotations.exists() and detections.exists()
+    if not evaluated:
+        log.warning("%s has not been evaluated yet: curves only", folder)
+    steps = [row["step"] for row in rows if row["group"] == "eval"]
+    run = report.Run(
+        name=name,
+        rows=rows,
+        config=configs.leaves(config.to_dict()),
+        annotations=files.read_annotations(annotations) if evaluated else None,
+        detections=files.read_detections(detections) if evaluated else None,
+        step=steps[-1] if steps else None,
+    )
+    return run, config
+
+
+def read_pictures(run: report.Run, config: Any) -> dict[Any, str]:
+    """The gallery's images of a run by their ids; if they fail a warning and none."""
+    if not IMAGES.value or run.annotations is None:
+        return {}
+    try:
+        source = propose.source_of(config.data.to_dict(), config.data.eval_split)
+    except (OSError, ValueError) as error:
+        log.warning("%s: no gallery, its data is not there: %s", run.name, error)
+        return {}
+    ids = image_ids(source)
+    known = {image["id"] for image in run.annotations["images"]}
+    chosen = [i for i in range(len(ids)) if ids[i] in known][: IMAGES.value]
+
+    def encode(i: int) -> str:
+        example = source[i]
+        image = example.image
+        if not isinstance(image, np.ndarray):
+            image = image_files.load_image(image, name=str(example.image_id))
+        return report.data_uri(image, side=SIDE.value)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            pictures = list(pool.map(encode, chosen))
+        except (OSError, ValueError) as error:
+            log.warning("%s: no gallery: %s", run.name, error)
+            return {}
+    return {ids[i]: picture for i, picture in zip(chosen, pictures, strict=True)}
+
+
+def short_names(folders: list[pathlib.Path]) -> list[str]:
+    """The folders' names, with their parents' where these are the same."""
+    parts = [folder.resolve().parts for folder in folders]
+    for n in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-n:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise app.UsageError(f"a run is named twice among {[str(f) for f in folders]}")
+
+
+def main(argv):
+    if not argv[1:]:
+        raise app.UsageError("name the folders of one or more runs")
+    metrics.log_to_stderr()
+    start = time.perf_counter()
+    folders = [pathlib.Path(name) for name in argv[1:]]
+    runs, pictures, read = [], [], {}
+    for folder, name in zip(folders, short_names(folders), strict=True):
+        run, config = read_run(folder, name)
+        runs.append(run)
+        key = config.data.to_json() if run.annotations else name
+        if key not in read:  # runs on the same data show the same images
+            read[key] = read_pictures(run, config)
+        known = {image["id"] for image in (run.annotations or {"images": []})["images"]}
+        pictures.append({i: p for i, p in read[key].items() if i in known})
+    page = report.render(runs, pictures, title=TITLE.value)
+    output = pathlib.Path(OUTPUT.value)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    seconds = time.perf_counter() - start
+    size = output.stat().st_size
+    shown = len(set().union(*pictures))
+    print(f"{len(runs)} runs, {shown} images, {size / 1e6:.1f} MB, {seconds:.1f} s")
+    print(
+        json.dumps(dict(output=str(output), runs=len(runs), images=shown, bytes=size))
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
