@@ -1,4 +1,4 @@
-"""Images a second of the COCO recipe, beside torch's DataLoader on the same files.
+r"""Images a second of the COCO recipe, beside torch's DataLoader on the same files.
 
 python scripts/benchmark_data.py --root=COCO_FOLDER --split=train2017 \
     --peer=.venv-peer/bin/python

@@ -1,4 +1,4 @@
-"""Checks an experiment's data before training: counts, faults, sizes, anchors.
+r"""Checks an experiment's data before training: counts, faults, sizes, anchors.
 
 python scripts/check_dataset.py --config=experiments/bccd_r50_fpn.py:runlocal \
     --config.data.root=DIR --output=runs/check

@@ -1,4 +1,4 @@
-"""Recall of proposals: AR@100/300/1000/2000 and recall against IoU (fig. 4).
+r"""Recall of proposals: AR@100/300/1000/2000 and recall against IoU (fig. 4).
 
 python scripts/evaluate_proposals.py --config=experiments/voc07_vgg16.py \
     --config.data.root=VOCdevkit --split=2007_test \

@@ -1,4 +1,4 @@
-"""Writes proposals for a data set: selective search, or the RPN of a checkpoint.
+r"""Writes proposals for a data set: selective search, or the RPN of a checkpoint.
 
 python scripts/make_proposals.py --config=experiments/voc07_vgg16_fast_rcnn.py \
     --config.data.root=VOCdevkit --splits=2007_trainval,2007_test \

@@ -1,4 +1,4 @@
-"""Writes an experiment's data as a TFDS data set of sequential files (array_record).
+r"""Writes an experiment's data as a TFDS data set of sequential files (array_record).
 
 python scripts/make_records.py --config=experiments/bccd_r50_fpn.py \
     --config.data.root=DIR --output=prepared

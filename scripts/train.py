@@ -1,4 +1,4 @@
-"""Trains an experiment, or goes on with it: the same command again resumes.
+r"""Trains an experiment, or goes on with it: the same command again resumes.
 
 python scripts/train.py --config=experiments/shapes_demo.py --workdir=runs/demo
 python scripts/train.py --config=experiments/bccd_r50_fpn.py:runlocal --workdir=runs/b \

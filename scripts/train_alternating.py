@@ -1,4 +1,4 @@
-"""Four-step alternating training (Faster R-CNN, Sec 3.2): steps 1 to 4 in one command.
+r"""Four-step alternating training (Faster R-CNN, Sec 3.2): steps 1 to 4 in one command.
 
 python scripts/train_alternating.py \
     --experiment=experiments/voc07_vgg16_alternating.py --workdir=runs/alternating \

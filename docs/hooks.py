@@ -1,0 +1,87 @@
+"""What the pages take from the repository, so that nothing is written down twice.
+
+A line of its own in a page stands for
+
+    {{ readme: Results }}     that section of README.md, without its heading
+    {{ file: CHANGELOG.md }}  a whole file, without its title
+    {{ docstrings: scripts }} the docstring of every Python file of a folder
+    {{ code: examples/x.py }} a file as a code block
+
+Links out of `docs/` become plain text. In docstrings, what the interpreter would show
+(`>>> ...`) becomes a code block.
+"""
+
+import ast
+import pathlib
+import re
+import textwrap
+
+import griffe
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TOKEN = re.compile(r"^\{\{ (\w+): (.+) \}\}$", re.M)
+
+
+def on_page_markdown(markdown, *, page, **_):
+    """Fills in the tokens of a page; called by mkdocs."""
+    kinds = dict(readme=_section, file=_file, docstrings=_docstrings, code=_code)
+    up = "../" * page.file.src_uri.count("/")
+    return TOKEN.sub(lambda m: kinds[m[1]](m[2], up), markdown)
+
+
+def _section(title, up):
+    text = (ROOT / "README.md").read_text()
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    if not found:
+        raise ValueError(f"README.md has no section {title!r}")
+    return _links(found[1], up)
+
+
+def _file(name, up):
+    return _links(re.sub(r"\A# .*\n", "", (ROOT / name).read_text()), up)
+
+
+def _code(name, _):
+    return f"```python\n{(ROOT / name).read_text().rstrip()}\n```"
+
+
+def _docstrings(folder, _):
+    parts = []
+    for path in sorted((ROOT / folder).glob("*.py")):
+        if text := ast.get_docstring(ast.parse(path.read_text())):
+            title, _, rest = text.partition("\n")
+            parts += [f"## `{path.name}`", title]
+            parts += map(_block, filter(str.strip, rest.split("\n\n")))
+    return "\n\n".join(parts)
+
+
+def _block(text):
+    """A paragraph as it is; commands and tables of numbers as a code block."""
+    text = text.strip("\n")
+    if re.match(r" |python |make ", text):
+        return f"```bash\n{textwrap.dedent(text)}\n```"
+    return text
+
+
+def _links(text, up):
+    def fix(match):
+        label, target = match[1], match[2]
+        if target.startswith("docs/"):
+            return f"[{label}]({up}{target.removeprefix('docs/')})"
+        return match[0] if re.match(r"https?:|#", target) else label
+
+    return re.sub(r"\[([^]]*)\]\(([^)]*)\)", fix, text)
+
+
+class Docstrings(griffe.Extension):
+    """Fences interactive examples, which Markdown would take for quotations."""
+
+    def on_object(self, *, obj, **_):
+        """Called by griffe for every module, class and function."""
+        if obj.docstring:
+            obj.docstring.value = re.sub(
+                r"(?:^>>> .*\n?(?:^(?!\s*$).*\n?)*)+",
+                lambda m: f"```pycon\n{m[0].rstrip()}\n```\n",
+                obj.docstring.value,
+                flags=re.M,
+            )
