@@ -48,7 +48,8 @@ def _code(name, _):
 def _docstrings(folder, _):
     parts = []
     for path in sorted((ROOT / folder).glob("*.py")):
-        if text := ast.get_docstring(ast.parse(path.read_text())):
+        text = ast.get_docstring(ast.parse(path.read_text()))
+        if text and path.name != "__init__.py":
             title, _, rest = text.partition("\n")
             parts += [f"## `{path.name}`", title]
             parts += map(_block, filter(str.strip, rest.split("\n\n")))

@@ -44,6 +44,30 @@ def smooth_l1(x: Float[Array, "*n"], *, beta: float | int) -> Float[Array, "*n"]
     return size - small + small**2 / (2 * beta)
 
 
+def sigmoid_focal_loss(
+    logits: Float[Array, "*n"],
+    targets: Num[Array, "*n"],
+    *,
+    alpha: float = 0.25,
+    gamma: float | int = 2.0,
+) -> Float[Array, "*n"]:
+    """`-alpha_t (1 - p_t)^gamma log p_t`, element by element (arXiv:1708.02002, eq. 5).
+
+    p_t is the sigmoid of the logit where the target is 1 and one minus it where it is
+    0; alpha_t likewise is alpha or 1 - alpha. For C classes without background give
+    one-hot rows `[a, C]`, sum, and divide by the number of objects, at least 1.
+
+    >>> sigmoid_focal_loss(jnp.zeros(2), jnp.array([1, 0])).round(4).tolist()
+    [0.0433, 0.13]
+    """
+    logits, targets = _f32(logits), _f32(targets)
+    z = jnp.where(targets > 0, logits, -logits)  # log p_t = log_sigmoid(z)
+    weight = jnp.where(targets > 0, alpha, 1 - alpha)
+    # 1 - p_t through its logarithm: no power of zero in the gradient.
+    easy = jnp.exp(gamma * jax.nn.log_sigmoid(-z))
+    return -weight * easy * jax.nn.log_sigmoid(z)
+
+
 def giou_loss(
     boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"]
 ) -> Float[Array, "*n"]:

@@ -518,6 +518,13 @@ def losses(rng):
         (gradient,) = torch.autograd.grad(loss.sum(), x)
         yield name, dict(boxes=x, targets=targets, loss=loss, gradient=gradient)
 
+    logits, targets = tensor(rng.normal(0, 4, 60), True), rng.integers(0, 2, 60)
+    for name, alpha, gamma in (("focal", 0.25, 2.0), ("focal_other", 0.6, 1.5)):
+        loss = ops.sigmoid_focal_loss(logits, tensor(targets), alpha, gamma)
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        case = dict(alpha=alpha, gamma=gamma, loss=loss, gradient=gradient)
+        yield name, dict(case, logits=logits, targets=targets)
+
 
 def main():
     modules = (

@@ -325,3 +325,17 @@ def test_iou_losses(name):
     close(function(b, targets), case["loss"], atol=2e-6)
     gradient = jax.jit(jax.grad(lambda x: function(x, targets).sum()))(b)
     close(gradient, case["gradient"], atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["focal", "focal_other"])
+def test_sigmoid_focal_loss(name):
+    case = load("losses")[name]
+    function = functools.partial(
+        losses.sigmoid_focal_loss,
+        targets=case["targets"],
+        alpha=float(case["alpha"]),
+        gamma=float(case["gamma"]),
+    )
+    close(function(case["logits"]), case["loss"], rtol=2e-6, atol=1e-9)
+    gradient = jax.grad(lambda x: function(x).sum())(case["logits"])
+    close(gradient, case["gradient"], rtol=5e-6, atol=1e-8)

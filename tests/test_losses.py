@@ -47,6 +47,36 @@ def test_smooth_l1_slope_is_bounded_and_zero_at_zero(beta):
     np.testing.assert_allclose(slope, expected, rtol=1e-6)
 
 
+# -- focal loss ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha, gamma", [(0.25, 2.0), (0.5, 0.0), (0.9, 0.5)])
+def test_sigmoid_focal_loss_is_the_formula(rng, alpha, gamma):
+    logits, targets = rng.normal(0, 3, (4, 7)), rng.integers(0, 2, (4, 7))
+    p = 1 / (1 + np.exp(-logits))
+    p_t = np.where(targets, p, 1 - p)
+    expected = -np.where(targets, alpha, 1 - alpha) * (1 - p_t) ** gamma * np.log(p_t)
+    args = jnp.asarray(logits, jnp.float32), jnp.asarray(targets)
+    loss = jax.jit(lambda *a: losses.sigmoid_focal_loss(*a, alpha=alpha, gamma=gamma))
+    np.testing.assert_allclose(loss(*args), expected, rtol=2e-5)
+    np.testing.assert_array_equal(jax.vmap(loss)(*args), loss(*args))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_sigmoid_focal_loss_of_the_certain_is_finite(gamma):
+    logits = jnp.array([-1e4, -100.0, 0.0, 100.0, 1e4])
+    for target in (0, 1):
+        value, gradient = jax.vmap(
+            jax.value_and_grad(
+                lambda x, target=target: losses.sigmoid_focal_loss(
+                    x, jnp.asarray(target), gamma=gamma
+                )
+            )
+        )(logits)
+        right = value[-1 if target else 0]
+        assert right == 0 and np.isfinite(value).all() and np.isfinite(gradient).all()
+
+
 # -- RPN -------------------------------------------------------------------------------
 
 

@@ -1,0 +1,69 @@
+"""A backbone of your own in one file: a small ConvNeXt (arXiv:2201.03545).
+
+python -m examples.my_backbone      # trains the demo with it, see `main`
+
+or, from your own experiment or the command line of any experiment,
+
+    --config.model.backbone.name=examples.my_backbone
+
+A backbone is a Flax module called `Backbone` that maps normalised images to
+`{stride: features}`, each map `ceil(h / stride)` cells high. Its fields are what the
+group `model.backbone` may set.
+"""
+
+import sys
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from experiments import shapes_demo
+from frcnn_jax.training.loop import train_and_evaluate
+
+
+class Backbone(nn.Module):
+    """A 4x4/4 stem, then a stage per width: `{4: .., 8: .., 16: .., ...}`."""
+
+    widths: tuple[int, ...] = (24, 48, 96, 96)
+    blocks: int = 1
+    dtype: Any = jnp.float32  # where it has this field, `model.dtype` sets it
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b h w 3"]
+    ) -> dict[int, Float[Array, "b _ _ _"]]:
+        def conv(features, size, stride, groups=1):
+            return nn.Conv(
+                features,
+                (size, size),
+                strides=stride,
+                feature_group_count=groups,
+                dtype=self.dtype,
+            )
+
+        def norm():
+            return nn.LayerNorm(dtype=self.dtype)
+
+        features, x = {}, images
+        for i, width in enumerate(self.widths):
+            step = 2 if i else 4
+            x = norm()(conv(width, step, step)(x))
+            for _ in range(self.blocks):
+                y = norm()(conv(width, 7, 1, groups=width)(x))
+                y = nn.gelu(nn.Dense(2 * width, dtype=self.dtype)(y))
+                x = x + nn.Dense(width, dtype=self.dtype)(y)
+            features[4 * 2**i] = x
+        return features
+
+
+def main(workdir: str = "runs/my_backbone", steps: int = 300) -> dict:
+    """Trains the demo's detector on this backbone; returns its metrics."""
+    config = shapes_demo.get_config()
+    config.total_steps = config.eval_every = config.checkpoint_every = steps
+    config.model.backbone = dict(name="examples.my_backbone")
+    return train_and_evaluate(config, workdir)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2], *map(int, sys.argv[2:]))
