@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint check peer clean
+.PHONY: demo test test-slow lint docs check peer clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	@echo "installing into $(VENV) (once; a few minutes)"
@@ -29,7 +29,11 @@ lint: $(VENV)/.installed
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-check: lint test
+# Warnings are errors, links included: build/site/index.html
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+check: lint docs test
 
 # The peers (several GB): only to remake tests/goldens and to measure against them.
 peer: .venv-peer/.installed

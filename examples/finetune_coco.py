@@ -16,9 +16,11 @@ Measured: NOT YET.
 import json
 import pathlib
 import sys
+from typing import Any
 
 from experiments import common
 from frcnn_jax.data import images, shapes
+from frcnn_jax.data.example import decode
 from frcnn_jax.training import checkpoint
 from frcnn_jax.training.loop import train_and_evaluate
 
@@ -32,7 +34,7 @@ def make_folder(folder: str, *, train: int = 60, val: int = 60, size: int = 128)
         entries, annotations = [], []
         for example in shapes.load(split=split, num_images=count, size=size, seed=1):
             name, i = f"{example.image_id:06d}.png", example.image_id
-            images.save_image(root / split / name, example.image)
+            images.save_image(root / split / name, decode(example))
             entries.append(dict(id=i, file_name=name, height=size, width=size))
             for (x1, y1, x2, y2), c in zip(
                 example.boxes.tolist(), example.classes, strict=True
@@ -57,7 +59,7 @@ def main(
     if not folder:
         folder = "runs/coco_shapes"
         make_folder(folder)
-    config = checkpoint.read_meta(checkpoint.find(source)).config
+    config: Any = checkpoint.read_meta(checkpoint.find(source)).config
     config.init_from = source
     sides = {k: config.data[k] for k in ("short_side", "max_side", "canvas")}
     config.data = common.data(
@@ -74,6 +76,6 @@ def main(
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
+    if len(sys.argv) not in (2, 4):
         sys.exit(__doc__)
-    main(*sys.argv[1:4], *map(int, sys.argv[4:]))
+    main(*sys.argv[1:])  # pyright: ignore[reportArgumentType]

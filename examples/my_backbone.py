@@ -57,13 +57,13 @@ class Backbone(nn.Module):
         return features
 
 
-def main(workdir: str = "runs/my_backbone", steps: int = 300) -> dict:
+def main(workdir: str, steps: int = 300) -> dict:
     """Trains the demo's detector on this backbone; returns its metrics."""
-    config = shapes_demo.get_config()
+    config: Any = shapes_demo.get_config()
     config.total_steps = config.eval_every = config.checkpoint_every = steps
     config.model.backbone = dict(name="examples.my_backbone")
     return train_and_evaluate(config, workdir)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2], *map(int, sys.argv[2:]))
+    main(sys.argv[1] if len(sys.argv) > 1 else "runs/my_backbone")

@@ -10,6 +10,7 @@ Measured: NOT YET.
 
 import sys
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,9 +60,13 @@ class RetinaNet(nn.Module):
         return outputs
 
 
+def network(params, images) -> Any:
+    return RetinaNet().apply(params, images)
+
+
 def loss_fn(params, images, gt_boxes, gt_classes, gt_valid):
     """Focal loss of all anchors but the ignored, smooth L1 of those with an object."""
-    logits, deltas = RetinaNet().apply(params, images)
+    logits, deltas = network(params, images)
     matches = jax.vmap(
         partial(frcnn.matching.match, fg_iou=0.5, bg_iou=0.4, force_best=True),
         (None, 0, 0),
@@ -97,7 +102,7 @@ def detect(logits, deltas):
 
 def evaluate(params, data) -> dict:
     """COCO metrics on the evaluation images."""
-    predict = jax.jit(lambda p, x: jax.vmap(detect)(*RetinaNet().apply(p, pixels(x))))
+    predict = jax.jit(lambda p, x: jax.vmap(detect)(*network(p, pixels(x))))
     ids, results = image_ids(data.eval), []
     for batch in data.eval_batches():
         found = jax.device_get(predict(params, batch.image))

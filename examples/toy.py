@@ -45,8 +45,8 @@ def recall(data: pipeline.Data, rpn: Callable, *, iou: float = 0.5) -> float:
     def best(image, gt_boxes):
         logits, deltas = rpn(image)
         props = jax.vmap(
-            lambda *out: frcnn.proposals.select_proposals(
-                ANCHORS, *out, jnp.array([SIDE, SIDE]), post_nms=10
+            lambda logits, deltas: frcnn.proposals.select_proposals(
+                ANCHORS, logits, deltas, jnp.array([SIDE, SIDE]), post_nms=10
             )
         )(logits, deltas)
         return jax.vmap(frcnn.boxes.iou)(props.boxes, gt_boxes).max(axis=1)

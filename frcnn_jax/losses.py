@@ -57,8 +57,8 @@ def sigmoid_focal_loss(
     0; alpha_t likewise is alpha or 1 - alpha. For C classes without background give
     one-hot rows `[a, C]`, sum, and divide by the number of objects, at least 1.
 
-    >>> sigmoid_focal_loss(jnp.zeros(2), jnp.array([1, 0])).round(4).tolist()
-    [0.0433, 0.13]
+    >>> sigmoid_focal_loss(jnp.zeros(2), jnp.array([1, 0])).round(4)
+    Array([0.0433, 0.13  ], dtype=float32)
     """
     logits, targets = _f32(logits), _f32(targets)
     z = jnp.where(targets > 0, logits, -logits)  # log p_t = log_sigmoid(z)
