@@ -22,6 +22,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOKEN = re.compile(r"^\{\{ (\w+): (.+) \}\}$", re.M)
 
 
+def on_config(config, **_):
+    """Puts pages of `docs/` that the navigation forgot under "In depth"."""
+    named = str(config.nav)
+    (depth,) = (part["In depth"] for part in config.nav if "In depth" in part)
+    depth += [p.name for p in sorted(ROOT.glob("docs/*.md")) if p.name not in named]
+
+
 def on_page_markdown(markdown, *, page, **_):
     """Fills in the tokens of a page; called by mkdocs."""
     kinds = dict(readme=_section, file=_file, docstrings=_docstrings, code=_code)
