@@ -10,7 +10,7 @@ Everything is kept but the two last layers, which the classes determine. The fol
 here holds the demo's pictures with two categories, so that circles and squares are
 wanted, triangles and stars are background.
 
-Measured: NOT YET.
+Not measured yet.
 """
 
 import json

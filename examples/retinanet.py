@@ -5,7 +5,7 @@ python -m examples.retinanet
 Anchors, matching, focal loss, smooth L1 and class-wise NMS are ours, backbone and FPN
 those of the demo; what is new is the head and the two functions below it.
 
-Measured: NOT YET.
+Not measured yet.
 """
 
 import sys

@@ -37,6 +37,12 @@ def select_proposals(
     sigmoid, or softmax of index 1 for logits [a, 2]. `exclude_padding` drops anchors
     whose centre lies outside `image_size`. Proposals carry no gradient (approximate
     joint training, Section 3.2). Raises ValueError if `level_sizes` do not add up to a.
+
+    >>> anchors = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10]])
+    >>> logits, size = jnp.array([1.0, 2.0, 0.0]), jnp.array([40, 40])
+    >>> p = select_proposals(anchors, logits, jnp.zeros((3, 4)), size, post_nms=3)
+    >>> p.scores.round(2), p.valid.tolist()
+    (Array([0.88, 0.5 , 0.  ], dtype=float32), [True, True, False])
     """
     anchors, logits, deltas = lax.stop_gradient(
         (anchors, objectness_logits, box_deltas)
@@ -92,6 +98,13 @@ def postprocess(
     only matter when fewer than `max_detections` survive among the others. Padded RoIs
     (`rois_valid` False, NaN allowed) give no candidates. `class_deltas` are [r, C, 4],
     or [r, 1, 4] shared by all classes.
+
+    >>> rois = jnp.array([[0.0, 0, 10, 10], [20, 20, 30, 30]])
+    >>> logits, deltas = jnp.array([[0.0, 9, 0], [9, 0, 0]]), jnp.zeros((2, 2, 4))
+    >>> valid, size = jnp.array([True, True]), jnp.array([40, 40])
+    >>> found = postprocess(rois, valid, logits, deltas, size, max_detections=2)
+    >>> found.boxes[0].tolist(), found.classes.tolist()
+    ([0.0, 0.0, 10.0, 10.0], [1, 0])
     """
     r, num_classes = len(rois), class_logits.shape[1] - 1
     if r == 0:  # one padded RoI, so that there is something to index

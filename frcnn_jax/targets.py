@@ -48,6 +48,12 @@ def rpn_targets(
     `exclude_padding`, neither do those centred outside: they are not even an object's
     best. Padded slots change nothing. Raises ValueError for a `straddle` without
     `image_size`.
+
+    >>> anchors = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 5], [20, 20, 30, 30]])
+    >>> gt_boxes, gt_valid = jnp.array([[1.0, 0, 11, 10]]), jnp.array([True])
+    >>> t = rpn_targets(jax.random.key(0), anchors, gt_boxes, gt_valid)
+    >>> t.labels.tolist(), f"{t.deltas[0, 0]:.2f}"  # a tenth of a width to the right
+    ([1, -1, 0], '0.10')
     """
     anchors, gt_boxes = jax.lax.stop_gradient((anchors, gt_boxes))
     gt_boxes, gt_valid, gt_ignore = matching.at_least_one_slot(

@@ -151,7 +151,11 @@ def ioa(a: Float[Array, "n 4"], b: Float[Array, "g 4"]) -> Float[Array, "n g"]:
 
 
 def giou(a: Float[Array, "n 4"], b: Float[Array, "g 4"]) -> Float[Array, "n g"]:
-    """Generalised IoU of every a with every b: see `elementwise_giou`."""
+    """Generalised IoU of every a with every b: see `elementwise_giou`.
+
+    >>> giou(jnp.array([[0.0, 0.0, 1.0, 1.0]]), jnp.array([[2.0, 0.0, 3.0, 1.0]]))
+    Array([[-0.33333334]], dtype=float32)
+    """
     return elementwise_giou(a[:, None], b[None])
 
 
@@ -222,6 +226,9 @@ def decode(
     tw and th (after multiplying by stds) are bounded from above by `max_log_ratio`
     before exp, so that no early prediction overflows. Padded (zero) anchors give zero
     boxes.
+
+    >>> decode(jnp.array([[0.5, 0, jnp.log(2.0), 0]]), jnp.array([[0.0, 0, 4, 8]]))
+    Array([[0., 0., 8., 8.]], dtype=float32)
     """
     tx, ty, tw, th = (ti * std for ti, std in zip(_split(deltas), stds, strict=True))
     xa, ya, wa, ha = to_center(anchors)

@@ -53,6 +53,11 @@ def match(
     `gt_valid` is False change nothing, whatever they hold. As in the other
     implementations, a box that is somebody's best still learns the object that it
     overlaps most itself. No gradient flows.
+
+    >>> boxes = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 5], [20, 20, 30, 30]])
+    >>> gt, valid = jnp.array([[0.0, 0, 10, 10]]), jnp.array([True])
+    >>> match(boxes, gt, valid, fg_iou=0.7, bg_iou=0.3, force_best=True).labels.tolist()
+    [1, -1, 0]
     """
     gt_boxes, gt_valid, gt_ignore = at_least_one_slot(gt_boxes, gt_valid, gt_ignore)
     boxes, gt_boxes = jax.lax.stop_gradient((boxes, gt_boxes))

@@ -73,6 +73,12 @@ def nms_indices(
 
     Stops looking once they are found, so it costs far less than `nms` when there are
     many boxes. Unused slots hold index 0 and False. With `classes`, NMS is class-wise.
+
+    >>> boxes = jnp.array([[0., 0., 10., 10.], [0., 0., 10., 9.], [20., 0., 30., 10.]])
+    >>> scores = jnp.array([0.8, 0.9, 0.1])
+    >>> index, valid = nms_indices(boxes, scores, iou_threshold=0.7, max_output=3)
+    >>> index.tolist(), valid.tolist()
+    ([1, 2, 0], [True, True, False])
     """
     n = len(scores)
     if n == 0 or max_output == 0:
@@ -95,6 +101,11 @@ def soft_nms(
     """Return scores after s_i <- s_i exp(-IoU(M, i)^2 / sigma), M each maximum in turn.
 
     Gaussian Soft-NMS (Bodla et al. 2017, eq. 3). Padded boxes get 0 and change nothing.
+
+    >>> twice = jnp.array([[0.0, 0.0, 10.0, 10.0]] * 2)
+    >>> first, second = soft_nms(twice, jnp.array([0.9, 0.8])).tolist()
+    >>> f"{first:.3f} {second:.3f}"  # 0.8 exp(-1 / 0.5)
+    '0.900 0.108'
     """
     return _rescore(boxes, scores, valid, _gaussian, sigma)
 

@@ -42,6 +42,12 @@ def roi_align(
     pixel off and RoIs are at least one feature pixel wide. Samples beyond one pixel
     outside the map are zero. Padded RoIs (zeros) give finite values. Weights and sums
     are float32.
+
+    >>> features = jnp.arange(16.0).reshape(4, 4, 1)
+    >>> rois = jnp.array([[0.0, 0.0, 32.0, 32.0]])
+    >>> roi_align(features, rois, stride=8, output_size=2)[0, :, :, 0]
+    Array([[ 2.5,  4.5],
+           [10.5, 12.5]], dtype=float32)
     """
     h, w, c = features.shape
     pixel_map = dict(base=0, height=h, width=w, scale=1 / stride)

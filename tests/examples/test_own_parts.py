@@ -5,10 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples import finetune_coco, my_dataset
+from examples import finetune_coco, my_backbone, my_dataset
 from frcnn_jax.data import images
 from frcnn_jax.training import checkpoint
 from frcnn_jax.training.loop import train_and_evaluate
@@ -27,6 +29,7 @@ def trained(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_fine_tuning_keeps_the_network_and_takes_the_folders_classes(trained, tmp_path):
     finetune_coco.make_folder(str(tmp_path / "coco"), train=4, val=2, size=64)
     finetune_coco.main(str(trained), str(tmp_path / "coco"), str(tmp_path / "run"), 1)
@@ -40,6 +43,16 @@ def test_fine_tuning_keeps_the_network_and_takes_the_folders_classes(trained, tm
     for name, layer in before.items():  # one step from where it was, not drawn anew
         for leaf, value in layer.items():
             np.testing.assert_allclose(after[name][leaf], value, atol=0.05)
+
+
+def test_backbone_keeps_its_contract():
+    backbone = my_backbone.Backbone(widths=(8, 16))
+    images = jnp.zeros((1, 64, 48, 3))
+    features = jax.eval_shape(backbone.init_with_output, jax.random.key(0), images)[0]
+    assert {s: f.shape for s, f in features.items()} == {
+        4: (1, 16, 12, 8),
+        8: (1, 8, 6, 16),
+    }
 
 
 def test_folder_is_what_the_pictures_show(tmp_path):

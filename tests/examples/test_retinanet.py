@@ -20,16 +20,23 @@ def test_detect_finds_what_is_planted():
     np.testing.assert_allclose(found.boxes[0], expected, atol=1e-4)
 
 
-def test_padded_objects_change_nothing():
-    params = retinanet.RetinaNet().init(jax.random.key(0), jnp.zeros((1, 128, 128, 3)))
-    image = jax.random.normal(jax.random.key(1), (1, 128, 128, 3))
-    boxes = jnp.array([[[10.0, 10, 40, 50], [jnp.nan] * 4]])
-    classes, valid = jnp.array([[2, 99]]), jnp.array([[True, False]])
+def test_loss_is_the_formula_and_padding_changes_nothing(monkeypatch):
+    monkeypatch.setattr(retinanet, "network", lambda outputs, _: outputs)
+    a = len(retinanet.ANCHORS)
+    box = jnp.clip(retinanet.ANCHORS[a // 2], 0, 128)
+    boxes = jnp.stack([box, jnp.full(4, jnp.nan)])[None]
+    truth = boxes, jnp.array([[2, 99]]), jnp.array([[True, False]])
+    outputs = jnp.full((1, a, 4), -9.0), jnp.zeros((1, a, 4))
     step = jax.jit(jax.value_and_grad(retinanet.loss_fn))
-    loss, grads = step(params, image, boxes, classes, valid)
-    other = step(params, image, jnp.nan_to_num(boxes), classes, valid)[0]
-    assert loss == other and np.isfinite(loss)
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    loss, grads = step(outputs, None, *truth)
+    assert np.isfinite(loss) and all(np.isfinite(g).all() for g in grads)
+    assert (
+        grads[0].min() < 0 and int(jnp.argmin(grads[0])) % 4 == 1
+    )  # class 2 is wanted
+    nothing = step(outputs, None, boxes, truth[1], jnp.array([[False, False]]))
+    assert 0 < nothing[0] < 0.1 and not nothing[1][1].any()
+    other = step(outputs, None, jnp.nan_to_num(boxes), *truth[1:])
+    assert other[0] == loss
 
 
 @pytest.mark.slow
