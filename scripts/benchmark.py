@@ -293,7 +293,9 @@ def measure(case: Case, sides: dict[str, Side], folder: pathlib.Path) -> dict[st
         entry |= dict(
             tuned_ms=medians[tuned], tuned_ratio=medians[ours] / medians[tuned]
         )
-    if "peer" in ready and ready[OURS]["check"]:
+    # Of equal scores each side takes others.
+    same = case.get("scene") != "equal"
+    if same and "peer" in ready and ready[OURS]["check"]:
         entry["disagreement"] = max(
             abs(a - b) / max(abs(b), 1e-9)
             for a, b in zip(ready[OURS]["check"], ready["peer"]["check"], strict=True)

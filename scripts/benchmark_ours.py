@@ -117,9 +117,7 @@ def training(case: dict[str, Any], folder: pathlib.Path) -> tuple[Any, ...]:
     """The step as a function of state, batch and key, and these."""
     model, config, variables, batch = given(case, folder)
     optimizer, _ = make_optimizer(
-        1000,
-        **dict(name="sgd", learning_rate=1e-7, momentum=0.9, weight_decay=1e-4),
-        schedule="constant",
+        1000, name="sgd", learning_rate=1e-7, weight_decay=1e-4, schedule="constant"
     )
     frozen = () if case["all_stages"] else config["frozen"]
     trainable = trainable_mask(variables["params"], frozen)

@@ -120,7 +120,7 @@ def train(case, folder):
                 proposals, first = model.rpn(images, features, targets)
                 sizes = images.image_sizes
                 _, second = model.roi_heads(features, proposals, sizes, targets)
-                loss = sum([*first.values(), *second.values()])
+                loss = torch.stack([*first.values(), *second.values()]).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -179,10 +179,10 @@ def part(case, folder):
 def pooling(case, folder):
     """RoIAlign on one level, or on four."""
     del folder
-    side, strides = tuple(case["size"]), tuple(case["strides"])
+    side, strides = tuple(case["size"]), list(case["strides"])
     maps = {
         str(s): tensor(x.transpose(0, 3, 1, 2).copy())
-        for s, x in worker.levels(side, strides).items()
+        for s, x in worker.levels(side, tuple(strides)).items()
     }
     rois = tensor(worker.rois(case["rois"], side))
     several = MultiScaleRoIAlign([str(s) for s in strides], 7, 2)
@@ -190,8 +190,7 @@ def pooling(case, folder):
     def pool(maps):
         if len(strides) > 1:
             return several(maps, [rois], [side])
-        (x,), (stride,) = maps.values(), strides
-        return roi_align(x, [rois], 7, 1 / stride, 2)
+        return roi_align(maps[str(strides[0])], [rois], 7, 1 / strides[0], 2)
 
     def both():
         found = {k: v.detach().requires_grad_() for k, v in maps.items()}
