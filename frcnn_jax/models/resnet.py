@@ -85,7 +85,8 @@ class Stage(nn.Module):
     """Blocks of one width; the first takes the stride: conv2_x to conv5_x of table 1.
 
     `index` 1 to 4; stage 4 is the "res5" of other codes. `dilated`: its first block
-    takes no stride, and its 3x3 convolutions reach twice as far.
+    takes no stride, and its 3x3 convolutions reach twice as far. `remat`: the backward
+    pass computes the inside of each block again instead of keeping it.
     """
 
     index: int
@@ -96,6 +97,7 @@ class Stage(nn.Module):
     group_width: int
     dtype: Any
     dilated: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
@@ -103,8 +105,9 @@ class Stage(nn.Module):
         blocks, bottleneck = STAGES[self.depth]
         halves = self.index > 1 and not self.dilated
         wider = 2 ** (self.index - 1)
+        block = nn.remat(Block) if self.remat else Block
         for i in range(blocks[self.index - 1]):
-            x = Block(
+            x = block(
                 width=self.groups * self.group_width * wider,
                 out=(256 if bottleneck else 64) * wider,
                 stride=2 if i == 0 and halves else 1,
@@ -126,7 +129,8 @@ class Backbone(nn.Module):
     exists: `out_strides=(16,)` is the C4 backbone whose stage 4 is `BoxHead`. With
     `dilated_c5` stage 4 keeps stride 16 and c5 stands in the place of c4 (Dai et al.
     2017, the DC5 of Detectron2). Convolutions start as He normal (fan out), as in
-    torchvision.
+    torchvision. `remat` trades time for memory: training keeps only what lies between
+    the blocks; values and gradients are the same to rounding.
     """
 
     depth: int = 50
@@ -136,6 +140,7 @@ class Backbone(nn.Module):
     groups: int = 1
     group_width: int = 64
     dilated_c5: bool = False
+    remat: bool = False
     dtype: Any = jnp.float32
 
     def __post_init__(self):
@@ -170,6 +175,7 @@ class Backbone(nn.Module):
                 groups=self.groups,
                 group_width=self.group_width,
                 dilated=self.dilated_c5 and index == 4,
+                remat=self.remat,
                 dtype=self.dtype,
                 name=f"layer{index}",
             )(x)

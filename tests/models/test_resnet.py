@@ -166,3 +166,34 @@ def test_wrong_fields_are_named():
         resnet.Backbone(out_strides=(32,), dilated_c5=True)
     with pytest.raises(ValueError, match="groups=32.* need the bottlenecks"):
         resnet.Backbone(depth=18, groups=32)
+
+
+def test_remat_gives_the_same_gradients_and_keeps_less(rng):
+    x = jnp.asarray(rng.normal(size=(1, 32, 32, 3)), jnp.float32)
+    options = dict(depth=50, out_strides=(4,))
+    variables = jax.jit(resnet.Backbone(**options).init)(jax.random.key(0), x)
+
+    def loss(params, remat):
+        model = resnet.Backbone(**options, remat=remat)
+        maps = model.apply({**variables, "params": params}, x)
+        return sum((jnp.square(m).mean() for m in maps.values()), jnp.zeros(()))
+
+    def kept(remat):  # by the forward pass for the backward one
+        pull = jax.eval_shape(
+            lambda p: jax.vjp(lambda p: loss(p, remat), p)[1], variables["params"]
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(pull))
+
+    plain, again = (
+        jax.jit(jax.grad(loss), static_argnums=1)(variables["params"], remat)
+        for remat in (False, True)
+    )
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(plain))
+    assert kept(True) - parameters < 0.7 * (kept(False) - parameters)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max() + 1e-12
+        ),
+        plain,
+        again,
+    )
