@@ -14,7 +14,7 @@ import pathlib
 from absl import app, flags
 
 from frcnn_jax.evaluation import coco, files, voc
-from frcnn_jax.training import checkpoint, evaluate
+from frcnn_jax.training import checkpoint, devices, evaluate
 from frcnn_jax.training.metrics import log_to_stderr
 
 CHECKPOINT = flags.DEFINE_string(
@@ -34,6 +34,7 @@ def main(argv):
     if argv[1:]:
         raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
     log_to_stderr()
+    devices.keep_compiled()
     if CHECKPOINT.value:
         changes = list(SET.value)
         if SPLIT.value:

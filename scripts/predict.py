@@ -22,6 +22,7 @@ from absl import app, flags
 from frcnn_jax.data import images as image_files
 from frcnn_jax.detector import load
 from frcnn_jax.evaluation import draw, files
+from frcnn_jax.training import devices
 from frcnn_jax.training.metrics import duration, log_to_stderr
 
 log = logging.getLogger("frcnn_jax.predict")
@@ -42,6 +43,7 @@ def main(argv):
     if argv[1:]:
         raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
     log_to_stderr()
+    devices.keep_compiled()
     paths, unread = [], []
     for pattern in IMAGES.value:  # a name that exists is meant as it is
         found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))

@@ -65,6 +65,7 @@ def main(argv):
         else devices.connected(ADDRESS.value, PROCESSES.value, PROCESS.value)
     ):
         log_to_stderr()
+        devices.keep_compiled()
         result = train_and_evaluate(
             CONFIG.value, WORKDIR.value, allow_changes=ALLOW.value
         )

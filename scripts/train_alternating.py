@@ -19,7 +19,7 @@ import sys
 from absl import app, flags
 
 from frcnn_jax.data import proposal_files
-from frcnn_jax.training import checkpoint, propose
+from frcnn_jax.training import checkpoint, devices, propose
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.loop import train_and_evaluate
 from frcnn_jax.training.metrics import log_to_stderr
@@ -65,6 +65,7 @@ def make_proposals(c, step1, output):
 
 def main(_):
     log_to_stderr()
+    devices.keep_compiled()
     folders = [pathlib.Path(WORKDIR.value) / f"step{i}" for i in (1, 2, 3, 4)]
     proposals = folders[0] / "proposals" / "{split}.npz"
     result = {}

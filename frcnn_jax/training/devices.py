@@ -8,6 +8,8 @@ import contextlib
 import json
 import logging
 import os
+import pathlib
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -136,6 +138,18 @@ def from_all(value: Any) -> list[Any]:
     return [
         json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)
     ]
+
+
+def keep_compiled() -> None:
+    """Keeps what is compiled on disk, so that the next start does not compile it again.
+
+    In `JAX_COMPILATION_CACHE_DIR` where that is set (empty: nothing is kept), else in
+    `~/.cache/frcnn_jax/HOST`: a CPU's programs may not run on another host's.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        folder = pathlib.Path(caches) / "frcnn_jax" / platform.node()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def is_first() -> bool:

@@ -1,4 +1,5 @@
 import pathlib
+import platform
 import subprocess
 import sys
 from functools import partial
@@ -63,6 +64,20 @@ def test_batch_size_that_does_not_split_names_the_nearest(size, near):
 def test_what_is_gathered_has_the_order_of_what_was_sharded():
     x = np.arange(24).reshape(4, 3, 2)
     np.testing.assert_array_equal(devices.gather(devices.shard(x)), x)
+
+
+@pytest.mark.parametrize("variable", [None, "", "elsewhere"])
+def test_what_is_compiled_is_kept_for_the_next_start(monkeypatch, tmp_path, variable):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    changed = {}
+    monkeypatch.setattr(jax.config, "update", changed.__setitem__)
+    if variable is not None:  # the user's own choice stays
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", variable)
+    devices.keep_compiled()
+    folder = str(tmp_path / "frcnn_jax" / platform.node())
+    expected = {} if variable is not None else {"jax_compilation_cache_dir": folder}
+    assert changed == expected
 
 
 COUNT = """
