@@ -1,4 +1,4 @@
-"""The benchmark beside torchvision runs without the latter, and names what it should."""
+"""The benchmark runs without torchvision too, and names what it should."""
 
 import json
 
