@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint docs check peer clean
+.PHONY: demo test test-slow test-wheel test-wheel-all lint docs check peer clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	@echo "installing into $(VENV) (once; a few minutes)"
@@ -22,6 +22,27 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# The wheel in an environment of its own, the tests in a folder of their own: the pure
+# layer with jax and numpy alone, then all that does not concern the repository.
+WHEEL := $(CURDIR)/build/wheel
+PURE := ops test_losses.py test_targets.py test_proposals.py test_goldens.py test_package.py
+
+test-wheel: $(VENV)/.installed
+	rm -rf build/lib build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(WHEEL) .
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python -m pip install --quiet $(WHEEL)/*.whl pytest hypothesis beartype
+	away=$$(mktemp -d) && cp -r tests experiments pyproject.toml $$away && cd $$away && \
+	    $(WHEEL)/venv/bin/python -m pytest $(PURE:%=tests/%) --pyargs frcnn_jax.ops \
+	    frcnn_jax.targets frcnn_jax.losses frcnn_jax.proposals
+
+test-wheel-all: test-wheel
+	$(WHEEL)/venv/bin/python -m pip install --quiet "$$(echo $(WHEEL)/*.whl)[train]" \
+	    pytest-xdist pycocotools faster-coco-eval
+	away=$$(mktemp -d) && cp -r tests experiments pyproject.toml $$away && cd $$away && \
+	    $(WHEEL)/venv/bin/python -m pytest -n 2 tests --ignore=tests/scripts \
+	    --ignore=tests/examples --ignore=tests/test_docs.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -117,7 +117,7 @@ def evaluate(params, data) -> dict:
     return coco.evaluate(to_coco(data.eval), results)
 
 
-def main(steps: int = 800) -> dict:
+def main(steps: int = 600) -> dict:
     """Train on shapes from scratch, return the metrics."""
     data = shapes(side=SIDE)
     params = RetinaNet().init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))

@@ -16,9 +16,10 @@ import statistics
 import subprocess
 import time
 
-from absl import app, flags
+from absl import flags
 
 from frcnn_jax.data import pipeline
+from frcnn_jax.training import cli
 
 ROOT = flags.DEFINE_string("root", None, "A COCO folder.", required=True)
 SPLIT = flags.DEFINE_string("split", "train2017", "Its split.")
@@ -109,4 +110,4 @@ def ask(peer: subprocess.Popen, seconds: float) -> dict:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -17,7 +17,7 @@ import sys
 
 import cv2
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from frcnn_jax import models
@@ -25,6 +25,7 @@ from frcnn_jax.data import check, images, pipeline
 from frcnn_jax.data.example import decode
 from frcnn_jax.data.source import Source
 from frcnn_jax.evaluation import draw
+from frcnn_jax.training import cli
 
 # Experiments import their shared parts from the folder beside this one.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -156,4 +157,4 @@ def tile(source: Source, i: int, side: int = 360) -> np.ndarray:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    cli.run(main)

@@ -26,13 +26,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from frcnn_jax import losses, models, proposals
 from frcnn_jax.models import pretrained_torch
 from frcnn_jax.models.weight_files import write_npz
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.ops import matching
+from frcnn_jax.training import cli
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
@@ -544,4 +545,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -31,13 +31,15 @@ from ml_collections import config_flags
 from frcnn_jax import models
 from frcnn_jax.models import pretrained_torch
 from frcnn_jax.models.weight_files import read_arrays, write_npz
-from frcnn_jax.training import checkpoint
+from frcnn_jax.training import checkpoint, cli
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.step import initial_state
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "An experiments/coco_*")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment whose model it is: experiments/coco_*.py."
+)
 WEIGHTS = flags.DEFINE_string("weights", None, "The peer's file.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run or checkpoint to export.")
 OUTPUT = flags.DEFINE_string("output", None, "A folder, or an .npz.", required=True)
@@ -140,4 +142,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -14,7 +14,7 @@ import pathlib
 from absl import app, flags
 
 from frcnn_jax.evaluation import coco, files, voc
-from frcnn_jax.training import checkpoint, devices, evaluate
+from frcnn_jax.training import checkpoint, cli, devices, evaluate
 from frcnn_jax.training.metrics import log_to_stderr
 
 CHECKPOINT = flags.DEFINE_string(
@@ -68,4 +68,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

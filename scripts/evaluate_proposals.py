@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from frcnn_jax.data import images, proposal_files
 from frcnn_jax.evaluation import recall
-from frcnn_jax.training import propose
+from frcnn_jax.training import cli, propose
 from frcnn_jax.training.metrics import log_to_stderr
 
 # Experiments import their shared parts from the folder beside this one.
@@ -75,4 +75,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -24,9 +24,9 @@ import threading
 import time
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from frcnn_jax.training import checkpoint
+from frcnn_jax.training import checkpoint, cli
 from frcnn_jax.training.metrics import read, without_clock
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -176,4 +176,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -14,6 +14,7 @@ Inputs with ties in a score that torch leaves unordered are avoided.
 """
 # pyright: reportMissingImports=false
 
+import argparse
 import pathlib
 import sys
 from typing import Any
@@ -544,4 +545,7 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     main()

@@ -30,6 +30,7 @@ from ml_collections import config_flags
 from frcnn_jax.data import proposal_files
 from frcnn_jax.data.example import decode
 from frcnn_jax.data.selective_search import MODES, selective_search
+from frcnn_jax.training import cli
 from frcnn_jax.training.metrics import duration, log_to_stderr
 
 # Experiments import their shared parts from the folder beside this one.
@@ -121,4 +122,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -13,10 +13,11 @@ import json
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from frcnn_jax.data import pipeline, records
+from frcnn_jax.training import cli
 
 # Experiments import their shared parts from the folder beside this one.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -49,4 +50,4 @@ def main(_):
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    cli.run(main)

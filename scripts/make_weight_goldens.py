@@ -9,6 +9,7 @@ torchvision_names.json: names and shapes of the state dicts of its detectors.
 """
 # pyright: reportMissingImports=false
 
+import argparse
 import collections
 import json
 import pathlib
@@ -61,4 +62,7 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     main()

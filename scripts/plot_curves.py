@@ -10,8 +10,9 @@ import html
 import json
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
+from frcnn_jax.training import cli
 from frcnn_jax.training.metrics import read
 
 RUNS = flags.DEFINE_multi_string("runs", None, "Folders of runs.", required=True)
@@ -111,4 +112,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

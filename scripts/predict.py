@@ -22,7 +22,7 @@ from absl import app, flags
 from frcnn_jax.data import images as image_files
 from frcnn_jax.detector import load
 from frcnn_jax.evaluation import draw, files
-from frcnn_jax.training import devices
+from frcnn_jax.training import cli, devices
 from frcnn_jax.training.metrics import duration, log_to_stderr
 
 log = logging.getLogger("frcnn_jax.predict")
@@ -103,4 +103,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

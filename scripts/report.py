@@ -25,8 +25,8 @@ from absl import app, flags
 from frcnn_jax.data import images as image_files
 from frcnn_jax.data.source import image_ids
 from frcnn_jax.evaluation import files, report
+from frcnn_jax.training import cli, metrics, propose
 from frcnn_jax.training import config as configs
-from frcnn_jax.training import metrics, propose
 
 log = logging.getLogger("frcnn_jax.report")
 OUTPUT = flags.DEFINE_string("output", "report.html", "The page.")
@@ -131,4 +131,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

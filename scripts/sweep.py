@@ -42,8 +42,8 @@ from absl import app, flags
 from ml_collections import config_flags
 from rich.console import Console
 
+from frcnn_jax.training import cli, launch, metrics, sweep
 from frcnn_jax.training import config as configs
-from frcnn_jax.training import launch, metrics, sweep
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Experiments import their shared parts from the folder beside this one.
@@ -285,4 +285,4 @@ def main(argv):
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    cli.run(main)

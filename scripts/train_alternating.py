@@ -19,7 +19,7 @@ import sys
 from absl import app, flags
 
 from frcnn_jax.data import proposal_files
-from frcnn_jax.training import checkpoint, devices, propose
+from frcnn_jax.training import checkpoint, cli, devices, propose
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.loop import train_and_evaluate
 from frcnn_jax.training.metrics import log_to_stderr
@@ -82,4 +82,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)
