@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from frcnn_jax.evaluation import files
 from frcnn_jax.training import checkpoint
-from frcnn_jax.training.metrics import read
+from frcnn_jax.training.metrics import read, without_clock
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "scripts" / "small_experiment.py"
@@ -67,34 +68,18 @@ def end_all(run):
         process.wait()
 
 
-def state(workdir):
+def result(workdir):
+    """Losses, arrays, detections and AP."""
+    rows = without_clock(read(workdir / "metrics.jsonl"))
+    steps = [row["step"] for row in rows if row["group"] == "train"]
     last = checkpoint.find(workdir / "last")
-    assert last.name == str(LEAVES["total_steps"])
-    return {item: checkpoint.read_arrays(last, item) for item in ("model", "training")}
-
-
-def losses(workdir):
-    rows = read(workdir / "metrics.jsonl")
-    assert [r["step"] for r in rows if r["group"] == "train"] == list(range(1, 31))
-    return np.array([row["total"] for row in rows if row["group"] == "train"])
-
-
-def assert_same_run(a, b):
-    """Equal but for the order of sums: the losses, arrays, detections and AP of two."""
-    np.testing.assert_allclose(losses(a), losses(b), rtol=1e-5)
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6),
-        *(state(workdir) for workdir in (a, b)),
+    assert steps == list(range(1, int(last.name) + 1))  # each once
+    return (
+        [row["total"] for row in rows if row["group"] == "train"],
+        [checkpoint.read_arrays(last, item) for item in ("model", "training")],
+        files.read_detections(workdir / "detections.json"),
+        checkpoint.read_meta(last).metrics["AP"],
     )
-    x, y = (files.read_detections(w / "detections.json") for w in (a, b))
-    assert [d["image_id"] for d in x] == [d["image_id"] for d in y] and len(x)
-    np.testing.assert_allclose(
-        *([d["score"] for d in found] for found in (x, y)), atol=1e-5
-    )
-    x, y = (
-        checkpoint.read_meta(checkpoint.find(w / "last")).metrics["AP"] for w in (a, b)
-    )
-    assert x == pytest.approx(y, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -102,27 +87,45 @@ def alone(tmp_path_factory):
     """The run of one process with four devices."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     finish(start(workdir))
-    return workdir
+    return result(workdir)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
 def test_two_processes_train_as_one_does(how, alone, tmp_path):
+    """But for the order of sums."""
     workdir = tmp_path / "run"
     finish(start(workdir, processes=2, devices=2, parallel=how))
-    assert_same_run(alone, workdir)
+    (a_loss, a, a_found, a_ap), (b_loss, b, b_found, b_ap) = alone, result(workdir)
+    np.testing.assert_allclose(a_loss, b_loss, rtol=1e-5)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, a, b)
+    assert [d["image_id"] for d in a_found] == [d["image_id"] for d in b_found]
+    np.testing.assert_allclose(
+        *([d["score"] for d in found] for found in (a_found, b_found)), atol=1e-5
+    )
+    assert a_found and a_ap == pytest.approx(b_ap, abs=1e-6)
     assert "step 1/30" not in (tmp_path / "run.1.log").read_text()  # one speaks
+
+
+LONG = dict(total_steps=150, eval_every=50, checkpoint_every=10)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A longer run of two processes, without interruption."""
+    workdir = tmp_path_factory.mktemp("pair") / "run"
+    finish(start(workdir, processes=2, devices=2, **LONG))
+    return result(workdir)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_of_two_is_killed_the_other_ends_and_both_resume(
-    victim, alone, tmp_path
-):
+def test_when_one_is_killed_the_other_ends_and_the_pair_resumes(victim, pair, tmp_path):
     workdir = tmp_path / "run"
-    run = start(workdir, processes=2, devices=2)
+    run = start(workdir, processes=2, devices=2, **LONG)
     try:
-        wait_for("step 8/30", run)
+        wait_for("step 33/150", run)
         run[victim][0].kill()
         killed = time.monotonic()
         other, log = run[1 - victim]
@@ -132,16 +135,26 @@ def test_when_one_of_two_is_killed_the_other_ends_and_both_resume(
         assert "another process has died" in said or "another task died" in said, said
     finally:
         end_all(run)
+    finish(start(workdir, processes=2, devices=2, **LONG))
+    assert "going on from step" in (tmp_path / "run.0.log").read_text()
+    assert_equal(result(workdir), pair)
 
-    run = start(workdir, processes=2, devices=2)
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_saves_and_ends_both(pair, tmp_path):
+    workdir = tmp_path / "run"
+    run = start(workdir, processes=2, devices=2, **LONG)
     try:
-        wait_for("step 13/30", run)
-        assert "going on from step" in run[0][1].read_text()
-        run[victim][0].send_signal(signal.SIGTERM)  # one is told, both save and leave
+        wait_for("step 33/150", run)
+        run[1][0].send_signal(signal.SIGTERM)
         finish(run, codes=(143,), timeout=60)
         assert "stopped by SIGTERM" in run[0][1].read_text()
     finally:
         end_all(run)
+    finish(start(workdir, processes=2, devices=2, **LONG))
+    assert_equal(result(workdir), pair)
 
-    finish(start(workdir, processes=2, devices=2))
-    assert_same_run(alone, workdir)
+
+def assert_equal(a, b):
+    """Bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)
