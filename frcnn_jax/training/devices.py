@@ -5,6 +5,7 @@ What is split (0) is local: each process brings and gets back its own rows.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
+from orbax.checkpoint import multihost
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ def parallel(
         )
         if jax.process_count() == 1:
             return run
+        run = _compiled_by_all(run)
 
         def on_this_host(*args):
             local = [
@@ -93,6 +96,8 @@ def parallel(
         donate_argnums=donate_argnums,
     )
     rows = PartitionSpec("batch")
+    if jax.process_count() > 1:
+        run = _compiled_by_all(run)
 
     def on_all_hosts(*args):
         put = [
@@ -130,6 +135,7 @@ def from_all(value: Any) -> list[Any]:
     """`value` (what JSON can hold) of every process, in their order, on every one."""
     if jax.process_count() == 1:
         return [value]
+    _wait_for_all("gather")
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array(len(text)))
     padded = np.zeros(sizes.max(), np.uint8)
@@ -202,6 +208,36 @@ def connected(
         sys.stderr.flush()
         os._exit(1)  # any other way out waits for those that are gone
     jax.distributed.shutdown()
+
+
+def _compiled_by_all(run: Any) -> Callable:
+    """`run`, begun only when every process has compiled it: some take much longer.
+
+    Else those that wait would take the others for dead (on CPUs after 30 seconds).
+    """
+    known = set()
+
+    def call(*args):
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(args))
+        if shapes not in known:
+            run.lower(*args).compile()
+            known.add(shapes)
+            _wait_for_all("compile")
+        return run(*args)
+
+    return call
+
+
+_counter = itertools.count()
+
+
+def _wait_for_all(name: str) -> None:
+    """Until all processes are here; ends with an error after an hour."""
+    multihost.sync_global_processes(
+        f"frcnn_jax/{name}/{next(_counter)}",
+        timeout=3600,
+        processes=set(range(jax.process_count())),
+    )
 
 
 def _mesh() -> Mesh:
