@@ -27,8 +27,8 @@ from frcnn_jax.models.fpn import FPN
 from frcnn_jax.models.tiny import Backbone
 from frcnn_jax.types import Detections
 
-SIDE, CLASSES = 128, 4
-STRIDES, SIZES = (4, 8, 16), ((12, 16, 20), (25, 32, 40), (50, 64, 80))
+SIDE, CLASSES = 64, 4
+STRIDES, SIZES = (4, 8), ((8, 10, 13), (16, 20, 26))
 ANCHORS = frcnn.anchors.pyramid(
     [(SIDE // s, SIDE // s) for s in STRIDES], STRIDES, SIZES, (1.0,), offset=0.5
 )
@@ -40,9 +40,9 @@ class RetinaNet(nn.Module):
 
     @nn.compact
     def __call__(self, images):
-        features = Backbone(widths=(24, 48, 64), out_strides=STRIDES)(images)
-        maps = FPN(channels=64, pool_levels=0)(features)
-        convs = [[nn.Conv(64, (3, 3)) for _ in range(2)] for _ in "cb"]
+        features = Backbone(widths=(24, 48))(images)
+        maps = FPN(channels=48, pool_levels=0)(features)
+        convs = [[nn.Conv(48, (3, 3)) for _ in range(2)] for _ in "cb"]
         prior = nn.initializers.constant(-np.log(99.0))  # objects are 1 in 100
         heads = [
             nn.Conv(K * CLASSES, (3, 3), bias_init=prior),

@@ -37,6 +37,8 @@ from typing import Any
 
 from absl import app, flags
 
+from frcnn_jax.training import cli
+
 HERE = pathlib.Path(__file__).resolve().parent
 SUITE = flags.DEFINE_enum(
     "suite", "cpu", ["cpu", "gpu", "ops", "compile"], "Which cases."
@@ -429,4 +431,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

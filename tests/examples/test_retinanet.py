@@ -11,19 +11,19 @@ from examples import retinanet
 
 
 def test_detect_finds_what_is_planted():
-    a = int(jnp.argmax(retinanet.ANCHORS[:, 2] == 60))  # any anchor inside the image
+    a = int(jnp.argmax(retinanet.ANCHORS[:, 2] == 30))  # any anchor inside the image
     logits = jnp.full((len(retinanet.ANCHORS), 4), -9.0).at[a, 2].set(3.0)
     found = jax.jit(retinanet.detect)(logits, jnp.zeros((len(logits), 4)))
     assert found.valid.tolist() == [True] + [False] * 19
     assert found.classes[0] == 3
-    expected = jnp.clip(retinanet.ANCHORS[a], 0, 128)
+    expected = jnp.clip(retinanet.ANCHORS[a], 0, 64)
     np.testing.assert_allclose(found.boxes[0], expected, atol=1e-4)
 
 
 def test_loss_is_the_formula_and_padding_changes_nothing(monkeypatch):
     monkeypatch.setattr(retinanet, "network", lambda outputs, _: outputs)
     a = len(retinanet.ANCHORS)
-    box = jnp.clip(retinanet.ANCHORS[a // 2], 0, 128)
+    box = jnp.clip(retinanet.ANCHORS[a // 2], 0, 64)
     boxes = jnp.stack([box, jnp.full(4, jnp.nan)])[None]
     truth = boxes, jnp.array([[2, 99]]), jnp.array([[True, False]])
     outputs = jnp.full((1, a, 4), -9.0), jnp.zeros((1, a, 4))
