@@ -6,6 +6,7 @@ A line of its own in a page stands for
     {{ file: CHANGELOG.md }}  a whole file, without its title
     {{ docstrings: scripts }} the docstring of every Python file of a folder
     {{ code: examples/x.py }} a file as a code block
+    {{ modules: frcnn_jax/data }}  the docstrings of all modules of a package
 
 Links out of `docs/` become plain text. In docstrings, what the interpreter would show
 (`>>> ...`) becomes a code block.
@@ -31,7 +32,13 @@ def on_config(config, **_):
 
 def on_page_markdown(markdown, *, page, **_):
     """Fills in the tokens of a page; called by mkdocs."""
-    kinds = dict(readme=_section, file=_file, docstrings=_docstrings, code=_code)
+    kinds = dict(
+        readme=_section,
+        file=_file,
+        docstrings=_docstrings,
+        code=_code,
+        modules=_modules,
+    )
     up = "../" * page.file.src_uri.count("/")
     return TOKEN.sub(lambda m: kinds[m[1]](m[2], up), markdown)
 
@@ -50,6 +57,14 @@ def _file(name, up):
 
 def _code(name, _):
     return f"```python\n{(ROOT / name).read_text().rstrip()}\n```"
+
+
+def _modules(folder, _):
+    return "\n\n".join(
+        f"## {path.stem}\n\n::: {folder.replace('/', '.')}.{path.stem}\n"
+        "    options: {heading_level: 3}"
+        for path in sorted((ROOT / folder).glob("[!_]*.py"))
+    )
 
 
 def _docstrings(folder, _):
