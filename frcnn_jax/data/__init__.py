@@ -18,3 +18,9 @@
 A new format is one new file with one function `load`. NumPy, OpenCV, grain and TFDS
 only; docs/data.md says how to use them.
 """  # noqa: E501
+
+import os
+
+# An image that claims more pixels is not decoded (OpenCV reads this as it is loaded):
+# 268 million, 0.8 GB, a quarter of OpenCV's own limit.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))

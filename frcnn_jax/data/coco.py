@@ -15,7 +15,7 @@ import numpy as np
 
 from frcnn_jax.data.conventions import from_xyxy, to_xyxy
 from frcnn_jax.data.images import image_size
-from frcnn_jax.data.source import Example, Size, Source, clean_boxes, image_ids
+from frcnn_jax.data.source import Example, Size, Source, below, clean_boxes, image_ids
 
 
 def load(
@@ -41,11 +41,8 @@ def load(
     names = _by_id(found["categories"], "category", file)
     names = {i: names[i]["name"] for i in sorted(names)}
     entries = _by_id(found["images"], "image", file)
-    missing = [
-        e["file_name"]
-        for e in entries.values()
-        if not (folder / e["file_name"]).is_file()
-    ]
+    paths = {i: below(folder, e["file_name"], file) for i, e in entries.items()}
+    missing = [e["file_name"] for i, e in entries.items() if not paths[i].is_file()]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(entries)} images of {file} are not in {folder}: "
@@ -58,8 +55,7 @@ def load(
         objects[a["image_id"]].append(a)
     report: list[str] = []
     examples = [
-        _example(folder / e["file_name"], e, objects[i], names, report)
-        for i, e in entries.items()
+        _example(paths[i], e, objects[i], names, report) for i, e in entries.items()
     ]
     return Source(examples, tuple(names.values()), tuple(names), report)
 
@@ -162,7 +158,7 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
         )
     try:
         found = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(found, dict) or not isinstance(found.get(key), list):
@@ -203,8 +199,8 @@ _TYPES = dict(  # what the keys hold, where they are there
     ),
 )
 _FITS: dict[str, Callable[[Any], bool]] = {
-    "an integer": lambda v: type(v) is int,  # true and false are none
-    "a number": lambda v: type(v) in (int, float),
+    "an integer": lambda v: type(v) is int and abs(v) < 2**63,  # no true, no false
+    "a number": lambda v: type(v) is float or type(v) is int and abs(v) < 2**63,
     "a string": lambda v: isinstance(v, str),
     "an integer or a string": lambda v: type(v) in (int, str),
     "0 or 1": lambda v: v is None or isinstance(v, int | float) and v in (0, 1),
@@ -243,6 +239,8 @@ def _check(a: dict, images: dict, names: dict[int, str], file: pathlib.Path) -> 
             "add the image or remove the annotation"
         )
     box = a.get("bbox")
-    numbers = isinstance(box, list) and all(isinstance(v, int | float) for v in box)
+    numbers = isinstance(box, list) and all(
+        type(v) is float or type(v) is int and abs(v) < 2**63 for v in box
+    )
     if not isinstance(box, list) or not numbers or len(box) != 4:
         raise ValueError(f"{where} has bbox {box}, expected [x, y, width, height]")

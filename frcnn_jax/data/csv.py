@@ -20,10 +20,10 @@ their first line.
 
 import csv
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from frcnn_jax.data.dicts import from_dicts
-from frcnn_jax.data.source import Source
+from frcnn_jax.data.source import Source, below
 
 ALIASES = dict(
     image=("image", "filename", "file_name", "path", "image_path"),
@@ -64,18 +64,18 @@ def load(
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, delimiter=delimiter)
         where = _columns(reader.fieldnames or (), columns or {}, file)
-        rows = [
-            (f"{file}, line {reader.line_num}", {k: r[v] for k, v in where.items()})
-            for r in reader
-        ]
+        rows = list(_rows(reader, where, file))
     classes = tuple(classes) or tuple(sorted({r["label"] for _, r in rows} - {""}))
     if "split" in where:
         known = dict.fromkeys(r["split"] for _, r in rows)
         if split not in known:
             raise ValueError(f"{file} has no split {split!r}: {', '.join(known)}")
         rows = [(line, r) for line, r in rows if r["split"] == split]
+    folder = pathlib.Path(root) / images.format(split=split)
     dicts: dict[str, dict] = {}
     for line, row in rows:
+        if root or images:  # else paths are the user's own
+            below(folder, row["image"], line)
         entry = dicts.setdefault(
             row["image"],
             dict(image=row["image"], id=row["image"], boxes=[], labels=[], ignore=[]),
@@ -86,10 +86,22 @@ def load(
             entry["ignore"].append(row.get("ignore") in ("1", "true", "True"))
     return from_dicts(
         list(dicts.values()),
-        root=str(pathlib.Path(root) / images.format(split=split)),
+        root=str(folder),
         classes=classes,
         convention=convention,
     )
+
+
+def _rows(
+    reader: csv.DictReader, where: Mapping[str, str], file: pathlib.Path
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each line is, and its values by our names; what is left out is empty."""
+    try:
+        for row in reader:
+            line = f"{file}, line {reader.line_num}"
+            yield line, {name: row[column] or "" for name, column in where.items()}
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num}: {error}") from error
 
 
 def _columns(
@@ -114,7 +126,7 @@ def _columns(
 
 def _box(row: Mapping[str, str], line: str) -> list[float] | None:
     """The four numbers of a line; None where all of them are empty."""
-    texts = [row[k] or "" for k in ("x1", "y1", "x2", "y2")]
+    texts = [row[k] for k in ("x1", "y1", "x2", "y2")]
     if not any(texts) and not row["label"]:
         return None
     try:

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 
 from frcnn_jax.data.source import Size
 
+MAX_PIXELS = int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", 1 << 28))
 Canvas = Size | Sequence[Size]  # one static shape, or several to choose from
 
 
@@ -29,26 +30,35 @@ def load_image(
     FileNotFoundError or, when it cannot be decoded to its end, ValueError, both naming
     the file.
     """
-    try:
-        data = (
-            np.frombuffer(path, np.uint8)
-            if isinstance(path, bytes)
-            else np.fromfile(path, np.uint8)
+    shown = name if isinstance(path, bytes) else path
+    if not isinstance(path, bytes) and not os.path.isfile(path):  # a pipe never ends
+        raise FileNotFoundError(f"no image file {path}")
+    data = np.frombuffer(path, np.uint8) if isinstance(path, bytes) else _read(path)
+    h, w = _header_size(data[:_HEADER].tobytes()) or (0, 0)
+    if h * w > MAX_PIXELS:
+        raise ValueError(
+            f"the image {shown} claims {w}x{h} pixels, more than the {MAX_PIXELS:,} that "
+            "are decoded: cut it into parts, or set the environment variable "
+            "OPENCV_IO_MAX_IMAGE_PIXELS"
         )
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no image file {path}") from None
     flags = _PARTS[part] if orient else _AS_STORED
     try:
         image = None if _cut_short(data) else cv2.imdecode(data, flags)
     except cv2.error:
         image = None
     if image is None:
-        shown = name if isinstance(path, bytes) else path
         raise ValueError(
             f"cannot decode the image {shown} ({data.size} bytes): the file is "
             "corrupt, cut short or no image; replace it"
         )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _read(path: str) -> UInt8[np.ndarray, "n"]:
+    try:
+        return np.fromfile(path, np.uint8)
+    except FileNotFoundError:  # only now
+        raise FileNotFoundError(f"no image file {path}") from None
 
 
 _PARTS = {
@@ -84,34 +94,46 @@ def image_size(image: str | bytes, *, name: str = "") -> Size:
     Anything else is decoded; raises what `load_image` does.
     """
     head = _head(image)
-    if head[:8] == b"\x89PNG\r\n\x1a\n" and b"eXIf" not in head:
-        return int.from_bytes(head[20:24]), int.from_bytes(head[16:20])
-    found = _jpeg_size(head) if head[:2] == b"\xff\xd8" else None
+    png = head[:8] == _PNG and b"eXIf" not in head
+    found = _header_size(head) if png else _jpeg_size(head)
     h, w = found or load_image(image, name=name).shape[:2]
     return h, w
+
+
+def _header_size(head: bytes) -> Size | None:
+    """The size that the header of a PNG or JPEG states, as stored; else None."""
+    if head[:8] == _PNG and len(head) >= 24:
+        return int.from_bytes(head[20:24]), int.from_bytes(head[16:20])
+    return _jpeg_size(head, turned=True)
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def _head(image: str | bytes) -> bytes:
     if isinstance(image, bytes):
         return image[:_HEADER]
-    try:
-        with open(image, "rb") as file:
-            return file.read(_HEADER)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no image file {image}") from None
+    if not os.path.isfile(image):
+        raise FileNotFoundError(f"no image file {image}")
+    with open(image, "rb") as file:
+        return file.read(_HEADER)
 
 
 _HEADER = 1 << 18  # bytes that hold everything in front of a picture's pixels
 
 
-def _jpeg_size(head: bytes) -> Size | None:
-    """The size in a JPEG's frame header; None where EXIF or oddities come first."""
+def _jpeg_size(head: bytes, *, turned: bool = False) -> Size | None:
+    """The size in a JPEG's frame header; None for anything odd.
+
+    And for one that its EXIF tag turns, unless `turned`: then as it is stored.
+    """
+    if head[:2] != b"\xff\xd8":
+        return None
     at = 2
     while at + 9 <= len(head) and head[at] == 0xFF:
         marker, length = head[at + 1], int.from_bytes(head[at + 2 : at + 4])
         if marker == 0xE1 and head[at + 4 : at + 8] == b"Exif":
-            turned = _orientation(head[at + 10 : at + 2 + length])
-            if turned != 1:
+            if not turned and _orientation(head[at + 10 : at + 2 + length]) != 1:
                 return None
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             h, w = (int.from_bytes(head[at + k : at + k + 2]) for k in (5, 7))
@@ -254,7 +276,7 @@ def load_reduced(
     it is no JPEG, turned by its EXIF tag, or less than twice as large.
     """
     head = _head(path)
-    size = _jpeg_size(head) if head[:2] == b"\xff\xd8" else None
+    size = _jpeg_size(head)
     if size is None or (n := reduction(size, fitted(size))) == 1:
         return None
     image = load_image(path, part=n, name=name)

@@ -14,12 +14,13 @@ Whatever writes these four can be trained on with `data.proposals=FILE`.
 
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
+
+from frcnn_jax import npz
 
 ARRAYS = ("image_ids", "offsets", "boxes", "scores")
 
@@ -60,14 +61,13 @@ def read(path: str | os.PathLike) -> dict[str, Scored]:
     FileNotFoundError, or ValueError that names the array that does not fit.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ARRAYS if name in file}
+        arrays = npz.read(path, ARRAYS)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"no proposals file {path}: scripts/make_proposals.py writes one"
         ) from None
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path} is no proposals file (.npz): {error}") from error
+    except ValueError as error:
+        raise ValueError(f"no proposals file: {error}") from error
     _check(arrays, path)
     ids, offsets, boxes, scores = (arrays[name] for name in ARRAYS)
     found = {}

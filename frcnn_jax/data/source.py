@@ -8,6 +8,7 @@ Boxes here are `(x1, y1, x2, y2)` in continuous pixels of the image on disk; cla
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,6 +66,23 @@ def subset(source: Source, part: slice) -> Source:
     """Some of the examples of a source: `subset(source, slice(0, 100))`."""
     repeats = None if source.repeats is None else source.repeats[part]
     return dataclasses.replace(source, examples=source.examples[part], repeats=repeats)
+
+
+def below(folder: pathlib.Path, name: str, where: object) -> pathlib.Path:
+    """The file `name` in a folder; ValueError where the name leads out of it.
+
+    `where` says who named it. (Links in the folder are followed: they are the user's.)
+
+    >>> below(pathlib.Path("photos"), "1/a.jpg", "cats.csv").as_posix()
+    'photos/1/a.jpg'
+    """
+    parts = pathlib.PurePath(name)
+    if parts.is_absolute() or parts.drive or ".." in parts.parts or "\0" in name:
+        raise ValueError(
+            f"{where} names the file {name!r}, which leads out of {folder}: "
+            "give names below that folder"
+        )
+    return folder / parts
 
 
 def image_ids(source: Source) -> list[int]:

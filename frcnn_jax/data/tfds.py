@@ -11,12 +11,14 @@ prepare: the error for a set that is not there says the command. TFDS's boxes ar
 
 import collections.abc
 import dataclasses
+import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any, overload
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import read_only_builder
+from tensorflow_datasets.core import constants, read_only_builder
 
 from frcnn_jax.data.conventions import to_xyxy
 from frcnn_jax.data.images import image_size
@@ -118,10 +120,14 @@ def find(dataset: str, root: str) -> Any:
                 "(dataset_info.json), expected one: name one as data.name=tfds:NAME, "
                 "or write one with scripts/make_records.py"
             )
+        _check_features(files[0].parent)
         return tfds.builder_from_directory(str(files[0].parent))
     name, _, config = dataset.partition("/")
     options = dict(config=config) if config else {}
     try:
+        for folder in (pathlib.Path(root or constants.DATA_DIR) / name).rglob("*"):
+            if folder.is_dir():
+                _check_features(folder)
         return read_only_builder.builder_from_files(
             name, data_dir=root or None, **options
         )
@@ -130,6 +136,36 @@ def find(dataset: str, root: str) -> Any:
             f"{dataset} is not prepared in {root or 'the usual folder of TFDS'}: "
             f"{_command(dataset, root)}"
         ) from error
+
+
+def _check_features(folder: pathlib.Path) -> None:
+    """ValueError where a prepared set names other classes than TFDS's features.
+
+    TFDS imports whatever module a name in features.json begins with.
+    """
+    file = folder / "features.json"
+    if not file.is_file():
+        return
+    try:
+        names = set(_class_names(json.loads(file.read_bytes())))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if foreign := sorted(n for n in names if not n.startswith("tensorflow_datasets.")):
+        raise ValueError(
+            f"{file} names {foreign[0]!r}, which is no feature of TFDS and would be "
+            "imported: prepare the set anew, or read its files by another source"
+        )
+
+
+def _class_names(tree: Any) -> Iterator[str]:
+    if isinstance(tree, dict):
+        for key in ("pythonClassName", "python_class_name", "type", "proto_cls"):
+            if isinstance(tree.get(key), str) and "." in tree[key]:
+                yield tree[key]
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for value in tree:
+            yield from _class_names(value)
 
 
 def _command(dataset: str, root: str) -> str:

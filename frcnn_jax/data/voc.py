@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from frcnn_jax.data.conventions import to_xyxy
 from frcnn_jax.data.images import image_size
-from frcnn_jax.data.source import Example, Size, Source, clean_boxes
+from frcnn_jax.data.source import Example, Size, Source, below, clean_boxes
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair"),
@@ -70,7 +70,7 @@ def parse(file: pathlib.Path) -> Annotation:
         )
     except FileNotFoundError:
         raise FileNotFoundError(f"no annotation file {file}") from None
-    except (ValueError, ElementTree.ParseError) as error:
+    except (ValueError, OverflowError, ElementTree.ParseError) as error:
         raise ValueError(f"cannot read the annotation {file}: {error}") from error
     names, boxes, difficult = zip(*objects, strict=True) if objects else ((), (), ())
     return Annotation(
@@ -98,7 +98,7 @@ def _text(element: ElementTree.Element, path: str) -> str:
 def _example(
     folder: pathlib.Path, name: str, classes: tuple[str, ...], report: list[str]
 ) -> Example:
-    file = folder / "Annotations" / f"{name}.xml"
+    file = below(folder / "Annotations", f"{name}.xml", "ImageSets/Main")
     found = parse(file)
     image = _image_file(folder, name)
     size = found.size or image_size(image)

@@ -83,12 +83,20 @@ def read_names(base: pathlib.Path, classes: str | Sequence[str]) -> tuple[str, .
     text = files[0].read_text(encoding="utf-8-sig")
     if files[0].suffix not in (".yaml", ".yml"):
         return tuple(line.strip() for line in text.splitlines() if line.strip())
-    names = (yaml.safe_load(text) or {}).get("names")
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{files[0]} is not YAML: {error}") from error
+    names = found.get("names") if isinstance(found, dict) else None
+    if isinstance(names, dict) and all(i in names for i in range(len(names))):
         names = [names[i] for i in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise ValueError(f"{files[0]} has names={names!r}: expected a list of names")
-    return tuple(map(str, names))
+    plain = str | int | float  # lists of lists of lists may be endless when written out
+    if isinstance(names, list) and names and all(isinstance(n, plain) for n in names):
+        return tuple(map(str, names))
+    raise ValueError(
+        f"{files[0]}: names is a {type(names).__name__}, expected a list of names, or "
+        "a dict of them by 0, 1, ..."
+    )
 
 
 def parse(file: pathlib.Path, num_classes: int) -> tuple[list[int], np.ndarray]:

@@ -207,3 +207,82 @@ def test_the_size_of_no_image_is_an_error():
         images.image_size(b"\xff\xd8\xff\xe0 and no more", name="x")
     with pytest.raises(FileNotFoundError, match="no image file"):
         images.image_size("absent.jpg")
+
+
+# ----------------------------------------------------------------------- reduced sizes
+
+
+def painted(size, box):
+    """A bright rectangle on dark ground."""
+    image = np.full((*size, 3), 20, np.uint8)
+    x1, y1, x2, y2 = box
+    image[y1:y2, x1:x2] = 230
+    return image
+
+
+def edges(image):
+    """x1, y1, x2, y2 of the rectangle, to a fraction of a pixel: levels are areas."""
+    level = (image[..., 1].astype(float) - 20) / 210
+    out = []
+    for axis in (0, 1):
+        profile = level.max(axis=axis)
+        inside = np.flatnonzero(profile > 0.5)
+        a, b = inside[0], inside[-1]
+        out.append((a + 1 - profile[: a + 1].sum(), b + profile[b:].sum()))
+    (x1, x2), (y1, y2) = out
+    return np.array([x1, y1, x2, y2])
+
+
+@pytest.mark.parametrize("size", [(1000, 1400), (1003, 1397), (1601, 999)])
+@pytest.mark.parametrize("short_side", [110, 220, 440])
+def test_what_is_decoded_smaller_lies_where_it_should(size, short_side):
+    box = (301, 199, 697, 803)
+    data = cv2.imencode(".jpg", painted(size, box), (cv2.IMWRITE_JPEG_QUALITY, 98))[1]
+
+    def fitted(size):
+        return images.fit(size, short_side, 10**4, (10**4, 10**4))
+
+    found, original = images.load_reduced(data.tobytes(), fitted)
+    assert original == size and found.shape[:2] == fitted(size)
+    scale = np.array(fitted(size)[::-1] * 2) / np.array(size[::-1] * 2)
+    np.testing.assert_allclose(edges(found), box * scale, atol=0.15)
+    # The same picture of any format, and of an array, through means of pixels.
+    means = images.shrink(painted(size, box), fitted(size), reduced=True)
+    np.testing.assert_allclose(edges(means), box * scale, atol=0.15)
+    assert np.abs(means.astype(int) - found).max() <= 25  # at the sharp edges
+    assert np.abs(means.astype(int) - found).mean() < 0.5
+
+
+def test_reduction_is_left_where_it_would_be_wrong():
+    data = cv2.imencode(".jpg", gradient(80, 120))[1].tobytes()
+
+    def to(*size):
+        return lambda _: size
+
+    assert images.load_reduced(data, to(40, 60))[0].shape == (40, 60, 3)
+    assert images.load_reduced(data, to(41, 60)) is None
+    assert images.load_reduced(with_orientation(data, 6), to(10, 10)) is None
+    png = cv2.imencode(".png", gradient(80, 120))[1].tobytes()
+    assert images.load_reduced(png, to(10, 10)) is None
+    with pytest.raises(ValueError, match="cannot decode the image x .*cut short"):
+        images.load_reduced(data[:-99], to(10, 10), name="x")
+
+
+@pytest.mark.parametrize("part", [2, 4, 8])
+def test_parts_are_the_mean_of_their_pixels(part):
+    image = gradient(96, 160)
+    data = cv2.imencode(".jpg", image[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 98))[1]
+    small = images.load_image(data.tobytes(), part=part)
+    means = image.reshape(96 // part, part, 160 // part, part, 3).mean((1, 3))
+    assert np.abs(small - means).mean() < 2
+
+
+def test_prepare_reduced_is_what_the_pipeline_reads(tmp_path):
+    path = write(tmp_path / "a.jpg", gradient(300, 400))
+    options = dict(short_side=60, max_side=90, canvas=(64, 96))
+    canvas, size = images.prepare(images.load_image(path), **options, reduced=True)
+    read, original = images.load_reduced(
+        path, lambda s: images.fit(s, 60, 90, (64, 96))
+    )
+    assert size == read.shape[:2] and original == (300, 400)
+    assert np.abs(canvas[: size[0], : size[1]].astype(int) - read).mean() < 1

@@ -1,6 +1,9 @@
 """Batches: order, sharding, resuming, flips, padding, overflow and bad images."""
 
+import dataclasses
+import json
 import sys
+import time
 import types
 
 import cv2
@@ -317,8 +320,45 @@ def test_skipped_images_are_replaced_named_and_counted_once(tmp_path):
     assert 2 not in order and order.count(3) == 6 and order.count(0) == 3
     assert [b.image[0, 0, 0, 0] for b in batches] == [b.index[0] for b in batches]
     assert len(source.report) == 1 and "2.png: skipped" in source.report[0]
-    # Silent now, and the same again.
+    # Known from now on.
     assert indices(train(source, 6, options=SKIP)) == order
+    assert len(source.report) == 1
+
+
+def test_a_run_says_what_it_skipped_and_how_often(tmp_path, monkeypatch):
+    source = on_disk(tmp_path, bad=[1])
+    module = types.ModuleType("my_lab.photos")
+    module.load = lambda *, split: source
+    monkeypatch.setitem(sys.modules, "my_lab", types.ModuleType("my_lab"))
+    monkeypatch.setitem(sys.modules, "my_lab.photos", module)
+    data = build("my_lab.photos", on_bad_image="skip")
+    assert data.skipped() == []
+    with pytest.warns(UserWarning, match="1.png: skipped"):
+        stream = data.train_batches()
+        for _ in range(6):  # three epochs
+            next(stream)
+        list(data.eval_batches())
+    (line,) = data.skipped()
+    assert "1.png: skipped: cannot decode" in line and line.endswith("(4 times)")
+
+
+def test_an_image_that_vanishes_in_the_middle_is_skipped_or_named(tmp_path):
+    for policy in ("error", "skip"):
+        source = on_disk(tmp_path)
+        options = SHAPE | dict(on_bad_image=policy)
+        batches = pipeline.train_dataset(source, batch_size=4, seed=0, **options)
+        stream = iter(batches)
+        assert sorted(next(stream).index) == [0, 1, 2, 3]
+        (tmp_path / "3.png").unlink()
+        if policy == "error":
+            with pytest.raises(FileNotFoundError, match="3.png.*'?"):
+                [next(stream) for _ in range(4)]
+            continue
+        with pytest.warns(UserWarning, match="3.png: skipped: no image file"):
+            later = [next(stream) for _ in range(6)]
+        assert 3 not in later[-1].index and later[-1].valid.all()
+        (line,) = batches.skipped
+        assert "3.png" in line
 
 
 def test_skipped_images_are_not_valid_in_evaluation(tmp_path):
@@ -429,15 +469,90 @@ def test_bccd(shared):
         assert (w[b.gt_valid] > 0).all() and (b.gt_boxes <= 160).all()
 
 
+@pytest.mark.parametrize("reduced", [True, False])
+def test_large_photographs_are_read_reduced(tmp_path, reduced):
+    h, w = 8 * H + 3, 8 * W + 5
+    path = tmp_path / "large.jpg"
+    cv2.imwrite(str(path), picture(90, (h, w))[..., ::-1])
+    example = make_example(0, str(path))._replace(boxes=np.float32([[9, 9, w, h]]))
+    source = Source([example], ("a", "b"))
+    (batch,) = evaluate(source, 1, options=SHAPE | dict(reduced=reduced))
+    size = batch.image_size[0]
+    assert batch.original_size[0].tolist() == [h, w]
+    expected = np.array([9, 9, w, h]) * np.tile(size[::-1] / [w, h], 2)
+    np.testing.assert_allclose(batch.gt_boxes[0, 0], expected, rtol=1e-5)
+    whole = cv2.resize(picture(90, (h, w)), size[::-1].tolist())
+    shown = batch.image[0, : size[0], : size[1]].astype(int)
+    assert np.abs(shown - whole).mean() < 3
+    wrong = Source([example._replace(size=(99, 77))], ("a", "b"))
+    with pytest.raises(ValueError, match="large.jpg is .* says 77x99"):
+        evaluate(wrong, 1, options=SHAPE | dict(reduced=reduced))
+
+
+def test_evaluation_is_not_reduced_where_training_is_augmented(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (4 * H, 4 * W, 3), np.uint8)
+    module = types.ModuleType("my_lab.noise")
+    module.load = lambda *, split: Source([make_example(0, noise)], ("a", "b"))
+    monkeypatch.setitem(sys.modules, "my_lab", types.ModuleType("my_lab"))
+    monkeypatch.setitem(sys.modules, "my_lab.noise", module)
+    spread = []
+    for options in (dict(), dict(reduced=False), dict(augment=dict(brightness=0.1))):
+        (batch,) = build("my_lab.noise", **options).eval_batches()
+        spread.append(batch.image[0].std())
+    assert spread[0] < 0.6 * spread[1] and spread[1] == spread[2]
+
+
+def test_the_same_split_twice_is_loaded_once(tiny):
+    data = build(tiny, train_split="val")
+    assert data.train is data.eval
+    assert len(data.eval_batches()) == 3 and next(data.train_batches()).valid.all()
+
+
+def test_json_can_hold_the_state(tiny):
+    stream = build(tiny).train_batches()
+    next(stream)
+    assert json.loads(json.dumps(stream.get_state())) == {"next_index": 1}
+
+
+def test_batches_made_ahead_are_not_in_the_state(tiny):
+    stream = build(tiny, threads=4).train_batches()
+    first = next(stream)
+    time.sleep(0.05)  # others are made meanwhile
+    stream.set_state({"next_index": 0})
+    assert_same(next(stream), first)
+
+
 @pytest.mark.slow
-def test_worker_processes_make_the_same_batches():
-    alone = build("shapes", num_images=9, size=64, max_boxes=6)
-    helped = build("shapes", num_images=9, size=64, max_boxes=6, workers=2)
-    a, b = alone.train_batches(), helped.train_batches()
-    for _ in range(6):
-        assert_same(next(a), next(b))
-    state = b.get_state()
-    expected = next(b)
-    b.set_state(state)
-    assert_same(next(b), expected)
-    b.close()
+def test_worker_processes_make_the_same_batches_and_share_their_state():
+    options = dict(num_images=9, size=64, max_boxes=6)
+    expected = build("shapes", **options).train_batches()
+    expected = [next(expected) for _ in range(9)]
+    taken = 0
+    for workers, steps in ((2, 3), (3, 2), (0, 2), (2, 2)):
+        stream = build("shapes", workers=workers, **options).train_batches()
+        stream.set_state({"next_index": taken})
+        for k in range(taken, taken + steps):
+            assert_same(next(stream), expected[k])
+        taken = stream.get_state()["next_index"]
+        stream.close()
+    assert taken == 9
+
+
+@pytest.mark.slow
+def test_what_workers_skip_is_named_and_counted(tmp_path):
+    source = on_disk(tmp_path, bad=[2])
+    found = []
+    for workers in (0, 2):
+        data = dataclasses.replace(source, report=[])
+        batches = pipeline.train_dataset(
+            data, batch_size=2, seed=0, workers=workers, **SKIP
+        )
+        stream = iter(batches)
+        with pytest.warns(UserWarning, match="2.png: skipped") as caught:
+            seen = [next(stream) for _ in range(8)]
+        stream.close()
+        assert len(caught) == 1
+        found.append((indices(seen), dict(batches.skipped), data.report))
+    assert found[0] == found[1]
+    _, skipped, report = found[1]
+    assert list(skipped) == report and sum(skipped.values()) == 4  # once an epoch

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 PROGRAM = """
-import dataclasses, os, sys
+import dataclasses, os, signal, sys
 import numpy as np
 from frcnn_jax.data import dicts, pipeline
 
@@ -16,6 +16,8 @@ class Failing(list):
             raise RuntimeError("no such record")
         if i == 5 and sys.argv[1] == "die":
             os._exit(9)
+        if i == 5 and sys.argv[1] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(i)
 
 if __name__ == "__main__":
@@ -38,6 +40,7 @@ if __name__ == "__main__":
     [
         ("raise", "RuntimeError: no such record"),
         ("die", "terminated unexpectedly with exit code 9"),
+        ("killed", "terminated unexpectedly with exit code -9"),  # out of memory
         ("unreadable", "cannot decode the image bad"),
     ],
 )
