@@ -1,7 +1,7 @@
 """NumPy's `.npz` archives of any origin: arrays only, and no larger than they say.
 
 NumPy refuses pickled objects but believes a header: a file of a kilobyte that claims a
-terabyte is an allocation of a terabyte. Here sizes are compared before anything is read.
+terabyte is an allocation of a terabyte. Here sizes are compared before any is read.
 """
 
 import math
@@ -30,9 +30,7 @@ def read(
     path = pathlib.Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            allowed = max(UNPACKED, RATIO * path.stat().st_size)
-            if (unpacked := sum(i.file_size for i in archive.infolist())) > allowed:
-                raise ValueError(f"it would unpack to {unpacked:,} bytes")
+            check_size(path, sum(i.file_size for i in archive.infolist()))
             found = {}
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")
@@ -44,6 +42,16 @@ def read(
         *(RuntimeError, OverflowError, ValueError, SyntaxError, TypeError, MemoryError),
     ) as error:
         raise ValueError(f"{path} is not a readable .npz file: {error}") from error
+
+
+def check_size(path: pathlib.Path, unpacked: int) -> None:
+    """ValueError where a file or folder would unpack to far more than it holds."""
+    files = path.rglob("*") if path.is_dir() else (path,)
+    there = sum(file.stat().st_size for file in files)
+    if unpacked > max(UNPACKED, RATIO * there):
+        raise ValueError(
+            f"{path} holds {there:,} bytes and would unpack to {unpacked:,}: refused"
+        )
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

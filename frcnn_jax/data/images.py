@@ -37,8 +37,8 @@ def load_image(
     h, w = _header_size(data[:_HEADER].tobytes()) or (0, 0)
     if h * w > MAX_PIXELS:
         raise ValueError(
-            f"the image {shown} claims {w}x{h} pixels, more than the {MAX_PIXELS:,} that "
-            "are decoded: cut it into parts, or set the environment variable "
+            f"the image {shown} claims {w}x{h} pixels, more than the {MAX_PIXELS:,} "
+            "that are decoded: cut it into parts, or set the environment variable "
             "OPENCV_IO_MAX_IMAGE_PIXELS"
         )
     flags = _PARTS[part] if orient else _AS_STORED

@@ -66,8 +66,6 @@ def read(path: str | os.PathLike) -> dict[str, Scored]:
         raise FileNotFoundError(
             f"no proposals file {path}: scripts/make_proposals.py writes one"
         ) from None
-    except ValueError as error:
-        raise ValueError(f"no proposals file: {error}") from error
     _check(arrays, path)
     ids, offsets, boxes, scores = (arrays[name] for name in ARRAYS)
     found = {}

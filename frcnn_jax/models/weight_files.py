@@ -11,15 +11,21 @@ their storages, ordered dicts) and refuses every file that says another.
 """
 
 import collections
+import io
 import json
+import math
 import pathlib
 import pickle
+import pickletools
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+
+from frcnn_jax import npz
 
 # The first value of a stream that torch.save wrote before version 1.6.
 _STREAM = 0x1950A86A20F9469CFC6C
@@ -73,6 +79,7 @@ def read_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     except (
         *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, IndexError),
         *(TypeError, AttributeError, ValueError, OverflowError),
+        *(RecursionError, MemoryError, zlib.error, NotImplementedError, RuntimeError),
     ) as error:
         raise ValueError(
             f"{path} is not a readable {path.suffix} file: {error}"
@@ -81,11 +88,7 @@ def read_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     """All arrays of an archive; pickled objects are refused, not run."""
-    file = np.load(path, allow_pickle=False)
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError("it holds a single array without a name")
-    with file:
-        return {name: file[name] for name in file.files}
+    return npz.read(path)
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -94,6 +97,8 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     header.pop("__metadata__", None)
+    spans = [entry["data_offsets"] for entry in header.values()]
+    npz.check_size(path, sum(end - begin for begin, end in spans))
     arrays = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
@@ -137,7 +142,7 @@ class _Unpickler(pickle.Unpickler):
         kind, dtype, key = pid[:3]
         is_view = len(pid) > 5 and pid[5] is not None
         if kind != "storage" or dtype not in _STORAGES.values() or is_view:
-            raise pickle.UnpicklingError(f"unknown storage {pid[:3]}")
+            raise pickle.UnpicklingError("a storage of an unknown kind")
         return str(key), dtype
 
 
@@ -153,25 +158,37 @@ def _read_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
     read = _read_zip if zipfile.is_zipfile(path) else _read_stream
     with path.open("rb") as file:
         tree, raw = read(file)
+    if not isinstance(tree, Mapping):
+        raise ValueError("expected a dict of tensors")
     for key in ("state_dict", "model"):
         if isinstance(tree.get(key), Mapping):
             tree = tree[key]
-    wrong = [name for name, value in tree.items() if not isinstance(value, _Tensor)]
+    wrong = [
+        name if isinstance(name, str) else type(name).__name__
+        for name, value in tree.items()
+        if not (isinstance(value, _Tensor) and isinstance(name, str))
+    ]
     if wrong:
         raise ValueError(f"expected a dict of tensors, found {wrong[:5]} beside them")
+    sizes = [
+        math.prod(tensor.shape) * jnp.dtype(tensor.storage[1]).itemsize
+        for tensor in tree.values()
+    ]
+    npz.check_size(path, sum(sizes))
     return {name: _array(tensor, raw) for name, tensor in tree.items()}
 
 
 def _read_zip(file: BinaryIO) -> tuple[Any, dict[tuple[str, str], np.ndarray]]:
     """`NAME/data.pkl` and one file a storage, `NAME/data/KEY`."""
     with zipfile.ZipFile(file) as archive:
+        unpacked = sum(info.file_size for info in archive.infolist())
+        npz.check_size(pathlib.Path(file.name), unpacked)
         (index,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
         folder = index.removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist():
             if archive.read(f"{folder}byteorder") != b"little":
                 raise ValueError("its numbers are big-endian")
-        with archive.open(index) as stream:
-            tree = _Unpickler(stream).load()
+        tree = _load(io.BytesIO(archive.read(index)))
         raw = {
             (key, dtype): np.frombuffer(
                 archive.read(f"{folder}data/{key}"), jnp.dtype(dtype)
@@ -183,19 +200,34 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[tuple[str, str], np.ndarray]]:
 
 def _read_stream(file: BinaryIO) -> tuple[Any, dict[tuple[str, str], np.ndarray]]:
     """Pickles of a number, a version, the machine, the tree and the keys; then data."""
-    if _Unpickler(file).load() != _STREAM:
+    if _load(file) != _STREAM:
         raise ValueError("it was not written by torch.save")
-    _Unpickler(file).load()
-    if not _Unpickler(file).load().get("little_endian", True):
+    _load(file)
+    if not _load(file).get("little_endian", True):
         raise ValueError("its numbers are big-endian")
-    tree, keys = _Unpickler(file).load(), _Unpickler(file).load()
+    tree, keys = _load(file), _load(file)
     dtypes = dict(_storages(tree))
     raw = {}
     for key in keys:
         dtype = jnp.dtype(dtypes[key])
         count = int.from_bytes(file.read(8), "little")
+        npz.check_size(pathlib.Path(file.name), count * dtype.itemsize)
         raw[key, dtypes[key]] = np.frombuffer(file.read(count * dtype.itemsize), dtype)
     return tree, raw
+
+
+def _load(file: Any) -> Any:
+    """What a pickle holds, once its size is known to be harmless.
+
+    A memo's numbers follow one another; one that does not is room for billions.
+    """
+    start = file.tell()
+    for opcode, number, position in pickletools.genops(file):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            if int(number or 0) > (position or 0):
+                raise pickle.UnpicklingError(f"its memo has an entry {number}")
+    file.seek(start)
+    return _Unpickler(file).load()
 
 
 def _storages(tree: Any) -> list[tuple[str, str]]:

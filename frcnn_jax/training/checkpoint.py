@@ -15,6 +15,7 @@ saved: what is lost with an evaluation is the evaluation.
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as policies
 
-from frcnn_jax import models
+from frcnn_jax import models, npz
 from frcnn_jax.data.images import canvases
 from frcnn_jax.training import devices
 from frcnn_jax.training.config import from_json
@@ -219,9 +220,14 @@ def read_arrays(checkpoint: str | pathlib.Path, item: str) -> PyTree:
     """The item "model" or "training" of a checkpoint's folder, as numpy arrays."""
     path = pathlib.Path(checkpoint) / item
     with _reading(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(path).item_metadata.tree
+        claimed = [
+            math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+            for leaf in named_leaves(tree).values()
+        ]
+        npz.check_size(path, sum(claimed))
         as_numpy = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-            reader.metadata(path).item_metadata.tree,
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
         )
         return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 

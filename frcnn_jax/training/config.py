@@ -93,6 +93,32 @@ def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
             ) from None
 
 
+def check_code(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
+    """ValueError where a checkpoint's data are Python code that no change names.
+
+    A file from elsewhere must not choose what is imported and called.
+    """
+    given = " ".join(changes)
+    data = config.to_dict()["data"]
+    if unknown := [n for n in _code(data) if n not in given]:
+        raise ValueError(
+            f"the checkpoint's data come from the Python code {unknown[0]!r}, which "
+            "would be imported and called: if it is yours, name it, as "
+            f"--set=data.name={data['name']}"
+        )
+
+
+def _code(data: Mapping[str, Any]) -> list[str]:
+    """The dotted paths of Python code in a group `data`."""
+    name, _, dataset = str(data.get("name", "")).partition(":")
+    if name == "dicts":
+        dataset = dataset or str(data.get("dataset", ""))
+    found = [n for n in (name, dataset if name == "dicts" else "") if "." in n]
+    for part in (data.get("datasets") or {}).values():
+        found += _code(part)
+    return found
+
+
 # Leaves that a resumed run may change without changing what is learnt.
 FREE = {
     *("eval_every", "log_every", "checkpoint_every", "eval_batch_size", "init_from"),

@@ -97,6 +97,7 @@ def evaluate_checkpoint(
     where = checkpoint.find(path)
     model, variables, meta = checkpoint.load_model(where)
     configs.change(meta.config, changes)
+    configs.check_code(meta.config, changes)
     c = configs.check(meta.config)
     data = build_eval_data(c)
     if data.eval.classes != meta.classes:

@@ -37,6 +37,7 @@ def rpn_of_checkpoint(
     if not isinstance(model, FasterRCNN):
         raise ValueError(f"{where} is a FastRCNN: it has no RPN to propose anything")
     configs.change(meta.config, changes)
+    configs.check_code(meta.config, changes)
     c = configs.check(meta.config)
     data = build_eval_data(c)
     propose = devices.parallel(

@@ -61,7 +61,7 @@ def test_a_file_from_elsewhere_may_have_other_types(tmp_path):
         (dict(boxes=[[0, 0, 1, np.nan], [0, 0, 1, 1]]), "row 0"),
         (dict(boxes=[[0, 0, 1, 1], [0, 3, 1, 1]]), "row 1.*y1 <= y2"),
         (dict(scores=[1, np.inf]), "row 1"),
-        (dict(image_ids=np.array(["a", {}], object)), "no proposals file"),
+        (dict(image_ids=np.array(["a", {}], object)), "pickled objects, which are"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, changes, message):
@@ -78,7 +78,7 @@ def test_no_file_and_a_broken_file_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.npz.*make_proposals"):
         proposal_files.read(tmp_path / "nothing.npz")
     (tmp_path / "p.npz").write_bytes(b"PK no archive")
-    with pytest.raises(ValueError, match="p.npz is no proposals file"):
+    with pytest.raises(ValueError, match="p.npz is not a readable .npz"):
         proposal_files.read(tmp_path / "p.npz")
 
 

@@ -60,7 +60,12 @@ def test_one_compilation_for_each_canvas(run):
 @pytest.mark.slow
 def test_evaluation_and_detector_agree_on_every_image(run, tmp_path):
     workdir, _, result = run
-    changes = ["postprocess.score=0.0"]
+    name = "dicts:tests.training.test_buckets.pictures"
+    with pytest.raises(
+        ValueError, match="would be imported and called.*--set=data.name"
+    ):
+        evaluate_checkpoint(workdir, tmp_path)
+    changes = ["postprocess.score=0.0", f"data.name={name}"]
     annotations, _ = evaluate_checkpoint(workdir, tmp_path, changes=changes)
     assert len(annotations["images"]) == 8
     assert result.keys() >= {"AP"}
