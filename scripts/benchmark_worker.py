@@ -53,7 +53,7 @@ def serve(
             elif "prepare" in request:
                 ready = None  # what the last case held may go
                 ready = prepare(request["prepare"], pathlib.Path(request["folder"]))
-                for call in 2 * list(ready.calls.values()):
+                for call in ready.calls.values():  # once more, warm
                     call()
                 answer = dict(modes=list(ready.calls), check=ready.check, **ready.more)
                 answer |= dict(versions=versions, device=device)

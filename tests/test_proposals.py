@@ -294,3 +294,49 @@ def test_proposals_below_the_least_score_are_dropped():
     found = select_proposals(anchors, logits, jnp.zeros((3, 4)), IMAGE, score=0.5)
     assert found.valid.sum() == 2  # sigmoid(0) = 0.5 is not below
     np.testing.assert_array_equal(found.boxes[:2], anchors[:2])
+
+
+def scene(rng, name, n):
+    """Boxes that all overlap or that never do."""
+    if name == "all":
+        return np.array([20, 20, 80, 60]) + rng.uniform(-0.5, 0.5, (n, 4))
+    y, x = 8 * np.stack(np.divmod(rng.permutation(n), 15))
+    return np.stack([x, y, x + 6, y + 6], 1)
+
+
+@pytest.mark.parametrize("boxes", ["all", "none"])
+@pytest.mark.parametrize("scores", ["equal", "different"])
+def test_worst_cases_of_proposals_equal_the_loop(rng, boxes, scores):
+    n = sum(SIZES)
+    anchors = scene(rng, boxes, n).astype(np.float32)
+    logits = rng.permutation(n) / 10 if scores == "different" else np.ones(n)
+    logits, deltas = logits.astype(np.float32), np.zeros((n, 4), np.float32)
+    kept = select_loop(anchors, logits, deltas, 70, 0.7, 1.0, (1.0,) * 4, True)
+    got = select_proposals(
+        *map(jnp.asarray, (anchors, logits, deltas)),
+        IMAGE,
+        level_sizes=SIZES,
+        **dict(pre_nms=70, post_nms=110, min_size=1.0),
+    )
+    # One a level, or every one (70 + 30 + 10).
+    assert len(kept) == (3 if boxes == "all" else 110)
+    assert_same_boxes(got, kept, 110)
+
+
+@pytest.mark.parametrize("boxes", ["all", "none"])
+@pytest.mark.parametrize("scores", ["equal", "different"])
+def test_worst_cases_of_many_classes_equal_the_loop(rng, boxes, scores):
+    """Every pair of 40 RoIs and 50 classes is a candidate, more than are wanted."""
+    rois = scene(rng, boxes, 40).astype(np.float32)
+    logits = np.zeros((40, 51)) if scores == "equal" else rng.normal(0, 0.5, (40, 51))
+    logits, deltas = logits.astype(np.float32), np.zeros((40, 1, 4), np.float32)
+    kept = postprocess_loop(rois, logits, deltas, 1e-3, 0.5, (0.1,) * 4, 1.0)
+    assert len(kept) == (50 if boxes == "all" else 2000)
+    got = postprocess(
+        *(jnp.asarray(rois), jnp.ones(40, bool), jnp.asarray(logits)),
+        *(jnp.asarray(deltas), IMAGE),
+        **dict(score=1e-3, max_detections=300, stds=(0.1,) * 4),
+    )
+    assert_same_boxes(got, kept, 300)
+    n = min(len(kept), 300)
+    np.testing.assert_array_equal(got.classes[:n], [c for _, _, c in kept[:n]])

@@ -195,6 +195,9 @@ def _greedy_tiles(boxes, classes, valid, threshold, max_output):
     later = jnp.triu(jnp.ones((t, t), bool), 1)[None]
     image = jnp.arange(b)[:, None]
 
+    def keep_of_tile(tile, alive):
+        return _fixed_point(_suppresses(tile, tile, threshold) & later, alive)
+
     def step(state):
         i, kept, position, count = state
         tile = lax.dynamic_slice_in_dim(columns, i * t, t, 2)
@@ -206,8 +209,10 @@ def _greedy_tiles(boxes, classes, valid, threshold, max_output):
 
         filled = jnp.minimum(-(-count.max() // t), slots // t)
         alive = lax.fori_loop(0, filled, drop, alive)
-        matrix = _suppresses(tile, tile, threshold) & later
-        keep = _fixed_point(matrix, alive)
+        # In a crowd most tiles are suppressed as a whole.
+        keep = lax.cond(
+            alive.any(), keep_of_tile, lambda tile, alive: alive, tile, alive
+        )
         slot = jnp.where(keep, count[:, None] + jnp.cumsum(keep, 1) - 1, slots)
         kept = kept.at[image, :, slot].set(jnp.moveaxis(tile, 1, 2), mode="drop")
         place = jnp.broadcast_to(i * t + jnp.arange(t)[None], (b, t))

@@ -1,5 +1,7 @@
 """NMS against a loop over boxes in NumPy, float32 in the same order of operations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -251,6 +253,50 @@ def test_gradient_is_zero_not_an_error(rng):
 def test_nonsense_threshold_is_refused(threshold):
     with pytest.raises(ValueError, match="iou_threshold is .* expected"):
         nms.nms(jnp.zeros((2, 4)), jnp.zeros(2), iou_threshold=threshold)
+
+
+def worst_cases(rng, n=260):
+    """Scenes of several tiles each, by name: boxes and scores."""
+    one = np.array([30, 40, 90, 80], np.float32)
+    near = one + rng.uniform(-1, 1, (n, 4)).astype(np.float32)
+    y, x = np.divmod(np.arange(n, dtype=np.float32), 16)
+    grid = np.stack([10 * x, 10 * y, 10 * x + 8, 10 * y + 8], 1)
+    touching = np.stack([10 * x, 10 * y, 10 * x + 10, 10 * y + 10], 1)
+    half = np.linspace(50, 0, n, dtype=np.float32)[:, None]
+    nested = np.concatenate([60 - half, 60 - half, 60 + half, 60 + half], 1)
+    steps = np.arange(n, dtype=np.float32)[:, None] * np.float32(0.5)
+    chain = steps + np.array([0, 0, 3, 3], np.float32)
+    falling = -np.arange(n, dtype=np.float32)
+    equal = np.ones(n, np.float32)
+    late = np.concatenate([np.broadcast_to(one, (n - 40, 4)), grid[-40:]])
+    return dict(
+        all_overlap=(near, rng.permutation(n).astype(np.float32)),
+        all_the_same=(np.broadcast_to(one, (n, 4)), equal),
+        none_overlap=(grid, rng.permutation(n).astype(np.float32)),
+        touching=(touching, equal),
+        nested=(nested, falling),
+        chain=(chain, falling),
+        equal_scores=(crowd(rng, n)[0], equal),
+        far_away=(crowd(rng, n)[0] + np.float32(1e5), falling),
+        found_in_the_last_tile=(late, falling),
+    )
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+def test_worst_cases_equal_the_loop_alone_and_in_one_batch(rng, threshold):
+    cases = worst_cases(rng)
+    expected = {
+        name: mask(greedy(*arrays, threshold), 260) for name, arrays in cases.items()
+    }
+    assert expected["all_the_same"].sum() == 1 and expected["none_overlap"].all()
+    one = functools.partial(nms.nms, iou_threshold=threshold)
+    for name, arrays in cases.items():
+        keep = one(*map(jnp.asarray, arrays))
+        np.testing.assert_array_equal(keep, expected[name], err_msg=name)
+    # In a batch the images that are done wait for those that are not.
+    together = [jnp.asarray(np.stack(x)) for x in zip(*cases.values(), strict=True)]
+    for name, keep in zip(cases, jax.jit(jax.vmap(one))(*together), strict=True):
+        np.testing.assert_array_equal(keep, expected[name], err_msg=name)
 
 
 def soft_loop(boxes, scores, decay):
