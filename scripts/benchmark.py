@@ -8,10 +8,12 @@ r"""Ours beside torchvision, on this machine, in the same run.
 
 Each side is a process of its own; they take turns on the same inputs and weights,
 `--rounds` times. A figure is the median over the rounds of a round's median call, and
-its spread the smallest and the largest of these. torchvision is measured contiguous and
-channels_last, and the faster one counts (`peer_ms`); in the suite cpu a third process
-is torchvision with glibc's malloc tuned, beside it. `peak_mb` is the largest memory of
-each process (on a GPU: what its allocator gave out).
+its spread the smallest and the largest of these; on a machine that other work keeps
+busy the ratio of processor time says more than that of the clock. torchvision is
+measured contiguous and channels_last, and the faster one counts (`peer_ms`); where the
+detectors of the suite cpu predict, a third process is torchvision with glibc's malloc
+tuned, beside it. `peak_mb` is the largest memory of each process (on a GPU: what its
+allocator gave out).
 
     cpu      detectors, training steps and parts of the network, a fresh pair of
              processes for each case
@@ -262,10 +264,12 @@ def measure(case: Case, sides: dict[str, Side], folder: pathlib.Path) -> dict[st
     turns: dict[tuple[str, str], list[float]] = {
         (side, mode): [] for side in sides for mode in ready[side]["modes"]
     }
+    processor: dict[tuple[str, str], list[float]] = {turn: [] for turn in turns}
     for _ in range(1 if case.get("once") else ROUNDS.value):
-        for (side, mode), found in turns.items():
-            ms = sides[side](time=mode, seconds=SECONDS.value)["ms"]
-            found.append(statistics.median(ms))
+        for side, mode in turns:
+            found = sides[side](time=mode, seconds=SECONDS.value)
+            turns[side, mode].append(statistics.median(found["ms"]))
+            processor[side, mode].append(statistics.median(found["cpu_ms"]))
     peaks = {side: sides[side](peak=1)["peak_mb"] for side in sides}
     medians = {turn: statistics.median(found) for turn, found in turns.items()}
 
@@ -285,6 +289,11 @@ def measure(case: Case, sides: dict[str, Side], folder: pathlib.Path) -> dict[st
             if turn
         },
         peer_modes={mode: ms for (side, mode), ms in medians.items() if side == "peer"},
+        cpu_ms={
+            side: statistics.median(processor[turn])
+            for side, turn in ((OURS, ours), ("peer", peer), ("tuned", tuned))
+            if turn
+        },
         peak_mb=peaks,
         versions=", ".join(r["versions"] for r in list(ready.values())[:2]),
         device=ready[OURS]["device"],
@@ -314,7 +323,7 @@ MORE = ("trace_ms", "compile_ms", "memory_mb", "gflop")
 def row(name: str, entry: dict[str, Any]) -> str:
     """A line of the table."""
     if "error" in entry:
-        return f"| {name} | {entry['error']} | | | | | | |"
+        return f"| {name} | {entry['error']} | | | | | | | |"
 
     def text(value, form="{:.3g}"):
         return "" if value is None else form.format(value)
@@ -323,6 +332,7 @@ def row(name: str, entry: dict[str, Any]) -> str:
         bounds = entry["spread"].get(side)
         return f" ({bounds[0]:.3g} to {bounds[1]:.3g})" if bounds else ""
 
+    cpu = entry["cpu_ms"]
     memory = " / ".join(f"{entry['peak_mb'][s] / 1024:.2f}" for s in entry["peak_mb"])
     modes = entry["peer_modes"]
     slower = max(modes.values()) if len(modes) > 1 else None
@@ -331,6 +341,7 @@ def row(name: str, entry: dict[str, Any]) -> str:
         text(entry["ours_ms"]) + spread(OURS),
         text(entry["peer_ms"]) + spread("peer"),
         text(entry["ratio"], "**{:.2f}**"),
+        text(cpu[OURS] / max(cpu["peer"], 1e-3), "{:.2f}") if "peer" in cpu else "",
         min(modes, key=modes.__getitem__) + f", else {slower:.3g}" if slower else "",
         text(entry.get("tuned_ratio"), "{:.2f}"),
         memory,
@@ -340,8 +351,8 @@ def row(name: str, entry: dict[str, Any]) -> str:
 
 
 HEAD = (
-    "| case | ours, ms | torchvision, ms | ratio | its mode | ratio, malloc tuned "
-    "| peak memory, GB | compile, s |\n" + "| --- " * 8 + "|"
+    "| case | ours, ms | torchvision, ms | ratio | of processor time | its mode "
+    "| ratio, malloc tuned | peak memory, GB | compile, s |\n" + "| --- " * 9 + "|"
 )
 
 
