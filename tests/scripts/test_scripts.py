@@ -1,5 +1,6 @@
 """The scripts as a user runs them: processes, files, exit codes, the last JSON line."""
 
+import csv
 import json
 import pathlib
 import subprocess
@@ -72,6 +73,7 @@ def test_predict_names_what_it_cannot_read_and_does_the_rest(workdir, tmp_path):
     done = script(
         *("predict", f"--checkpoint={workdir}", f"--images={tmp_path}/*.png"),
         *(f"--images={tmp_path}/gone.jpg", f"--output={out}", "--batch_size=2"),
+        f"--images={tmp_path}/../{tmp_path.name}/c.png",  # once more
         code=1,
     )
     result = last_json(done)
@@ -87,6 +89,59 @@ def test_predict_names_what_it_cannot_read_and_does_the_rest(workdir, tmp_path):
         (90, 40),
     }
     files.read_detections(out / "detections.json", images)
+
+
+def test_predict_takes_folders_and_videos_and_keeps_the_classes_named(
+    workdir, tmp_path
+):
+    rng = np.random.default_rng(0)
+    folder, out = tmp_path / "in", tmp_path / "out"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "notes.txt").write_text("no image")
+    image = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    cv2.imwrite(str(folder / "deep" / "a.PNG"), image)
+    video = cv2.VideoWriter(
+        str(folder / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (80, 64)
+    )
+    for _ in range(5):
+        video.write(rng.integers(0, 256, (64, 80, 3), np.uint8))
+    video.release()
+    (folder / "broken.mp4").write_bytes(b"no video")
+    done = script(
+        *("predict", f"--checkpoint={workdir}", f"--images={folder}", "--score=0"),
+        *(f"--output={out}", "--batch_size=2", "--classes=star,circle"),
+        code=1,
+    )
+    result = last_json(done)
+    assert result["images"] == 6  # one picture, five frames
+    assert result["unread"] == [str(folder / "broken.mp4")]
+    images = files.read_annotations(out / "images.json")
+    frames = [(i["frame"], i["time"]) for i in images["images"] if "frame" in i]
+    assert frames == [(n, pytest.approx(n / 5)) for n in range(5)]
+    found = files.read_detections(out / "detections.json", images)
+    assert {d["category_id"] for d in found} <= {1, 4}
+    with (out / "detections.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(found) > 0  # of all scores, as asked
+    for row, entry in zip(rows, found, strict=True):
+        x, y, w, h = entry["bbox"]
+        corners = [float(row[k]) for k in ("x1", "y1", "x2", "y2")]
+        np.testing.assert_allclose(corners, [x, y, x + w, y + h], atol=0.01)
+        assert row["class"] == {1: "circle", 4: "star"}[entry["category_id"]]
+    (drawn,) = (out / "videos").iterdir()
+    capture = cv2.VideoCapture(str(drawn))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    assert capture.get(cv2.CAP_PROP_FPS) == 5
+    capture.release()
+    (picture,) = (out / "pictures").iterdir()
+    assert cv2.imread(str(picture)).shape[0] >= 320  # enlarged for the labels
+
+    done = script(
+        *("predict", f"--checkpoint={workdir}", f"--images={folder}"),
+        *(f"--output={out}", "--classes=stra"),
+        code=1,
+    )
+    assert "stra: the checkpoint knows circle, square" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "predict"])

@@ -1,0 +1,182 @@
+"""A detector as one StableHLO program: weights, preprocessing and NMS inside.
+
+    exported = export_image(model, variables, config)      # one image of any size
+    exported = export_batch(model, variables, config)      # a batch of prepared images
+    pathlib.Path("model.stablehlo").write_bytes(exported.serialize())
+
+`jax.export.deserialize(...)` brings it back where only JAX is installed, on any of the
+platforms it was made for. h w are the sides of an image as it comes, H W those of the
+network's canvas, n is `max_detections`.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+from jaxtyping import Array, Float, Int, UInt8
+
+from frcnn_jax.data.images import canvases
+from frcnn_jax.models import FasterRCNN
+from frcnn_jax.training.step import predict_step
+from frcnn_jax.types import Batch, Detections
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export_image(
+    model: Any,
+    variables: Any,
+    config: Mapping[str, Any],
+    *,
+    size: tuple[int, int] | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+) -> export.Exported:
+    """`uint8 RGB [h, w, 3]` -> `{"boxes": [n, 4], "scores", "classes", "valid": [n]}`.
+
+    Resizing and padding are inside; boxes are in pixels of the image given. It takes
+    any h and w, each compiled when first seen, or with `size` (h, w) only that one.
+    Raises ValueError for a model that needs proposals from outside.
+    """
+    _check(model)
+    scope = export.SymbolicScope(["h >= 1", "w >= 1"])
+    shape = size or export.symbolic_shape("h, w", scope=scope)
+    detect = partial(_detect_image, variables, model=model, config=config)
+    image = jax.ShapeDtypeStruct((*shape, 3), jnp.uint8)
+    return export.export(jax.jit(detect), platforms=platforms)(image)
+
+
+def export_batch(
+    model: Any,
+    variables: Any,
+    config: Mapping[str, Any],
+    *,
+    batch_size: int = 0,
+    platforms: Sequence[str] = PLATFORMS,
+) -> export.Exported:
+    """`(uint8 RGB [b, H, W, 3], int32 (h, w) [b, 2])` -> detections `[b, n]`.
+
+    The images are resized and lie at the top left of their canvas, as `data.images.
+    prepare` leaves them; boxes are in pixels of the canvas. `batch_size` 0 takes any b.
+    Raises ValueError for a model that needs proposals from outside.
+    """
+    _check(model)
+    b = batch_size or export.symbolic_shape("b")[0]
+    detect = partial(_detect_batch, variables, model=model, config=config)
+    image = jax.ShapeDtypeStruct((b, *canvas_of(config), 3), jnp.uint8)
+    image_size = jax.ShapeDtypeStruct((b, 2), jnp.int32)
+    return export.export(jax.jit(detect), platforms=platforms)(image, image_size)
+
+
+def canvas_of(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(H, W) that holds every canvas of the configuration."""
+    heights, widths = zip(*canvases(config["data"]["canvas"]), strict=True)
+    return max(heights), max(widths)
+
+
+def resize(
+    image: UInt8[Array, "h w 3"],
+    size: Int[Array, "2"],
+    *,
+    canvas: tuple[int, int],
+    reduced: bool = True,
+) -> UInt8[Array, "H W 3"]:
+    """Bilinear resizing to `size` (h', w'), at the top left of a canvas of zeros.
+
+    What `data.images.prepare` does: with `reduced`, means of n x n pixels come first
+    where both sides are n = 2, 4 or 8 times as large as wanted; then output pixel i
+    samples them at `(i + 1/2) h / (n h') - 1/2`. OpenCV's weights are in fixed point
+    there (1/32 pixel for n > 1), so a few levels may differ. `size` is a value, known
+    only when it runs.
+    """
+    times = jnp.min(jnp.stack(image.shape[:2]) // size) if reduced else jnp.int32(1)
+    n = sum((times >= k).astype(jnp.int32) for k in (2, 4, 8))
+    branches = [partial(_sample_means, n=k, canvas=canvas) for k in (1, 2, 4, 8)]
+    pixels = jax.lax.switch(n, branches, image, size)
+    down, across = (jnp.arange(n) for n in canvas)
+    inside = (down < size[0])[:, None] & (across < size[1])[None]
+    return jnp.where(inside[..., None], jnp.round(pixels), 0).astype(jnp.uint8)
+
+
+def _sample_means(image, size, *, n, canvas) -> Float[Array, "H W 3"]:
+    """Bilinear samples of the means of n x n pixels, as far as the canvas goes."""
+    rows, down = _neighbours(image.shape[0], size[0], canvas[0], n)
+    columns, across = _neighbours(image.shape[1], size[1], canvas[1], n)
+    image = image.astype(jnp.float32)
+    found = jnp.zeros((*canvas, 3))
+    for row, weight in zip(rows, (1 - down, down), strict=True):
+        band = jnp.zeros((canvas[0], *image.shape[1:]))
+        for k in range(n):
+            band += image[row[:, k]]
+        for column, share in zip(columns, (1 - across, across), strict=True):
+            cells = jnp.zeros((*canvas, 3))
+            for k in range(n):
+                cells += band[:, column[:, k]]
+            mean = jnp.round(cells / n**2)
+            found += mean * weight[:, None, None] * share[None, :, None]
+    return found
+
+
+def _neighbours(length, size, count, n):
+    """Pixels `[count, n]` of the cells before and after each sample; its way between.
+
+    The last pixel is repeated to fill the last cell.
+    """
+    last = jnp.asarray(length) - 1
+    cells = last // n
+    at = (jnp.arange(count) + 0.5) * ((last + 1) / (n * size)) - 0.5
+    at = jnp.clip(at, 0, cells.astype(jnp.float32))
+    before = jnp.floor(at).astype(jnp.int32)
+    after = jnp.minimum(before + 1, cells)
+    pixels = [
+        jnp.minimum(cell[:, None] * n + jnp.arange(n)[None], last)
+        for cell in (before, after)
+    ]
+    return pixels, at - before
+
+
+def _detect_image(variables, image, *, model, config):
+    data, canvas = config["data"], canvas_of(config)
+    h, w = (jnp.asarray(side, jnp.float32) for side in image.shape[:2])
+    scale = jnp.minimum(
+        data["short_side"] / jnp.minimum(h, w), data["max_side"] / jnp.maximum(h, w)
+    )
+    scale = jnp.minimum(scale, jnp.minimum(canvas[0] / h, canvas[1] / w))
+    original = jnp.stack([h, w])
+    size = jnp.maximum(jnp.round(original * scale), 1).astype(jnp.int32)
+    reduced = data.get("reduced", True) and not data.get("augment")
+    pixels = resize(image, size, canvas=canvas, reduced=reduced)
+    found = _detect_batch(
+        variables, pixels[None], size[None], model=model, config=config
+    )
+    back = jnp.tile((original / size)[::-1], 2)[None]
+    limit = jnp.stack([w, h, w, h])[None]
+    boxes = jnp.clip(found["boxes"][0] * back, 0, limit)
+    return {name: x[0] for name, x in found.items()} | {"boxes": boxes}
+
+
+def _detect_batch(variables, image, image_size, *, model, config):
+    b = image.shape[0]
+    batch = Batch(
+        image=image,
+        image_size=image_size,
+        original_size=image_size,
+        gt_boxes=jnp.zeros((b, 0, 4)),
+        gt_classes=jnp.zeros((b, 0), jnp.int32),
+        gt_valid=jnp.zeros((b, 0), bool),
+        gt_ignore=jnp.zeros((b, 0), bool),
+        index=jnp.zeros((b,), jnp.int32),
+        valid=jnp.ones((b,), bool),
+    )
+    found: Detections = predict_step(variables, batch, model=model, config=config)
+    return dict(found._asdict())
+
+
+def _check(model: Any) -> None:
+    if not isinstance(model, FasterRCNN):
+        raise ValueError(
+            f"a {type(model).__name__} needs proposals from outside: only a FasterRCNN "
+            "can be exported whole"
+        )

@@ -1,0 +1,136 @@
+"""A checkpoint as one StableHLO file that runs where only JAX is installed.
+
+python scripts/export.py --checkpoint=runs/demo --output=exported
+python scripts/export.py --checkpoint=runs/demo --output=exported --input=batch \
+    --batch_size=8 --platforms=cuda
+
+Leaves `model.stablehlo` (weights, preprocessing and NMS inside) and `model.json` (class
+names, what goes in and what comes out, which JAX made it). `--input=image` takes one
+RGB image of any size, or of `--size` alone; `--input=batch` takes images resized and
+padded by the caller, any number of them or `--batch_size`. docs/export.md shows the ten
+lines that load it. The file is run once and compared with the checkpoint; the last line
+on stdout is one JSON object.
+"""
+
+import json
+import pathlib
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from frcnn_jax import detector, export
+from frcnn_jax.data import images
+from frcnn_jax.training import checkpoint
+from frcnn_jax.training.metrics import log_to_stderr
+
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A run's folder or a checkpoint.", required=True
+)
+OUTPUT = flags.DEFINE_string("output", None, "A folder.", required=True)
+INPUT = flags.DEFINE_enum("input", "image", ["image", "batch"], "What goes in.")
+SIZE = flags.DEFINE_string("size", "", "HEIGHTxWIDTH of --input=image; default any.")
+BATCH = flags.DEFINE_integer("batch_size", 0, "Of --input=batch; 0: any.", 0)
+PLATFORMS = flags.DEFINE_list("platforms", "cpu,cuda,tpu", "Where it is to run.")
+SCORE = flags.DEFINE_float("score", None, "Least score; default the configuration's.")
+
+
+def main(argv):
+    if argv[1:]:
+        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
+    log_to_stderr()
+    model, variables, meta = checkpoint.load_model(checkpoint.find(CHECKPOINT.value))
+    if SCORE.value is not None:
+        meta.config.postprocess.score = SCORE.value
+    config, data = meta.config.to_dict(), meta.config.data
+    canvas = export.canvas_of(config)
+    start = time.perf_counter()
+    if INPUT.value == "image":
+        if SIZE.value and not all(map(str.isdecimal, SIZE.value.split("x"))):
+            raise app.UsageError(f"--size={SIZE.value}: expected HEIGHTxWIDTH, 480x640")
+        h, w = map(int, SIZE.value.split("x")) if SIZE.value else (None, None)
+        exported = export.export_image(
+            model,
+            variables,
+            config,
+            size=(h, w) if h and w else None,
+            platforms=PLATFORMS.value,
+        )
+        given = "image: uint8 RGB [h, w, 3]"
+        space = "pixels of the image given"
+    else:
+        exported = export.export_batch(
+            model, variables, config, batch_size=BATCH.value, platforms=PLATFORMS.value
+        )
+        h = w = None
+        given = (
+            "images: uint8 RGB [b, H, W, 3], resized so that the short side is "
+            "short_side and the long one at most max_side, at the top left of a canvas "
+            "of zeros; sizes: int32 [b, 2], (h, w) that each fills"
+        )
+        space = "pixels of the canvas; times original / size for the original's"
+    output = pathlib.Path(OUTPUT.value)
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / "model.stablehlo"
+    file.write_bytes(exported.serialize())
+    about = dict(
+        input=given,
+        output="boxes [.., n, 4] (x1, y1, x2, y2), scores, classes (1..C; 0: unused) "
+        f"and valid [.., n], by falling score; boxes in {space}",
+        arguments=[str(x) for x in exported.in_avals],
+        classes=meta.classes,
+        category_ids=meta.category_ids,
+        canvas=canvas,
+        short_side=data.short_side,
+        max_side=data.max_side,
+        platforms=exported.platforms,
+        jax=jax.__version__,
+        calling_convention=exported.calling_convention_version,
+        step=meta.step,
+    )
+    (output / "model.json").write_text(json.dumps(about, indent=2) + "\n")
+    seconds = time.perf_counter() - start
+    result = dict(bytes=file.stat().st_size, seconds=round(seconds, 2))
+    print(f"{file}: {result['bytes'] / 1e6:.1f} MB, {', '.join(exported.platforms)}")
+    if jax.default_backend() in exported.platforms:
+        whole = detector.Detector(model, variables, meta)
+        result |= compare(file, whole, (h or 300, w or 400), canvas)
+        print("same detections as the checkpoint: {same}".format(**result))
+    print(json.dumps(result))
+
+
+def compare(file, whole, size, canvas):
+    """Runs what was written on noise and on nothing, beside the checkpoint."""
+    call = jax.jit(jax.export.deserialize(file.read_bytes()).call)
+    rng = np.random.default_rng(0)
+    worst, same = 0.0, True
+    for image in (
+        rng.integers(0, 256, (*size, 3), np.uint8),
+        np.zeros((*size, 3), "u1"),
+    ):
+        expected = whole([image])
+        if INPUT.value == "image":
+            found = jax.device_get(call(image))
+        else:
+            data = whole.config.data
+            pixels, fitted = images.prepare(
+                image,
+                data.short_side,
+                data.max_side,
+                canvas,
+                reduced=data.get("reduced", True) and not data.get("augment"),
+            )
+            b = BATCH.value or 1
+            sizes = np.array([fitted] * b, np.int32)
+            found = jax.device_get(call(np.stack([pixels] * b), sizes))
+            found = {name: x[0] for name, x in found.items()}
+            scale = np.array(image.shape[:2]) / fitted
+            found["boxes"] = found["boxes"] * np.tile(scale[::-1], 2)
+        same &= bool(np.array_equal(found["classes"], expected.classes[0]))
+        worst = max(worst, float(np.abs(found["scores"] - expected.scores[0]).max()))
+    return dict(same=same, score_difference=worst)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,113 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frcnn_jax import export, models
+from frcnn_jax.data import images
+from frcnn_jax.detector import Detector
+from frcnn_jax.training import checkpoint
+from frcnn_jax.training.step import init_variables
+from tests.training import small
+
+
+def smooth(rng, size):
+    coarse = rng.integers(0, 256, (6, 6, 3), np.uint8)
+    return np.asarray(images.resize(coarse, size), np.uint8)
+
+
+@pytest.mark.parametrize("reduced", [True, False])
+@pytest.mark.parametrize(
+    "size",  # enlarged; less than 2 times as large; 2; 8; very narrow
+    [(30, 40), (100, 75), (131, 300), (1200, 900), (3, 400)],
+)
+def test_resize_is_that_of_the_pipeline_within_a_few_levels(rng, size, reduced):
+    image = smooth(rng, size)
+    expected, fitted = images.prepare(image, 64, 96, (64, 96), reduced=reduced)
+    found = jax.jit(lambda i, s: export.resize(i, s, canvas=(64, 96), reduced=reduced))(
+        image, jnp.array(fitted)
+    )
+    assert found.dtype == jnp.uint8
+    levels = np.abs(np.asarray(found, int) - expected)
+    assert levels.max() <= 4 and levels.mean() < 0.5
+    assert not np.asarray(found)[fitted[0] :].any()
+    assert not np.asarray(found)[:, fitted[1] :].any()
+
+
+@pytest.fixture(scope="module")
+def detector():
+    config = small.config()
+    config.postprocess.score = 0.0  # of a model that has learnt nothing
+    model = models.build_detector(num_classes=4, **config.model.to_dict())
+    variables = init_variables(jax.random.key(0), (64, 64, 3), model=model)
+    meta = checkpoint.Meta(config, tuple("abcd"), (1, 2, 3, 4), 0, {}, None)
+    return Detector(model, variables, meta)
+
+
+def loaded(exported):
+    return jax.jit(jax.export.deserialize(exported.serialize()).call)
+
+
+def assert_same(found, expected, i, *, atol=1e-4):
+    for name in ("valid", "classes"):
+        np.testing.assert_array_equal(found[name][i], getattr(expected, name)[i])
+    for name in ("scores", "boxes"):
+        np.testing.assert_allclose(
+            found[name][i], getattr(expected, name)[i], rtol=1e-4, atol=atol
+        )
+
+
+@pytest.mark.slow
+def test_export_batch_finds_what_the_detector_finds_for_any_batch(rng, detector):
+    config = detector.config.to_dict()
+    call = loaded(export.export_batch(detector.model, detector.variables, config))
+    for b in (1, 3):
+        given = [smooth(rng, size) for size in ((64, 64), (48, 64), (64, 32))[:b]]
+        expected = detector(given)
+        prepared = [images.prepare(x, 64, 64, (64, 64)) for x in given]
+        pixels, sizes = (np.stack(x) for x in zip(*prepared, strict=True))
+        found = call(pixels, sizes.astype(np.int32))
+        assert found["valid"].any()
+        for i in range(b):
+            assert_same(found, expected, i)
+
+
+@pytest.mark.slow
+def test_export_image_takes_any_size_and_answers_in_its_pixels(rng, detector):
+    config = detector.config.to_dict()
+    exported = export.export_image(detector.model, detector.variables, config)
+    assert exported.platforms == export.PLATFORMS
+    call = loaded(exported)
+    same = smooth(rng, (64, 48))  # needs no resizing: equal to the last digits
+    found = {name: x[None] for name, x in call(same).items()}
+    assert_same(found, detector([same]), 0)
+    larger = same.repeat(2, 0).repeat(2, 1)  # means of 2 x 2 give it back
+    twice = {name: x[None] for name, x in call(larger).items()}
+    np.testing.assert_allclose(twice["boxes"], 2 * found["boxes"], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(twice["scores"], found["scores"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_export_of_one_size_refuses_another(detector):
+    config = detector.config.to_dict()
+    exported = export.export_image(
+        detector.model, detector.variables, config, size=(40, 64), platforms=("cpu",)
+    )
+    assert exported.platforms == ("cpu",)
+    with pytest.raises(ValueError, match="40"):
+        exported.call(np.zeros((64, 64, 3), np.uint8))
+
+
+def test_what_needs_proposals_from_outside_is_refused():
+    config = small.config()
+    del config.model.anchors, config.model.rpn
+    model = models.build_detector(
+        num_classes=4, external_proposals=True, **config.model.to_dict()
+    )
+    with pytest.raises(ValueError, match="FastRCNN needs proposals from outside"):
+        export.export_image(model, {}, config.to_dict())
+
+
+def test_canvas_of_several_holds_them_all():
+    config = {"data": {"canvas": ((8, 9), (10, 4))}}
+    assert export.canvas_of(config) == (10, 9)
