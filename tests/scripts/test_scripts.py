@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
+from frcnn_jax.detector import Detector, load
 from frcnn_jax.evaluation import files
+from frcnn_jax.training import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -187,3 +190,62 @@ def test_a_misspelt_override_is_named(tmp_path):
         code=1,
     )
     assert "learning_rat" in done.stderr and "learning_rate" in done.stderr
+
+
+ONLY_JAX = """
+import importlib.metadata, sys
+
+names = importlib.metadata.packages_distributions()
+installed = "jax jaxlib numpy scipy ml-dtypes opt-einsum flatbuffers".split()
+
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        ours = {d.replace("_", "-") for d in names.get(top, ())}
+        if top == "frcnn_jax" or (ours and not ours.intersection(installed)):
+            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
+
+
+sys.meta_path.insert(0, Missing())
+"""
+
+
+@pytest.mark.slow
+def test_export_runs_where_only_jax_is_installed_and_finds_the_same(workdir, tmp_path):
+    """The lines of docs/export.md, in a process that can import nothing of ours."""
+    done = script(
+        *("export", f"--checkpoint={workdir}", f"--output={tmp_path / 'exported'}"),
+        "--score=0.0",
+    )
+    assert last_json(done)["same"] is True
+    text = (ROOT / "docs" / "export.md").read_text()
+    code = text.split("<!-- load -->\n```python\n")[1].split("```")[0]
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    np.save(tmp_path / "image.npy", image)
+    ran = subprocess.run(
+        [sys.executable, "-c", ONLY_JAX + code],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    detector = load(workdir)
+    detector.config.postprocess.score = 0.0
+    detector = Detector(
+        detector.model,
+        detector.variables,
+        checkpoint.read_meta(checkpoint.find(workdir))._replace(config=detector.config),
+    )
+    expected = detector([image])
+    lines = ran.stdout.splitlines()
+    assert len(lines) == expected.valid.sum() > 0
+    for line, c, score in zip(
+        lines, expected.classes[0], expected.scores[0], strict=False
+    ):
+        name, value, *_ = line.split(maxsplit=2)
+        assert name == detector.classes[c - 1]
+        assert float(value) == pytest.approx(float(score), rel=1e-4)
