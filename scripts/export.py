@@ -22,7 +22,7 @@ from absl import app, flags
 
 from frcnn_jax import detector, export
 from frcnn_jax.data import images
-from frcnn_jax.training import checkpoint
+from frcnn_jax.training import checkpoint, cli, devices
 from frcnn_jax.training.metrics import log_to_stderr
 
 CHECKPOINT = flags.DEFINE_string(
@@ -40,6 +40,7 @@ def main(argv):
     if argv[1:]:
         raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
     log_to_stderr()
+    devices.keep_compiled()
     model, variables, meta = checkpoint.load_model(checkpoint.find(CHECKPOINT.value))
     if SCORE.value is not None:
         meta.config.postprocess.score = SCORE.value
@@ -136,4 +137,4 @@ def compare(file, whole, size, canvas):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -31,7 +31,6 @@ import importlib.util
 import inspect
 import json
 import logging
-import os
 import pathlib
 import signal
 import sys
@@ -256,8 +255,6 @@ def main(argv):
     else:
         jobs = JOBS.value or (4 if searches else len(source.trials))
         places = [executor(workdir)] * jobs
-    # Programs that several trials share are compiled once.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled"))
     launcher = launch.start_local if local else launch.start_slurm
 
     def start(trial: sweep.Trial, place: Any):
