@@ -104,6 +104,18 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def test_a_loss_that_is_not_finite_names_the_checkpoint_to_go_on_from(saved):
+    """The one of the step before holds the parameters that gave it."""
+    writer = checkpoint.manager(saved[0])
+    assert checkpoint.good_before(writer, 12).endswith(
+        f"last good checkpoint: {checkpoint.folder(saved[0])}/8"
+    )
+    said = checkpoint.good_before(writer, 9)
+    assert said.startswith("8 holds the parameters that gave this loss")
+    assert said.endswith("/7")
+    assert checkpoint.good_before(writer, 3).endswith("none yet")
+
+
 def test_missing_checkpoint_says_what_was_looked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: expected a run's folder"):
         checkpoint.find(tmp_path / "nowhere")

@@ -145,6 +145,14 @@ def test_other_classes_in_the_same_folder_are_refused(whole, config, monkeypatch
         loop.train_and_evaluate(config, workdir)
 
 
+def test_evaluating_on_other_classes_is_refused(whole, tmp_path, monkeypatch):
+    load = shapes.load
+    other = lambda **kw: dataclasses.replace(load(**kw), classes=tuple("abcd"))  # noqa: E731
+    monkeypatch.setattr(shapes, "load", other)
+    with pytest.raises(ValueError, match="knows the classes .*circle.*the data has"):
+        evaluate.evaluate_checkpoint(whole[0], tmp_path)
+
+
 @pytest.mark.parametrize(
     "change, error, message",
     [
