@@ -46,7 +46,7 @@ SET = flags.DEFINE_multi_string(
     "Changes of it; they replace the small run that is the default.",
 )
 
-PHASES = {"start": 5.0, "step": 0.5, "save": 0.05, "evaluate": 0.5}  # longest wait
+PHASES = {"start": 5.0, "step": 3.0, "save": 0.3, "evaluate": 3.0}  # longest wait, s
 
 
 class Training:
