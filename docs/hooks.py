@@ -93,6 +93,7 @@ def _links(text, up):
             return f"[{label}]({up}{target.removeprefix('docs/')})"
         return match[0] if re.match(r"https?:|#", target) else label
 
+    text = text.replace('src="docs/', f'src="{up}')
     return re.sub(r"\[([^]]*)\]\(([^)]*)\)", fix, text)
 
 
