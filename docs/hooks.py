@@ -24,10 +24,23 @@ TOKEN = re.compile(r"^\{\{ (\w+): (.+) \}\}$", re.M)
 
 
 def on_config(config, **_):
-    """Puts pages of `docs/` that the navigation forgot under "In depth"."""
+    """Leaves out pages that are not there yet; "In depth" takes those it forgot."""
     named = str(config.nav)
+    config.nav = _present(config.nav)
     (depth,) = (part["In depth"] for part in config.nav if "In depth" in part)
     depth += [p.name for p in sorted(ROOT.glob("docs/*.md")) if p.name not in named]
+
+
+def _present(entries):
+    found = []
+    for entry in entries:
+        title, target = entry.popitem() if isinstance(entry, dict) else ("", entry)
+        if isinstance(target, list):
+            target = _present(target)
+        elif not (ROOT / "docs" / target).exists():
+            continue
+        found.append({title: target} if title else target)
+    return found
 
 
 def on_page_markdown(markdown, *, page, **_):
