@@ -1,5 +1,6 @@
 """Parts that experiments share: plain functions that return plain dicts."""
 
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -85,7 +86,7 @@ def faster_rcnn() -> dict[str, Any]:
         roi_targets=dict(  # targets.roi_targets
             fg_iou=0.5, bg_iou=0.5, num_samples=512, fg_fraction=0.25, stds=roi_stds
         ),
-        proposals=dict(  # proposals.select_proposals
+        proposals=dict(  # training.step.rpn_proposals, proposals.select_proposals
             train=dict(pre_nms=2000, post_nms=2000, nms_iou=0.7, stds=rpn_stds),
             eval=dict(pre_nms=1000, post_nms=1000, nms_iou=0.7, stds=rpn_stds),
         ),
@@ -95,6 +96,19 @@ def faster_rcnn() -> dict[str, Any]:
             score=0.05, nms_iou=0.5, max_detections=100, stds=roi_stds
         ),
     )
+
+
+def external_proposals(c: Any, file: str, count: int) -> None:
+    """Turns a Faster R-CNN's configuration into a Fast R-CNN's, in place.
+
+    Its proposals are the first `count` of each image in `file`.
+    """
+    c.model.external_proposals = True
+    for group in ("anchors", "rpn"):
+        if group in c.model:
+            del c.model[group]
+    c.data.proposals = file
+    c.data.max_proposals = count
 
 
 def alternating(c: Any, step: int) -> None:
@@ -113,12 +127,7 @@ def alternating(c: Any, step: int) -> None:
         c.loss_weights.update(roi_cls=0.0, roi_box=0.0)
         c.frozen += ("box_head",)
     if step == 2:
-        c.model.external_proposals = True
-        for group in ("anchors", "rpn"):
-            if group in c.model:
-                del c.model[group]
-        c.data.proposals = ""
-        c.data.max_proposals = c.proposals.train.post_nms
+        external_proposals(c, "", c.proposals.train.post_nms)
     if step == 3:
         c.frozen = (*shared, "box_head")
     if step == 4:
@@ -154,6 +163,30 @@ def vgg16_rpn(*scales: int, runlocal: bool) -> dict[str, Any]:
     )
 
 
+def proposal_counts(*counts: int) -> Iterator[dict[str, Any]]:
+    """Changes that give the number of proposals in testing, NMS and all."""
+    for count in counts:
+        yield {"proposals.eval.post_nms": count}
+
+
+def without_parts_of_the_rpn(all_boxes: int = 6000) -> Iterator[dict[str, Any]]:
+    """Changes of the lower half of Table 2: the RPN in testing, without ...
+
+    NMS (the best `all_boxes`), scores (a random choice, so no NMS either), deltas (the
+    anchors themselves).
+    """
+    no_nms = {"proposals.eval.pre_nms": all_boxes, "proposals.eval.nms_iou": 1.0}
+    yield {"proposals.eval.post_nms": all_boxes, **no_nms}
+    for count in (100, 300, 1000):
+        yield {
+            "proposals.eval.post_nms": count,
+            "proposals.eval.use_scores": False,
+            **no_nms,
+        }
+    for count in (300, 1000):
+        yield {"proposals.eval.post_nms": count, "proposals.eval.use_deltas": False}
+
+
 # Fast R-CNN sec. 4.5 trains conv3_1 and up.
 VGG_FROZEN = tuple(f"backbone/conv{i}_{j}" for i in (1, 2) for j in (1, 2))
 
@@ -167,7 +200,13 @@ def paper(*, runlocal: bool, practice: bool = False) -> dict[str, Any]:
     has; a side of 16 pixels of a VOC image has about 25.6 in the network.
     """
     rpn_stds, roi_stds = (1.0, 1.0, 1.0, 1.0), (0.1, 0.1, 0.2, 0.2)
-    kept = dict(nms_iou=0.7, min_size=6.4 if runlocal else 25.6, stds=rpn_stds)
+    kept = dict(
+        nms_iou=0.7,
+        min_size=6.4 if runlocal else 25.6,
+        use_scores=True,  # Table 2 takes away the one or the other
+        use_deltas=True,
+        stds=rpn_stds,
+    )
     locations = 10 * 16 if runlocal else 38 * 63  # see paper_images
     rpn_loss: dict[str, float] = dict(beta=1.0, box_normalizer=locations)
     if practice:
@@ -189,7 +228,7 @@ def paper(*, runlocal: bool, practice: bool = False) -> dict[str, Any]:
             fg_fraction=0.25,
             stds=roi_stds,
         ),
-        proposals=dict(  # proposals.select_proposals
+        proposals=dict(  # training.step.rpn_proposals, proposals.select_proposals
             train=dict(pre_nms=12000, post_nms=2000, **kept),
             eval=dict(pre_nms=6000, post_nms=300, **kept),
         ),
@@ -217,7 +256,8 @@ def paper_anchors(*scales: int, runlocal: bool) -> dict[str, Any]:
     """The group `anchors`: `scales` in pixels by three ratios, as py-faster-rcnn's."""
     if runlocal:
         scales = tuple(s // 4 for s in scales)
-    return dict(strides=(16,), sizes=(scales,), rounding="legacy")
+    ratios = (0.5, 1.0, 2.0)
+    return dict(strides=(16,), sizes=(scales,), aspect_ratios=ratios, rounding="legacy")
 
 
 def paper_images(*, runlocal: bool) -> dict[str, Any]:

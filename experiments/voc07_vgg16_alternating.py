@@ -17,7 +17,7 @@ FILE has VGG-16 of ImageNet under torchvision's names: Caffe's weights, as the p
 with `:torchvision` those of torchvision (`models/pretrained_vgg.py`).
 
 Published, VOC 2007 test, mAP of the 11-point metric in % (Table 3): 69.9 on 07, 73.2 on
-07+12; not shared (after step 2) 68.5. Steps and rates are py-faster-rcnn's: 80k, 40k,
+07+12; not shared (`step2`, with `--set=data.max_proposals=300`) 68.5. Steps and rates are py-faster-rcnn's: 80k, 40k,
 80k, 40k, one image for the RPN, two for the detector. Ours: not run: needs VOC and
 ImageNet weights.
 """
@@ -46,6 +46,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     c.update(common.paper(runlocal=local, practice=args["practice"]))
     c.optimizer.boundaries = (60_000.0,) if rpn else (30_000.0,)
+    c.roi_targets.num_samples = 64  # 128 RoIs of two images
     c.frozen = common.VGG_FROZEN
     c.data = common.voc07(runlocal=local, also12=args["0712"])
     c.model = dict(

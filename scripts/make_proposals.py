@@ -51,7 +51,7 @@ SET = flags.DEFINE_multi_string(
     "set", [], "Changes a value of the checkpoint's config."
 )
 # What is lost when the script is stopped; what says how far it is.
-PART = 50
+PART = 20
 
 
 def search(example, options):

@@ -10,7 +10,6 @@ goes on where it stopped, within a step or between two. The last line on stdout 
 JSON object, the metrics of step 4.
 """
 
-import importlib.util
 import json
 import logging
 import pathlib
@@ -40,12 +39,8 @@ SET = flags.DEFINE_multi_string("set", [], "Changes a config value: data.root=DI
 def get_config(step):
     """The experiment's configuration of one step, with the changes of the command."""
     path, _, arg = EXPERIMENT.value.partition(":")
-    spec = importlib.util.spec_from_file_location("experiment", path)
-    if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
-        raise app.UsageError(f"--experiment={path}: no such file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    c = module.get_config(",".join(filter(None, [arg, f"step={step}"])))
+    arg = ",".join(filter(None, [arg, f"step={step}"]))
+    c = configs.load_experiment(path).get_config(arg)
     configs.change(c, SET.value)
     return c
 

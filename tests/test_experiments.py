@@ -1,7 +1,6 @@
 """Every shipped experiment builds: keys are known, shapes fit, a step is traceable."""
 
 import importlib
-import importlib.util
 import inspect
 import pathlib
 from functools import partial
@@ -16,7 +15,12 @@ from frcnn_jax.data import augment, pipeline
 from frcnn_jax.data.images import canvases, check_canvas
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
-from frcnn_jax.training.step import initial_state, predict_step, train_step
+from frcnn_jax.training.step import (
+    initial_state,
+    predict_step,
+    rpn_proposals,
+    train_step,
+)
 from frcnn_jax.types import Batch, Proposals
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
@@ -26,9 +30,7 @@ FILES = sorted(
 
 
 def get_config(name, arg):
-    spec = importlib.util.spec_from_file_location("experiment", FOLDER / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = configs.load_experiment(FOLDER / name)
     assert "scripts/train.py --config=experiments/" + name in module.__doc__
     return configs.check(module.get_config(arg))
 
@@ -194,3 +196,55 @@ def test_both_forms_of_eq_1_nearly_agree():
     assert weight == pytest.approx(1 / 256, rel=0.1)
     assert "box_normalizer" not in practice["rpn_loss"]
     assert practice["loss_weights"]["rpn_box"] == 1
+
+
+def sweeps():
+    for name in FILES:
+        module = configs.load_experiment(FOLDER / name)
+        for sweep in vars(module):
+            if sweep.startswith("sweep_"):
+                yield name, sweep
+
+
+@pytest.mark.parametrize("name, sweep", list(sweeps()))
+def test_every_row_of_a_sweep_is_another_network_or_setting_that_builds(name, sweep):
+    """Its leaves exist, groups are keyword arguments, a prediction is traceable."""
+    module = configs.load_experiment(FOLDER / name)
+    seen, outputs = [], {}
+    for changes in getattr(module, sweep)():
+        c = module.get_config("runlocal")
+        configs.change(c, [f"{k}={v}" for k, v in changes.items()])
+        c = configs.check(c)
+        assert changes and c not in seen
+        seen.append(c)
+        network = repr(c["model"])
+        if network not in outputs:  # tracing a network takes a second
+            outputs[network] = rpn_output(c)
+        out, size = outputs[network]
+        for when in ("train", "eval"):
+            found = jax.eval_shape(
+                lambda out, size, group=c["proposals"][when], levels=out.level_sizes: (
+                    rpn_proposals(out._replace(level_sizes=levels), size, **group)
+                ),
+                out._replace(level_sizes=()),
+                size,
+            )
+            assert found.boxes.shape == (1, c["proposals"][when]["post_nms"], 4)
+    assert len(seen) > 1
+
+
+def rpn_output(c):
+    """The shapes of what the RPN of a configuration says of one image, and its size."""
+    canvas, *_ = canvases(c["data"]["canvas"])
+    model = models.build_detector(num_classes=4, **c["model"])
+    levels = []
+
+    def run(image):
+        variables = model.init(jax.random.key(0), image)
+        out = model.apply(variables, image, method="rpn")
+        levels.append(out.level_sizes)
+        return out._replace(level_sizes=())
+
+    shape = jax.ShapeDtypeStruct
+    out = jax.eval_shape(run, shape((1, *canvas, 3), np.float32))
+    return out._replace(level_sizes=levels[0]), shape((1, 2), np.int32)

@@ -5,8 +5,11 @@ function names a misspelt key. The rest is checked here.
 """
 
 import ast
+import importlib.util
 import json
+import pathlib
 from collections.abc import Iterable, Mapping
+from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -62,6 +65,19 @@ def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
                 f"{group.get('stds')}: targets and decoding must use the same"
             )
     return c
+
+
+def load_experiment(path: str | pathlib.Path) -> ModuleType:
+    """The module of an experiment's file; FileNotFoundError names it.
+
+    Like a script, it is code that runs: load your own.
+    """
+    spec = importlib.util.spec_from_file_location("experiment", path)
+    if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"no experiment {path}: expected a file NAME.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:

@@ -109,9 +109,24 @@ def rpn_losses(
 
 
 def rpn_proposals(
-    out: RPNOutput, image_size: Int[Array, "b 2"], **kwargs: Any
+    out: RPNOutput,
+    image_size: Int[Array, "b 2"],
+    *,
+    use_scores: bool = True,
+    use_deltas: bool = True,
+    **kwargs: Any,
 ) -> Proposals:
-    """Proposals `[b, post_nms]` of the RPN; `kwargs` as for `select_proposals`."""
+    """Proposals `[b, post_nms]` of the RPN; `kwargs` as for `select_proposals`.
+
+    Table 2 takes away one or the other output of the RPN: without `use_scores` boxes
+    come in a random order (one draw for all images), without `use_deltas` they are the
+    anchors. `nms_iou=1` is no NMS.
+    """
+    if not use_scores:
+        order = jax.random.uniform(jax.random.key(0), out.deltas.shape[1:2])
+        out = out._replace(logits=jnp.broadcast_to(order, out.deltas.shape[:2]))
+    if not use_deltas:
+        out = out._replace(deltas=jnp.zeros_like(out.deltas))
     select = partial(proposals.select_proposals, level_sizes=out.level_sizes, **kwargs)
     return jax.vmap(select, (None, 0, 0, 0))(
         out.anchors, out.logits, out.deltas, image_size
