@@ -58,21 +58,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         cache=True,
     )
     c.model = dict(  # models.build_detector
-        backbone=dict(
-            name="resnet",
-            depth=50,
-            out_strides=(8, 16, 32),
-            stride_in_1x1=True,
-            norm_eps=1e-3,
-            pretrained="",
-        ),
+        **common.keras_resnet50(),
         fpn=dict(channels=256, pool_levels=0),
         anchors=dict(strides=(8, 16, 32), sizes=(24.0, 48.0, 96.0)),
         roi_align=dict(strides=(8, 16, 32), canonical_size=112.0),
         box_head=dict(widths=(512, 512)),
-        pixel_mean=(123.68, 116.779, 103.939),
-        pixel_std=(1.0, 1.0, 1.0),
     )
+    c.model.backbone.out_strides = (8, 16, 32)
     c.roi_targets.num_samples = 64
     c.proposals.train.update(pre_nms=1000, post_nms=500)
     c.proposals.eval.update(

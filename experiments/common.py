@@ -270,17 +270,28 @@ def paper_images(*, runlocal: bool) -> dict[str, Any]:
     return dict(short_side=600, max_side=1000, canvas=((608, 1008), (1008, 608)))
 
 
-def voc07(*, runlocal: bool, also12: bool) -> dict[str, Any]:
-    """The group `data`: VOC 2007 trainval (`also12`: and 2012's), tested on 2007."""
-    train = "2007_trainval+2012_trainval" if also12 else "2007_trainval"
-    return data(
-        "voc",  # root is the folder VOCdevkit
-        classes="voc",
-        train_split=train,
-        eval_split="2007_test",
-        max_boxes=64,
-        **paper_images(runlocal=runlocal),
-    )
+def voc07(*, runlocal: bool, also12: bool, tfds: bool) -> dict[str, Any]:
+    """The group `data`: VOC 2007 trainval (`also12`: and 2012's), tested on 2007.
+
+    From the folder VOCdevkit, or what TFDS has prepared (`data/tfds.py`).
+    """
+    shared: dict[str, Any] = dict(max_boxes=64, **paper_images(runlocal=runlocal))
+    if not tfds:
+        return data(
+            "voc",  # root is the folder VOCdevkit
+            classes="voc",
+            train_split="2007_trainval+2012_trainval" if also12 else "2007_trainval",
+            eval_split="2007_test",
+            **shared,
+        )
+    shared.update(train_split="train+validation", eval_split="test")
+    if not also12:
+        return data("tfds:voc/2007", root="", **shared)
+    sets = {
+        "2007": dict(name="tfds:voc/2007", root=""),
+        "2012": dict(name="tfds:voc/2012", root="", splits={"test": "train[:0]"}),
+    }
+    return data("mix", datasets=sets, classes=(), **shared)
 
 
 def coco(*, short_side: int, max_side: int, multiple: int, runlocal: bool) -> dict:

@@ -4,7 +4,8 @@ r"""The paper's main row: VGG-16 on VOC 2007, trained end to end (approximate jo
         --config.data.root=VOCdevkit --config.model.backbone.pretrained=FILE
     python scripts/evaluate.py --checkpoint=runs/voc07   # the paper's mAP is VOC07
 
-Arguments: `:0712` adds VOC 2012 trainval, `:practice` takes py-faster-rcnn's loss in
+Arguments: `:0712` adds VOC 2012 trainval, `:tfds` reads VOC from TFDS,
+which needs no `data.root`, `:practice` takes py-faster-rcnn's loss in
 place of eq. (1), `:runlocal` is small, for two CPU cores.
 
 FILE has VGG-16 of ImageNet under torchvision's names: Caffe's weights, as the paper, or
@@ -52,7 +53,12 @@ from experiments import common
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     args = common.parse_arg(
-        arg, runlocal=False, torchvision=False, practice=False, **{"0712": False}
+        arg,
+        runlocal=False,
+        torchvision=False,
+        practice=False,
+        tfds=False,
+        **{"0712": False},
     )
     local = args["runlocal"]
     c: Any = ml_collections.ConfigDict()
@@ -60,7 +66,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.update(common.run(batch_size=2, total_steps=100 if local else 70_000))
     c.update(common.paper(runlocal=local, practice=args["practice"]))
     c.frozen = common.VGG_FROZEN
-    c.data = common.voc07(runlocal=local, also12=args["0712"])
+    c.data = common.voc07(runlocal=local, also12=args["0712"], tfds=args["tfds"])
     c.model = dict(
         common.vgg16(torchvision=args["torchvision"], runlocal=local),
         **common.vgg16_rpn(128, 256, 512, runlocal=local),

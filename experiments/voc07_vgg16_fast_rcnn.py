@@ -9,7 +9,8 @@ r"""What the paper compares with: Fast R-CNN, VGG-16, on selective search's prop
     python scripts/evaluate.py --checkpoint=runs/fast   # the paper's mAP is VOC07
 
 Any other file of proposals does as well: `--config.data.proposals=FILE`. Arguments:
-`:0712` adds VOC 2012 trainval, `:runlocal` is small, for two CPU cores.
+`:0712` adds VOC 2012 trainval, `:tfds` reads VOC from TFDS, `:runlocal` is small, for
+two CPU cores.
 
 FILE has VGG-16 of ImageNet under torchvision's names: Caffe's weights, as the paper, or
 with `:torchvision` those of torchvision (`models/pretrained_vgg.py`).
@@ -27,7 +28,9 @@ from experiments import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    args = common.parse_arg(arg, runlocal=False, torchvision=False, **{"0712": False})
+    args = common.parse_arg(
+        arg, runlocal=False, torchvision=False, tfds=False, **{"0712": False}
+    )
     local = args["runlocal"]
     c: Any = ml_collections.ConfigDict()
     c.update(common.run(batch_size=2, total_steps=100 if local else 40_000))
@@ -35,7 +38,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.optimizer.boundaries = (30_000.0,)
     c.frozen = common.VGG_FROZEN
     c.data = dict(
-        common.voc07(runlocal=local, also12=args["0712"]),
+        common.voc07(runlocal=local, also12=args["0712"], tfds=args["tfds"]),
         proposals="proposals/{split}.npz",
         max_proposals=200 if local else 2000,
     )

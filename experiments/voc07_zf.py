@@ -4,7 +4,8 @@ r"""The paper's small model: ZF on VOC 2007, trained end to end (approximate joi
         --config.data.root=VOCdevkit --config.model.backbone.pretrained=FILE
     python scripts/evaluate.py --checkpoint=runs/voc07_zf   # the paper's mAP is VOC07
 
-Arguments: `:0712` adds VOC 2012 trainval, `:practice` takes py-faster-rcnn's loss in
+Arguments: `:0712` adds VOC 2012 trainval, `:tfds` reads VOC from TFDS,
+which needs no `data.root`, `:practice` takes py-faster-rcnn's loss in
 place of eq. (1), `:fast_rcnn` is Fast R-CNN on selective search's proposals, `:step=1`
 to `4` are the steps of alternating training (scripts/train_alternating.py), `:runlocal`
 is small, for two CPU cores.
@@ -35,8 +36,8 @@ RPN's own detector. Published, in the order of the rows: 300, 100 and 1000 propo
 56.8, 55.1, 56.3; no NMS 55.2; no scores, 100, 300 and 1000: 44.6, 51.4, 55.8; no
 deltas, 300 and 1000: 52.1, 51.3.
 
-One stage (Table 10): Fast R-CNN on a dense grid of windows, the 9 anchors of each place,
-in training and testing:
+One stage (Table 10): Fast R-CNN on a dense grid of windows, the 9 anchors of each
+place, in training and testing:
 
     python scripts/sweep.py --config=experiments/voc07_zf.py --sweep=stages \
         --workdir=runs/stages --config.data.root=VOCdevkit
@@ -59,6 +60,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         practice=False,
         fast_rcnn=False,
         step=0,
+        tfds=False,
         **{"0712": False},
     )
     local = args["runlocal"]
@@ -66,7 +68,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     # Two images a step are py-faster-rcnn's iter_size of 2.
     c.update(common.run(batch_size=2, total_steps=100 if local else 70_000))
     c.update(common.paper(runlocal=local, practice=args["practice"]))
-    c.data = common.voc07(runlocal=local, also12=args["0712"])
+    c.data = common.voc07(runlocal=local, also12=args["0712"], tfds=args["tfds"])
     c.model = dict(  # models.build_detector
         backbone=dict(name="zf", pretrained=""),
         anchors=common.paper_anchors(128, 256, 512, runlocal=local),

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pathlib
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax import models
-from frcnn_jax.data import augment, pipeline
+from frcnn_jax.data import augment, mix, pipeline, records, shapes
 from frcnn_jax.data.images import canvases, check_canvas
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
@@ -173,6 +174,31 @@ def test_recipes_of_detectron2_change_what_they_say():
         get_config("coco_r50_fpn.py", "schedule=2x")
 
 
+def test_voc_of_tfds_trains_on_both_years_and_tests_on_2007(tmp_path):
+    """Small sets under TFDS's names, written without TensorFlow."""
+    for year in ("2007", "2012"):
+        drawn = {
+            split: shapes.load(split="val", num_images=n, size=64)
+            for split, n in (("train", 3), ("validation", 2), ("test", 1))
+        }
+        records.write(drawn, tmp_path / year, name="shapes")
+    c = get_config("voc07_vgg16.py", "tfds")["data"]
+    assert (c["name"], c["train_split"]) == ("tfds:voc/2007", "train+validation")
+    c = get_config("voc07_vgg16.py", "tfds,0712")["data"]
+    sets = {
+        year: dict(group, name="tfds", root=str(tmp_path / year))
+        for year, group in c["datasets"].items()
+    }
+    train, test = (
+        mix.load(split=c[split], datasets=sets)
+        for split in ("train_split", "eval_split")
+    )
+    assert [example.image_id.split("/")[0] for example in train] == 5 * ["2007"] + 5 * [
+        "2012"
+    ]
+    assert [example.image_id.split("/")[0] for example in test] == ["2007"]
+
+
 def test_alternating_steps_train_one_half_each():
     for step in (1, 2, 3, 4):
         c = get_config("voc07_vgg16_alternating.py", f"step={step},runlocal")
@@ -241,7 +267,7 @@ def rpn_output(c):
 
     def run(image):
         variables = model.init(jax.random.key(0), image)
-        out = model.apply(variables, image, method="rpn")
+        out: Any = model.apply(variables, image, method="rpn")
         levels.append(out.level_sizes)
         return out._replace(level_sizes=())
 

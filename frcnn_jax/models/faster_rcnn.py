@@ -365,7 +365,10 @@ class FasterRCNN(FastRCNN):
 
     def rpn(self, images: Float[Array, "b h w 3"]) -> RPNOutput:
         """Run backbone, neck and RPN on normalised images of any size."""
-        features = self.features(images)
+        return self.rpn_of(self.features(images))
+
+    def rpn_of(self, features: Features) -> RPNOutput:
+        """Run the RPN on the features of images."""
         missing = set(self.levels) - set(features)
         if missing:
             raise ValueError(

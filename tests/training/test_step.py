@@ -19,6 +19,7 @@ from frcnn_jax.training.step import (
     predict_step,
     propose_step,
     rpn_losses,
+    rpn_proposals,
     train_losses,
     train_step,
 )
@@ -306,6 +307,35 @@ def test_anchors_across_the_border_do_not_train_and_proposals_are_clipped(setup)
     limit = batch.image_size[:, None, [1, 0]]
     assert found.valid.any()
     assert (found.boxes >= 0).all() and (found.boxes[..., 2:] <= limit).all()
+
+
+def test_rpn_without_its_parts_is_table_2s():
+    """No NMS: all of them; no scores: another order; no deltas: the anchors."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 40, (50, 2))
+    anchors = np.concatenate([corner, corner + 20], 1).astype(np.float32)
+    deltas = rng.normal(0, 0.1, (2, 50, 4)).astype(np.float32)
+    logits = np.tile(np.linspace(3, -3, 50, dtype=np.float32), (2, 1))
+    out = models.RPNOutput(
+        {}, jnp.array(anchors), jnp.array(logits), jnp.array(deltas), (50,)
+    )
+    size = jnp.full((2, 2), 80)
+
+    def select(**changes):
+        return rpn_proposals(out, size, **{"post_nms": 50, "nms_iou": 1.0, **changes})
+
+    everything, suppressed = select(), select(nms_iou=0.3)
+    assert everything.valid.all() and suppressed.valid.sum() < 60
+    unmoved = select(use_deltas=False)
+    np.testing.assert_allclose(unmoved.boxes, np.stack([anchors] * 2), rtol=1e-6)
+    np.testing.assert_array_equal(unmoved.scores, everything.scores)
+    shuffled = select(use_scores=False)
+    for some, rows in zip(shuffled.boxes, everything.boxes, strict=True):
+        assert not np.array_equal(some, rows)
+        np.testing.assert_array_equal(np.sort(some, 0), np.sort(rows, 0))
+    # One draw for all images: the anchors' order is that of the other image.
+    order = select(use_scores=False, use_deltas=False, post_nms=9).boxes
+    np.testing.assert_array_equal(order[0], order[1])
 
 
 # --------------------------------------------------------------------------- Fast R-CNN
