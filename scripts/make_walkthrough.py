@@ -25,7 +25,7 @@ from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.training.step import rpn_proposals
 
 OUTPUT = flags.DEFINE_string("output", "docs/images", "The folder for the pictures.")
-SHOWN = flags.DEFINE_integer("shown", 100, "How many proposals are drawn.")
+SHOWN = flags.DEFINE_integer("shown", 40, "How many proposals are drawn.")
 SCORE = flags.DEFINE_float("score", 0.5, "The least score of a detection.")
 RED, BLUE, GREEN, GRAY = (220, 40, 40), (40, 90, 220), (30, 150, 60), (170, 170, 170)
 

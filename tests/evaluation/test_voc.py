@@ -1,5 +1,8 @@
 """VOC's AP: worked on paper, and against a slow loop over inclusive boxes."""
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -254,3 +257,22 @@ def test_evaluate_equals_slow_loop(rng, metric, iou, draw):
         assert got == (None if value is None else pytest.approx(value, abs=1e-12))
     defined = [v for v in expected.values() if v is not None]
     assert result["mAP"] == pytest.approx(np.mean(defined), abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["07", "area"])
+@pytest.mark.parametrize("difficult", [0, 3])
+def test_evaluate_equals_slow_loop_on_detections_of_a_trained_network(
+    metric, difficult
+):
+    """Faster R-CNN on eight photographs of BCCD; every third object made difficult."""
+    text = (pathlib.Path(__file__).parent / "bccd_detections.json").read_text()
+    annotations, detections = json.loads(text).values()
+    for i, entry in enumerate(annotations["annotations"]):
+        entry["ignore"] = int(bool(difficult) and i % difficult == 0)
+    for iou in (0.5, 0.75):
+        got = voc.evaluate(annotations, detections, iou=iou, metric=metric)
+        expected = slow(annotations, detections, iou, metric)
+        assert {k: v["AP"] for k, v in got["per_class"].items()} == pytest.approx(
+            expected
+        )
+        assert 0.2 < got["mAP"] < 0.95
