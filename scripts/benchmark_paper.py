@@ -37,7 +37,7 @@ from frcnn_jax.data import images
 from frcnn_jax.data.proposal_files import Scored
 from frcnn_jax.data.selective_search import MODES, selective_search
 from frcnn_jax.detector import predict_batch
-from frcnn_jax.training import checkpoint
+from frcnn_jax.training import checkpoint, cli, devices
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
 from frcnn_jax.training.step import init_variables, predict_step, rpn_proposals
@@ -210,6 +210,7 @@ def main(argv):
     log_to_stderr()
     if PLATFORM.value:
         jax.config.update("jax_platforms", PLATFORM.value)
+    devices.keep_compiled()
     rows = measure_all()
     if not PLATFORM.value and jax.default_backend() != "cpu":
         # Formulations are picked by backend: the CPU needs a process of its own.
@@ -226,4 +227,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -18,8 +18,8 @@ import sys
 from absl import app, flags
 
 from frcnn_jax.evaluation import coco, voc
+from frcnn_jax.training import cli, devices, evaluate
 from frcnn_jax.training import config as configs
-from frcnn_jax.training import evaluate
 from frcnn_jax.training.metrics import log_to_stderr
 
 # Experiments import their shared parts from the folder beside this one.
@@ -38,6 +38,7 @@ def main(argv):
     if argv[1:]:
         raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
     log_to_stderr()
+    devices.keep_compiled()
     module = configs.load_experiment(CONFIG.value.partition(":")[0])
     function = getattr(module, f"sweep_{SWEEP.value}", None)
     if function is None:
@@ -65,4 +66,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

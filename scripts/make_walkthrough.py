@@ -22,6 +22,7 @@ from frcnn_jax.detector import load, predict_batch
 from frcnn_jax.evaluation import draw
 from frcnn_jax.models import FasterRCNN
 from frcnn_jax.ops import boxes as box_ops
+from frcnn_jax.training import cli, devices
 from frcnn_jax.training.step import rpn_proposals
 
 OUTPUT = flags.DEFINE_string("output", "docs/images", "The folder for the pictures.")
@@ -180,6 +181,7 @@ def iou(a, b):
 def main(argv):
     if len(argv) != 3:
         raise app.UsageError("expected two arguments: CHECKPOINT IMAGE")
+    devices.keep_compiled()
     detector = load(argv[1])
     if not isinstance(detector.model, FasterRCNN):
         raise app.UsageError(f"{argv[1]} is a FastRCNN: it has no RPN to look at")
@@ -253,4 +255,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -15,7 +15,7 @@ import logging
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from frcnn_jax.data import proposal_files
 from frcnn_jax.training import checkpoint, cli, devices, propose
