@@ -57,14 +57,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         max_boxes=64,
         cache=True,
     )
-    c.model = dict(  # models.build_detector
-        **common.keras_resnet50(),
+    c.model = common.keras_resnet50()
+    c.model["backbone"]["out_strides"] = (8, 16, 32)
+    c.model.update(
         fpn=dict(channels=256, pool_levels=0),
         anchors=dict(strides=(8, 16, 32), sizes=(24.0, 48.0, 96.0)),
         roi_align=dict(strides=(8, 16, 32), canonical_size=112.0),
         box_head=dict(widths=(512, 512)),
     )
-    c.model.backbone.out_strides = (8, 16, 32)
     c.roi_targets.num_samples = 64
     c.proposals.train.update(pre_nms=1000, post_nms=500)
     c.proposals.eval.update(

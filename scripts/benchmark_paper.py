@@ -1,4 +1,4 @@
-"""Table 5 of the paper on this machine: what an image costs, and where.
+r"""Table 5 of the paper on this machine: what an image costs, and where.
 
 python scripts/benchmark_paper.py --images='photos/*.jpg'
 python scripts/benchmark_paper.py --images='photos/*.jpg' --models= \

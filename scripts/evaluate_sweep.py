@@ -1,4 +1,4 @@
-"""One checkpoint under several settings of testing: a table, one row a setting.
+r"""One checkpoint under several settings of testing: a table, one row a setting.
 
 python scripts/evaluate_sweep.py --config=experiments/voc07_zf.py --sweep=rpn \
     --checkpoint=runs/voc07_zf
