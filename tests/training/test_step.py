@@ -327,14 +327,14 @@ def test_rpn_without_its_parts_is_table_2s():
     everything, suppressed = select(), select(nms_iou=0.3)
     assert everything.valid.all() and suppressed.valid.sum() < 60
     unmoved = select(use_deltas=False)
-    np.testing.assert_allclose(unmoved.boxes, np.stack([anchors] * 2), rtol=1e-6)
+    np.testing.assert_allclose(unmoved.boxes, np.stack([anchors] * 2), atol=1e-5)
     np.testing.assert_array_equal(unmoved.scores, everything.scores)
     shuffled = select(use_scores=False)
     for some, rows in zip(shuffled.boxes, everything.boxes, strict=True):
         assert not np.array_equal(some, rows)
-        np.testing.assert_array_equal(np.sort(some, 0), np.sort(rows, 0))
+        np.testing.assert_allclose(np.sort(some, 0), np.sort(rows, 0), atol=1e-5)
     # One draw for all images: the anchors' order is that of the other image.
-    order = select(use_scores=False, use_deltas=False, post_nms=9).boxes
+    order = select(use_scores=False, use_deltas=False).boxes
     np.testing.assert_array_equal(order[0], order[1])
 
 
