@@ -1,4 +1,4 @@
-r"""The pictures of docs/walkthrough.md: what each part of Faster R-CNN does to an image.
+r"""The pictures of docs/walkthrough.md: what the parts of Faster R-CNN do to an image.
 
 python scripts/make_walkthrough.py runs/paper_joint photo.jpg --output=docs/images
 

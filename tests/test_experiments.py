@@ -1,7 +1,9 @@
 """Every shipped experiment builds: keys are known, shapes fit, a step is traceable."""
 
+import functools
 import importlib
 import inspect
+import json
 import pathlib
 from functools import partial
 from typing import Any
@@ -236,33 +238,38 @@ def sweeps():
 def test_every_row_of_a_sweep_is_another_network_or_setting_that_builds(name, sweep):
     """Its leaves exist, groups are keyword arguments, a prediction is traceable."""
     module = configs.load_experiment(FOLDER / name)
-    seen, outputs = [], {}
+    seen = []
     for changes in getattr(module, sweep)():
         c = module.get_config("runlocal")
         configs.change(c, [f"{k}={v}" for k, v in changes.items()])
         c = configs.check(c)
         assert changes and c not in seen
         seen.append(c)
-        network = repr(c["model"])
-        if network not in outputs:  # tracing a network takes a second
-            outputs[network] = rpn_output(c)
-        out, size = outputs[network]
-        for when in ("train", "eval"):
-            found = jax.eval_shape(
-                lambda out, size, group=c["proposals"][when], levels=out.level_sizes: (
-                    rpn_proposals(out._replace(level_sizes=levels), size, **group)
-                ),
-                out._replace(level_sizes=()),
-                size,
-            )
-            assert found.boxes.shape == (1, c["proposals"][when]["post_nms"], 4)
+        for group in c["proposals"].values():
+            check_proposals(json.dumps([c["model"], c["data"]["canvas"], group]))
     assert len(seen) > 1
 
 
-def rpn_output(c):
-    """The shapes of what the RPN of a configuration says of one image, and its size."""
-    canvas, *_ = canvases(c["data"]["canvas"])
-    model = models.build_detector(num_classes=4, **c["model"])
+@functools.cache  # tracing takes a second, and most rows differ in one thing only
+def check_proposals(text):
+    values: Any = configs.from_json({"all": json.loads(text)})
+    model, canvas, group = values["all"]
+    out, size = rpn_output(json.dumps([model, canvas]))
+    levels = out.level_sizes
+    found = jax.eval_shape(
+        lambda out: rpn_proposals(out._replace(level_sizes=levels), size, **group),
+        out._replace(level_sizes=()),
+    )
+    assert found.boxes.shape == (1, group["post_nms"], 4)
+
+
+@functools.cache
+def rpn_output(text):
+    """The shapes of what an RPN says of one image, and the image's size."""
+    values: Any = configs.from_json({"all": json.loads(text)})
+    group, canvas = values["all"]
+    model = models.build_detector(num_classes=4, **group)
+    canvas, *_ = canvases(canvas)
     levels = []
 
     def run(image):
@@ -271,6 +278,5 @@ def rpn_output(c):
         levels.append(out.level_sizes)
         return out._replace(level_sizes=())
 
-    shape = jax.ShapeDtypeStruct
-    out = jax.eval_shape(run, shape((1, *canvas, 3), np.float32))
-    return out._replace(level_sizes=levels[0]), shape((1, 2), np.int32)
+    out = jax.eval_shape(run, jax.ShapeDtypeStruct((1, *canvas, 3), np.float32))
+    return out._replace(level_sizes=levels[0]), jnp.array([canvas])
