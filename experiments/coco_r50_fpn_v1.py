@@ -27,7 +27,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.update(common.torchvision(runlocal=args["runlocal"]))
     c.frozen = common.RESNET_FROZEN
     c.model = dict(  # models.build_detector
-        backbone=dict(name="resnet", depth=50, norm_eps=args["eps"], pretrained=""),
+        backbone=dict(
+            name="resnet", depth=50, norm_eps=args["eps"], pretrained="", remat=False
+        ),
         fpn=dict(channels=256),
         anchors=dict(rounding="torchvision"),
         roi_align=dict(aligned=False),

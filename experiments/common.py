@@ -413,7 +413,12 @@ def msra_resnet(depth: int, **fields: Any) -> dict[str, Any]:
     """The group `model`, in part: Detectron2's ResNet of Caffe's weights, std 1."""
     return dict(  # models.build_detector
         backbone=dict(
-            name="resnet", depth=depth, stride_in_1x1=True, pretrained="", **fields
+            name="resnet",
+            depth=depth,
+            stride_in_1x1=True,
+            pretrained="",
+            remat=False,
+            **fields,
         ),
         pixel_std=(1.0, 1.0, 1.0),
     )
@@ -423,7 +428,12 @@ def resnext101() -> dict[str, Any]:
     """The group `model`, in part: Detectron2's ResNeXt-101 32x8d, stride in its 3x3."""
     return dict(  # models.build_detector
         backbone=dict(
-            name="resnet", depth=101, groups=32, group_width=8, pretrained=""
+            name="resnet",
+            depth=101,
+            groups=32,
+            group_width=8,
+            pretrained="",
+            remat=False,
         ),
         pixel_std=(58.395, 57.12, 57.375),
     )
@@ -433,7 +443,12 @@ def keras_resnet50() -> dict[str, Any]:
     """The group `model`, in part: ResNet-50 with the conventions of Keras' weights."""
     return dict(  # models.build_detector
         backbone=dict(
-            name="resnet", depth=50, stride_in_1x1=True, norm_eps=1e-3, pretrained=""
+            name="resnet",
+            depth=50,
+            stride_in_1x1=True,
+            norm_eps=1e-3,
+            pretrained="",
+            remat=False,
         ),
         pixel_mean=(123.68, 116.779, 103.939),
         pixel_std=(1.0, 1.0, 1.0),

@@ -139,7 +139,7 @@ def _code(data: Mapping[str, Any]) -> list[str]:
 FREE = {
     *("eval_every", "log_every", "checkpoint_every", "eval_batch_size", "init_from"),
     *("data.root", "data.cache", "data.threads", "data.workers", "data.eval_split"),
-    *("model.backbone.pretrained", "parallel"),
+    *("model.backbone.pretrained", "model.backbone.remat", "parallel"),
 }
 
 
