@@ -43,6 +43,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_report_needs_a_run(tmp_path):
     done = script("report", tmp_path, code=1)
     assert "has no metrics.jsonl" in done.stdout + done.stderr

@@ -14,23 +14,31 @@ from tests.scripts.test_scripts import ROOT, last_json, script
 EXPERIMENT = "tests/scripts/sweep_experiment.py"
 
 
+def test_a_sweep_that_cannot_run_is_refused_before_anything_starts(tmp_path):
+    done = script(
+        *("sweep", f"--config={EXPERIMENT}", "--sweep=misspelt"),
+        f"--workdir={tmp_path}",
+        code=1,
+    )
+    assert "no such leaf: is it optimizer.learning_rate?" in done.stderr + done.stdout
+    assert not (tmp_path / "trials").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("misspelt", "no such leaf: is it optimizer.learning_rate?"),
+        ("twice", "yields twice: ['seed=1']"),
         ("nothing", "it has search_optimizer, sweep_misspelt, sweep_rate, sweep_twice"),
     ],
 )
-def test_a_sweep_that_cannot_run_is_refused_before_anything_starts(
-    tmp_path, name, message
-):
+def test_a_sweep_that_is_not_there_or_yields_twice_is_refused(tmp_path, name, message):
     done = script(
         *("sweep", f"--config={EXPERIMENT}", f"--sweep={name}"),
         f"--workdir={tmp_path}",
         code=1,
     )
     assert message in done.stderr + done.stdout
-    assert not (tmp_path / "trials").exists()
 
 
 @pytest.mark.slow
@@ -84,16 +92,16 @@ def test_of_four_runs_one_is_killed_and_goes_on_and_none_runs_twice(tmp_path):
 @pytest.mark.slow
 def test_a_search_runs_as_jobs_of_submitit(tmp_path):
     done = script(
-        *("sweep", f"--config={EXPERIMENT}", "--sweep=optimizer", "--trials=2"),
-        *(f"--workdir={tmp_path}", "--launcher=slurm", "--cluster=local", "--jobs=2"),
+        *("sweep", f"--config={EXPERIMENT}", "--sweep=optimizer", "--trials=1"),
+        *(f"--workdir={tmp_path}", "--launcher=slurm", "--cluster=local"),
         *("--slurm=timeout_min=10", "--slurm=slurm_partition=any"),
     )
     result = last_json(done)
-    assert result["finished"] == 2
+    assert result["finished"] == 1
     assert (tmp_path / "study.db").exists()
-    assert len(list((tmp_path / "jobs").glob("*_result.pkl"))) == 2
+    assert len(list((tmp_path / "jobs").glob("*_result.pkl"))) == 1
     again = script(
-        *("sweep", f"--config={EXPERIMENT}", "--sweep=optimizer", "--trials=2"),
+        *("sweep", f"--config={EXPERIMENT}", "--sweep=optimizer", "--trials=1"),
         f"--workdir={tmp_path}",
     )
     assert last_json(again) == result and ": started" not in again.stderr
