@@ -9,6 +9,7 @@ peer`) take turns on the same cores, `--rounds` times; the medians are compared.
 last line on stdout is one JSON object.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -16,9 +17,11 @@ import statistics
 import subprocess
 import time
 
+import cv2
 from absl import flags
 
-from frcnn_jax.data import pipeline
+from frcnn_jax.data import images, pipeline
+from frcnn_jax.data.example import decode
 from frcnn_jax.training import cli
 
 ROOT = flags.DEFINE_string("root", None, "A COCO folder.", required=True)
@@ -30,9 +33,15 @@ BATCH = flags.DEFINE_integer("batch_size", 2, "Images.")
 WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes or threads.")
 SECONDS = flags.DEFINE_float("seconds", 10.0, "Of one measurement.")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each.")
+LARGE = flags.DEFINE_bool(
+    "large", False, "Instead: 3000x4000 photographs, read whole and reduced."
+)
 
 
 def main(_):
+    if LARGE.value:
+        print(json.dumps(dict(milliseconds=large())))
+        return
     ways = {"threads": dict(threads=WORKERS.value, workers=0)}
     ways["processes"] = dict(threads=1, workers=WORKERS.value)
     streams = {name: stream(**options) for name, options in ways.items()}
@@ -87,6 +96,47 @@ def rate(batches, seconds: float) -> float:
     while (spent := time.perf_counter() - start) < seconds:
         count += len(next(batches).image)
     return count / spent
+
+
+def large() -> dict[str, dict[str, float]]:
+    """Milliseconds to read enlarged photographs at three sizes; the median of rounds.
+
+    `whole` decodes every pixel, `reduced` is data.reduced; one thread, in turns.
+    """
+    cv2.setNumThreads(1)
+    examples = pipeline.load_source("coco", split=SPLIT.value, root=ROOT.value)
+    quality = (cv2.IMWRITE_JPEG_QUALITY, 92)
+    photos = []
+    for i in range(4):
+        picture = cv2.resize(decode(examples[i]), (4000, 3000))
+        photos.append(cv2.imencode(".jpg", picture[..., ::-1], quality)[1].tobytes())
+    result = {}
+    for short, longest in ((300, 400), (600, 1000), (800, 1333)):
+        canvas = (longest, longest)
+        fitted = functools.partial(
+            images.fit, short_side=short, max_side=longest, canvas=canvas
+        )
+        ways = dict(
+            whole=lambda p, f=fitted: images.resize(
+                images.load_image(p), f((3000, 4000))
+            ),
+            reduced=lambda p, f=fitted: images.load_reduced(p, f),
+        )
+        spent = {name: [] for name in ways}
+        for _ in range(ROUNDS.value):
+            for name, read in ways.items():
+                start = time.perf_counter()
+                for photo in photos:
+                    read(photo)
+                each = (time.perf_counter() - start) / len(photos)
+                spent[name].append(1000 * each)
+        found = {name: statistics.median(times) for name, times in spent.items()}
+        result[f"{short}/{longest}"] = found
+        print(
+            f"  3000x4000 to {short}/{longest}: whole {found['whole']:.0f} ms, reduced "
+            f"{found['reduced']:.0f} ms  x{found['whole'] / found['reduced']:.2f}"
+        )
+    return result
 
 
 def start_peer() -> subprocess.Popen:

@@ -1,5 +1,6 @@
 """Decoding and resizing single images."""
 
+import base64
 import struct
 
 import cv2
@@ -286,3 +287,40 @@ def test_prepare_reduced_is_what_the_pipeline_reads(tmp_path):
     )
     assert size == read.shape[:2] and original == (300, 400)
     assert np.abs(canvas[: size[0], : size[1]].astype(int) - read).mean() < 1
+
+
+# ------------------------------------------------------------------- files as they come
+
+# Red (200, 40, 60) beside green (20, 160, 90), as a CMYK JPEG of Pillow's.
+CMYK = """
+/9j/7gAOQWRvYmUAZAAAAAAA/9sAQwACAQEBAQECAQEBAgICAgIEAwICAgIFBAQDBAYFBgYGBQYGBgcJ
+CAYHCQcGBggLCAkKCgoKCgYICwwLCgwJCgoK/8AAFAgAEAAYBEMRAE0RAFkRAEsRAP/EAB8AAAEFAQEB
+AQEBAAAAAAAAAAABAgMEBQYHCAkKC//EALUQAAIBAwMCBAMFBQQEAAABfQECAwAEEQUSITFBBhNRYQci
+cRQygZGhCCNCscEVUtHwJDNicoIJChYXGBkaJSYnKCkqNDU2Nzg5OkNERUZHSElKU1RVVldYWVpjZGVm
+Z2hpanN0dXZ3eHl6g4SFhoeIiYqSk5SVlpeYmZqio6Slpqeoqaqys7S1tre4ubrCw8TFxsfIycrS09TV
+1tfY2drh4uPk5ebn6Onq8fLz9PX29/j5+v/aAA4EQwBNAFkASwAAPwD9IK/J+vzvr9/K/Jf/AIOjf+aG
+f9zN/wC4mvvD/giZ/wA1M/7gv/t9XefBL/mJ/wDbH/2pRX5L194V3lFf1oV+D9eD0V+S/wDwdG/80M/7
+mb/3E194f8ETP+amf9wX/wBvq7z4Jf8AMT/7Y/8AtSivyXr7wrvKK//Z
+"""
+
+
+def test_a_cmyk_jpeg_becomes_rgb():
+    found = images.load_image(base64.b64decode(CMYK)).astype(int)
+    assert found.shape == (16, 24, 3)
+    assert np.abs(found[:, :10] - (200, 40, 60)).max() < 12
+    assert np.abs(found[:, 14:] - (20, 160, 90)).max() < 12
+
+
+def test_a_suffix_need_not_say_what_a_file_is(tmp_path):
+    image = gradient(20, 30)
+    for real, suffix in ((".png", ".jpg"), (".jpg", ".PNG"), (".png", ".JPEG")):
+        path = tmp_path / f"Überall 写真{suffix}"
+        path.write_bytes(cv2.imencode(real, image[..., ::-1])[1].tobytes())
+        assert np.abs(images.load_image(str(path)).astype(int) - image).mean() < 4
+        assert images.image_size(str(path)) == (20, 30)
+
+
+def test_a_folder_is_no_image(tmp_path):
+    for read in (images.load_image, images.image_size):
+        with pytest.raises(FileNotFoundError, match="no image file"):
+            read(str(tmp_path))
