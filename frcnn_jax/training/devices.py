@@ -114,7 +114,11 @@ def parallel(
 
 
 def replicated(tree: PyTree) -> PyTree:
-    """One whole copy of `tree`, the same in all processes, on each device."""
+    """One whole copy of `tree`, the same in all processes, on each device.
+
+    Waits for all processes: what they do together from here on has little patience.
+    """
+    _wait_for_all("replicate")
     local = Mesh(np.array(jax.local_devices()), ("batch",))
     tree = jax.device_put(tree, NamedSharding(local, PartitionSpec()))
     return _global(tree, PartitionSpec())
@@ -213,7 +217,7 @@ def connected(
 def _compiled_by_all(run: Any) -> Callable:
     """`run`, begun only when every process has compiled it: some take much longer.
 
-    Else those that wait would take the others for dead (on CPUs after 30 seconds).
+    Else those that are ready take the others for dead (on CPUs after 30 seconds).
     """
     known = set()
 
@@ -233,6 +237,8 @@ _counter = itertools.count()
 
 def _wait_for_all(name: str) -> None:
     """Until all processes are here; ends with an error after an hour."""
+    if jax.process_count() == 1:
+        return
     multihost.sync_global_processes(
         f"frcnn_jax/{name}/{next(_counter)}",
         timeout=3600,
