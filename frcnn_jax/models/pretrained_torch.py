@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from frcnn_jax.models import pretrained_detectron2
 from frcnn_jax.models.weight_files import read_arrays, shorten
 
 Key = tuple[str, ...]
@@ -57,18 +58,44 @@ def load_detector(
     *,
     classes: Sequence[int] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return `variables` filled from a torchvision Faster R-CNN, and a report.
+    """Return `variables` filled from a Faster R-CNN of a peer, and a report.
 
-    `classes` are the rows of the file (0 is background) that become classes 1..C, as
-    COCO's 80 categories of 91 rows; by default all. The report has a line for each
-    array: used and how, or ignored. Raises ValueError, naming them, for arrays that are
-    missing, have no place in the model, or do not fit.
+    The peer is torchvision, Detectron2 or Detectron; the names tell. `classes` are the
+    rows of the file (0 is background) that become classes 1..C, as COCO's 80 categories
+    of torchvision's 91 rows; by default all. The report has a line for each array: used
+    and how, or ignored. Raises ValueError, naming them, for arrays that are missing,
+    have no place in the model, or do not fit.
     """
     model = _flatten(variables)
-    arrays = rename(read_arrays(path))
-    if not any(name.startswith("roi_heads.") for name in arrays):
-        raise ValueError(f"{path} holds no roi_heads: it is no torchvision detector")
-    return _fill(path, model, places(model), arrays, classes)
+    source = read_source(path)
+    if not any(name.startswith("roi_heads.") for name in source.arrays):
+        raise ValueError(f"{path} holds no roi_heads: it is no detector of a peer")
+    return _fill(path, model, places(model), source, classes)
+
+
+def count_classes(path: str | pathlib.Path) -> int:
+    """Return the number of classes, without background, of a peer's detector."""
+    name = "roi_heads.box_predictor.cls_score.bias"
+    arrays = read_source(path).arrays
+    if name not in arrays:
+        raise ValueError(f"{path} has no {name}: it is no detector of a peer")
+    return len(arrays[name]) - 1
+
+
+class Source(NamedTuple):
+    """The arrays of a file under torchvision's names."""
+
+    arrays: dict[str, np.ndarray]
+    origin: dict[str, str]  # what a name was in the file, where it was another
+    ignored: list[str]  # names of the file that are no weights
+
+
+def read_source(path: str | pathlib.Path) -> Source:
+    """Read a file of torchvision, timm, Detectron2 or Detectron."""
+    arrays = read_arrays(path)
+    if pretrained_detectron2.recognises(arrays):
+        return Source(*pretrained_detectron2.to_torchvision(arrays))
+    return Source(rename(arrays), {}, [])
 
 
 def load_backbone(
@@ -76,11 +103,12 @@ def load_backbone(
 ) -> dict[str, Any]:
     """Return `variables` (of a detector) with the backbone's arrays read from `path`.
 
-    The file is a torchvision classifier (ResNet, MobileNetV3; also timm's ResNet, which
-    has the same names), or a detector of which only the backbone is taken. Raises as
-    `load_detector` does.
+    The file is a classifier of torchvision (ResNet, ResNeXt, MobileNetV3), timm (the
+    same; its plain ResNets have the same names) or Detectron2's zoo, or a detector of
+    which only the backbone is taken. Raises as `load_detector` does.
     """
-    arrays = rename(read_arrays(path))
+    source = read_source(path)
+    arrays = source.arrays
     prefix = "backbone.body."
     if any(name.startswith(prefix) for name in arrays):
         arrays = {n: a for n, a in arrays.items() if n.startswith(prefix)}
@@ -94,23 +122,24 @@ def load_backbone(
     model = _flatten(variables)
     # The C4 detectors keep stage 4 of the backbone in the box head.
     body = {
-        key: (key[0], "backbone", *key[2:])
-        for key in model
+        key: leaf
+        for key, leaf in model.items()
         if key[1] == "backbone" or key[1:3] == ("box_head", "layer4")
     }
-    by_body = places({body[key]: model[key] for key in body})
-    found = {key: by_body[body[key]] for key in body}
-    return _fill(path, model, found, arrays, None)[0]
+    return _fill(path, model, places(body), source._replace(arrays=arrays), None)[0]
 
 
 def export_detector(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the state dict that torchvision's model of this shape loads.
 
     Box regressions of the background, which torchvision has and never uses, are zero.
+    Raises ValueError for a model that torchvision has none of.
     """
     model = _flatten(variables)
+    if any(key[1:3] == ("box_head", "layer4") for key in model):
+        raise ValueError("a C4 model has no counterpart in torchvision")
     return {
-        place.name: _to_torch(np.asarray(model[key]), place.layout, _pooled(model))
+        place.name: _to_torch(np.asarray(model[key]), place.layout, model)
         for key, place in places(model).items()
     }
 
@@ -197,6 +226,8 @@ def _box_module(path: list[str], model: Mapping[Key, Any]) -> str | None:
     """`fc1` -> `fc6`, but after n convolutions and the flattening `n + 1`."""
     if path[0] in PREDICTORS:
         return f"roi_heads.box_predictor.{PREDICTORS[path[0]]}"
+    if path[0] == "layer4":  # C4, in Detectron2 alone
+        return _backbone_module(path, model)
     match = re.fullmatch(r"(conv|fc)(\d+)(_norm)?", path[0])
     if match is None:
         return None
@@ -222,14 +253,16 @@ def _box_convs(model: Mapping[Key, Any]) -> list[str]:
 
 def _pooled(model: Mapping[Key, Any]) -> int:
     """The channels of the map that is flattened into the box head's first layer."""
-    convs = _box_convs(model)
-    if convs:
+    if convs := _box_convs(model):
         return model["params", "box_head", convs[-1], "kernel"].shape[-1]
     return model["params", "rpn_head", "conv", "kernel"].shape[2]
 
 
 def _from_torch(
-    array: np.ndarray, layout: str, channels: int, classes: Sequence[int] | None
+    array: np.ndarray,
+    layout: str,
+    model: Mapping[Key, Any],
+    classes: Sequence[int] | None,
 ) -> np.ndarray:
     if layout in ("logits", "deltas"):
         rows = array if layout == "logits" else array.reshape((-1, 4, *array.shape[1:]))
@@ -237,17 +270,19 @@ def _from_torch(
         rows = rows[[0, *chosen] if layout == "logits" else chosen]
         return rows.reshape((-1, *array.shape[1:])).T
     if layout == "pooled":
+        channels = _pooled(model)
         side = int((array.shape[1] / channels) ** 0.5)
         maps = array.reshape((-1, channels, side, side))
         return maps.transpose(2, 3, 1, 0).reshape((-1, len(array)))
     return array.transpose({"conv": (2, 3, 1, 0), "dense": (1, 0)}.get(layout))
 
 
-def _to_torch(array: np.ndarray, layout: str, channels: int) -> np.ndarray:
+def _to_torch(array: np.ndarray, layout: str, model: Mapping[Key, Any]) -> np.ndarray:
     if layout == "deltas":
         background = np.zeros((*array.shape[:-1], 4), array.dtype)
         return np.concatenate([background, array], -1).T
     if layout == "pooled":
+        channels = _pooled(model)
         side = int((len(array) / channels) ** 0.5)
         maps = array.reshape((side, side, channels, -1))
         return maps.transpose(3, 2, 0, 1).reshape((array.shape[1], -1))
@@ -258,30 +293,39 @@ def _fill(
     path: Any,
     model: Mapping[Key, Any],
     found: Mapping[Key, Place],
-    arrays: Mapping[str, np.ndarray],
+    source: Source,
     classes: Sequence[int] | None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Put the arrays of a file where they belong, or say all that is wrong with it."""
-    names = {place.name for place in found.values()}
+
+    def called(name: str) -> str:
+        return source.origin.get(name, name)
+
+    arrays, names = source.arrays, {place.name for place in found.values()}
     left = [n for n in arrays if n not in names]
-    problems = [f"not in the file: {n}" for n in names - set(arrays)]
-    problems += [f"not in the model: {n}" for n in left if not IGNORED.search(n)]
-    filled, report = dict(model), [f"ignored {n}" for n in left if IGNORED.search(n)]
+    ignored = [*source.ignored, *(called(n) for n in left if IGNORED.search(n))]
+    problems = [f"not in the file: {called(n)}" for n in names - set(arrays)]
+    problems += [
+        f"not in the model: {called(n)}" for n in left if not IGNORED.search(n)
+    ]
+    filled, report = dict(model), [f"ignored {name}" for name in ignored]
     for key, (name, layout) in found.items():
         if name not in arrays:
             continue
         array, shape = arrays[name], model[key].shape
         try:
-            value = _from_torch(array, layout, _pooled(model), classes)
+            value = _from_torch(array, layout, model, classes)
         except (ValueError, IndexError) as error:
-            problems.append(f"{name} of shape {array.shape}: {error}")
+            problems.append(f"{called(name)} of shape {array.shape}: {error}")
             continue
         if value.shape != shape:
             problems.append(
-                f"{name} has shape {array.shape}, {'/'.join(key)} needs {shape}"
+                f"{called(name)} has shape {array.shape}, {'/'.join(key)} needs {shape}"
             )
         filled[key] = jnp.asarray(value, jnp.float32)
-        report.append(f"{name} {array.shape} -> {'/'.join(key)} {shape} ({layout})")
+        report.append(
+            f"{called(name)} {array.shape} -> {'/'.join(key)} {shape} ({layout})"
+        )
     if problems:
         raise ValueError(f"{path} does not fit the model: " + shorten(sorted(problems)))
     return traverse_util.unflatten_dict(filled), sorted(report)

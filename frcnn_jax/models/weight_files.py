@@ -1,22 +1,25 @@
-"""Weight files of PyTorch users as NumPy arrays: no PyTorch, no code that runs.
+"""Weight files of other frameworks as NumPy arrays: no PyTorch, no code that runs.
 
 | file | what it is |
 | --- | --- |
 | `.pth`, `.pt` | `torch.save` of a state dict: a zip, or a stream before torch 1.6 |
 | `.safetensors` | a JSON header and raw arrays |
 | `.npz` | NumPy's archive, arrays only |
+| `.pkl` | a pickle of NumPy arrays, as Detectron and Detectron2 publish them |
 
-A pickle is a program. The reader of `.pth` files knows a few words of it (tensors,
-their storages, ordered dicts) and refuses every file that says another.
+A pickle is a program. The readers of `.pth` and `.pkl` know a few words of it (tensors,
+their storages, arrays, ordered dicts), build those by hand, and refuse every file that
+says another.
 """
 
 import collections
+import functools
 import io
-import json
 import math
 import pathlib
 import pickle
 import pickletools
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -24,6 +27,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from frcnn_jax import npz
 
@@ -57,9 +62,11 @@ _SAFETENSORS = {
 
 
 def read_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Return `{name: array}` of a `.pth`, `.pt`, `.safetensors` or `.npz` file.
+    """Return `{name: array}` of a `.pth`, `.pt`, `.safetensors`, `.npz` or `.pkl` file.
 
-    A training checkpoint with the state dict under "model" or "state_dict" is accepted.
+    A training checkpoint with the state dict under "model" or "state_dict" is accepted;
+    so is a `.pkl` with its arrays under "model" or "blobs", of which momenta and single
+    numbers are left out.
     Raises FileNotFoundError for a missing file, and ValueError for one that cannot be
     read or that asks for anything but arrays.
     """
@@ -71,6 +78,7 @@ def read_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         ".pt": _read_pth,
         ".safetensors": _read_safetensors,
         ".npz": _read_npz,
+        ".pkl": _read_pkl,
     }
     if path.suffix not in readers:
         raise ValueError(f"{path}: expected a file ending in one of {tuple(readers)}")
@@ -80,6 +88,7 @@ def read_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, IndexError),
         *(TypeError, AttributeError, ValueError, OverflowError),
         *(RecursionError, MemoryError, zlib.error, NotImplementedError, RuntimeError),
+        safetensors.SafetensorError,
     ) as error:
         raise ValueError(
             f"{path} is not a readable {path.suffix} file: {error}"
@@ -92,22 +101,13 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Eight bytes of length, a JSON header with byte ranges, the bytes."""
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header.pop("__metadata__", None)
-    spans = [entry["data_offsets"] for entry in header.values()]
-    npz.check_size(path, sum(end - begin for begin, end in spans))
-    arrays = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        raw = np.frombuffer(
-            data[8 + size + begin : 8 + size + end],
-            jnp.dtype(_SAFETENSORS[entry["dtype"]]),
-        )
-        arrays[name] = raw.reshape(entry["shape"])
-    return arrays
+    """Arrays of the types NumPy has, and bfloat16."""
+    return {
+        name: np.frombuffer(
+            entry["data"], jnp.dtype(_SAFETENSORS[entry["dtype"]])
+        ).reshape(entry["shape"])
+        for name, entry in safetensors.deserialize(path.read_bytes())
+    }
 
 
 class _Tensor(NamedTuple):
@@ -216,7 +216,7 @@ def _read_stream(file: BinaryIO) -> tuple[Any, dict[tuple[str, str], np.ndarray]
     return tree, raw
 
 
-def _load(file: Any) -> Any:
+def _load(file: Any, unpickler: Callable[..., pickle.Unpickler] = _Unpickler) -> Any:
     """What a pickle holds, once its size is known to be harmless.
 
     A memo's numbers follow one another; one that does not is room for billions.
@@ -227,7 +227,7 @@ def _load(file: Any) -> Any:
             if int(number or 0) > (position or 0):
                 raise pickle.UnpicklingError(f"its memo has an entry {number}")
     file.seek(start)
-    return _Unpickler(file).load()
+    return unpickler(file).load()
 
 
 def _storages(tree: Any) -> list[tuple[str, str]]:
@@ -238,6 +238,104 @@ def _storages(tree: Any) -> list[tuple[str, str]]:
         found = [storage for value in tree.values() for storage in _storages(value)]
         return list(dict.fromkeys(found))
     return []
+
+
+class _PickledType:
+    """A NumPy dtype as its pickle describes it: a code, and a byte order."""
+
+    def __init__(self, code: str, *_):
+        self.code, self.order = code, ""
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1]
+
+    def dtype(self) -> np.dtype:
+        """The dtype; ValueError for anything but plain numbers."""
+        order = self.order if self.order in ("<", ">") else ""
+        if not isinstance(self.code, str) or not re.fullmatch(r"[fiub]\d", self.code):
+            raise ValueError(f"an array of the type {self.code!r}: expected numbers")
+        return np.dtype(order + self.code)
+
+
+class _PickledArray:
+    """A NumPy array as its pickle describes it; `read` makes it one."""
+
+    def __init__(self, *_):
+        self.state: Any = None
+
+    def __setstate__(self, state: tuple) -> None:
+        self.state = state
+
+    def read(self) -> np.ndarray:
+        """The array; ValueError where bytes and shape do not fit."""
+        _, shape, kind, fortran, data = self.state
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        array = np.frombuffer(raw, kind.dtype())
+        return array.reshape(shape, order="F" if fortran else "C")
+
+
+def _pickled_buffer(data: Any, kind: Any, shape: Any, order: Any) -> _PickledArray:
+    """An array as protocol 5 writes it."""
+    array = _PickledArray()
+    array.__setstate__((1, shape, kind, order == "F", bytes(data)))
+    return array
+
+
+def _pickled_scalar(*_) -> None:
+    """A single number, of which weights have none."""
+
+
+def _latin1(text: str, codec: str = "latin1") -> bytes:
+    """Bytes, as protocol 2 writes them."""
+    if codec != "latin1":
+        raise pickle.UnpicklingError(f"bytes in {codec!r}: expected latin1")
+    return text.encode("latin1")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds dicts of `_PickledArray`; any other name in the pickle raises."""
+
+    names = {
+        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("_codecs", "encode"): _latin1,
+        ("numpy", "ndarray"): _PickledArray,
+        ("numpy", "dtype"): _PickledType,
+        **{
+            (f"numpy.{core}.{module}", name): value
+            for core in ("core", "_core")
+            for module, name, value in (
+                ("multiarray", "_reconstruct", _PickledArray),
+                ("multiarray", "scalar", _pickled_scalar),
+                ("numeric", "_frombuffer", _pickled_buffer),
+            )
+        },
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what the known names mean here."""
+        if (module, name) not in self.names:
+            raise pickle.UnpicklingError(
+                f"the pickle asks for {module}.{name}, but only arrays in dicts are "
+                "read; save {name: array} alone"
+            )
+        return self.names[module, name]
+
+
+def _read_pkl(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """`{"model": {...}}` (Detectron2), `{"blobs": {...}}` (Detectron), or a dict."""
+    with path.open("rb") as file:
+        tree = _load(file, functools.partial(_ArrayUnpickler, encoding="latin1"))
+    for key in ("model", "blobs"):
+        if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
+            tree = tree[key]
+    arrays = {
+        str(name): value.read()
+        for name, value in dict(tree).items()
+        if isinstance(value, _PickledArray) and not str(name).endswith("_momentum")
+    }
+    if not arrays:
+        raise ValueError("it holds no arrays by name")
+    return arrays
 
 
 def _array(tensor: _Tensor, raw: Mapping[tuple[str, str], np.ndarray]) -> np.ndarray:
@@ -262,6 +360,12 @@ def write_npz(path: str | pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """Write named arrays that `read_arrays` gives back."""
     plain: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     np.savez(path, **plain)
+
+
+def write_safetensors(path: str | pathlib.Path, arrays: Mapping[str, Any]) -> None:
+    """Write named arrays that `read_arrays`, torch and others read."""
+    plain = {n: np.ascontiguousarray(np.asarray(a)) for n, a in arrays.items()}
+    safetensors.numpy.save_file(plain, path, metadata={"format": "pt"})
 
 
 def shorten(names: list[str], limit: int = 8) -> str:

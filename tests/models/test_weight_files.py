@@ -56,6 +56,50 @@ def test_safetensors(tmp_path):
         weight_files.read_arrays(path)
 
 
+def test_safetensors_are_written_as_they_are_read(tmp_path):
+    path, base = tmp_path / "x.safetensors", np.arange(6, dtype=np.float32)
+    arrays = dict(a=base.reshape(2, 3).T, b=np.int64(7))
+    weight_files.write_safetensors(path, arrays)
+    found = weight_files.read_arrays(path)
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_of_arrays(tmp_path, protocol):
+    base = np.arange(6, dtype=np.float32).reshape(2, 3)
+    arrays = dict(
+        plain=base, fortran=np.asfortranarray(base), big=base.astype(">f4"), one=base[0]
+    )
+    extra = {"lr": np.float64(0.1), "step": 3, "w_momentum": base, "__author__": "x"}
+    for tree in (
+        {"model": arrays, "__author__": "A Zoo"},
+        {"blobs": {**arrays, **extra}, "cfg": "text"},
+        {**arrays, **extra},
+    ):
+        path = tmp_path / "x.pkl"
+        path.write_bytes(pickle.dumps(tree, protocol))
+        found = weight_files.read_arrays(path)
+        assert found.keys() == arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_pickle_of_python_2(tmp_path):
+    """Its strings are bytes, and so are the numbers of an array."""
+    text = (
+        b"\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+        b"K\x00\x85U\x01b\x87R(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R("
+        b"K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        b"U\x08" + np.float32([1, -2]).tobytes() + b"tbs."
+    )
+    (tmp_path / "x.pkl").write_bytes(text)
+    np.testing.assert_array_equal(
+        weight_files.read_arrays(tmp_path / "x.pkl")["a"], [1, -2]
+    )
+
+
 # Hostile and broken files
 
 
@@ -93,6 +137,45 @@ def test_a_pickle_that_calls_anything_is_refused_and_not_run(tmp_path, kind, cal
     with pytest.raises(ValueError, match="the pickle asks for .*save model.state_dict"):
         weight_files.read_arrays(path)
     assert not victim.exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("call", ["open", "eval", "getattr", "frombuffer"])
+def test_a_pkl_that_calls_anything_is_refused_and_not_run(tmp_path, call, protocol):
+    victim = tmp_path / "victim"
+    hostile = {
+        "open": Call(open, str(victim), "w"),
+        "eval": Call(eval, f"open({str(victim)!r}, 'w')"),
+        "getattr": Call(getattr, "x", "join"),
+        "frombuffer": Call(np.frombuffer, b"1234"),
+    }[call]
+    path = tmp_path / "x.pkl"
+    for tree in ({"model": {"a": hostile}}, hostile, {"a": np.zeros(2), "b": hostile}):
+        path.write_bytes(pickle.dumps(tree, protocol))
+        with pytest.raises(ValueError, match="the pickle asks for .*only arrays"):
+            weight_files.read_arrays(path)
+    assert not victim.exists()
+
+
+def test_arrays_of_a_pkl_hold_plain_numbers_that_are_there(tmp_path):
+    path = tmp_path / "x.pkl"
+    for array, message in (
+        (np.array([{}], object), "'O8': expected numbers"),
+        (np.array(["text"]), "'U4': expected numbers"),
+        (np.zeros(2, "f4,f4"), "'V8': expected numbers"),
+    ):
+        path.write_bytes(pickle.dumps({"a": array}, 2))
+        with pytest.raises(ValueError, match=message):
+            weight_files.read_arrays(path)
+    right = pickle.dumps({"a": np.zeros(3, np.float32)}, 2)
+    for shape in (4, 200):  # more than its bytes
+        path.write_bytes(right.replace(b"K\x03\x85", bytes([75, shape, 133])))
+        with pytest.raises(ValueError, match="is not a readable .pkl file"):
+            weight_files.read_arrays(path)
+    for tree in ({}, [1, 2], {"model": {"a": 3}}):
+        path.write_bytes(pickle.dumps(tree))
+        with pytest.raises(ValueError, match="is not a readable .pkl file"):
+            weight_files.read_arrays(path)
 
 
 @pytest.mark.parametrize("kind", ["zip", "stream"])
@@ -144,7 +227,7 @@ def test_files_of_no_known_kind(tmp_path):
     (tmp_path / "x.h5").write_bytes(b"")
     with pytest.raises(ValueError, match="ending in one of"):
         weight_files.read_arrays(tmp_path / "x.h5")
-    for suffix in (".pth", ".safetensors", ".npz"):
+    for suffix in (".pth", ".safetensors", ".npz", ".pkl"):
         for content in (b"", b"hello, this is text", b"\x80\x02K\x01."):
             path = tmp_path / f"x{suffix}"
             path.write_bytes(content)
