@@ -1,20 +1,27 @@
-r"""A torchvision detector's weights -> a checkpoint, or a checkpoint -> a state dict.
+r"""A peer's detector -> a checkpoint, or a checkpoint -> a torchvision state dict.
 
     python scripts/convert_weights.py --config=experiments/coco_r50_fpn_v1.py \
         --weights=fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --output=runs/r50_fpn
-    python scripts/convert_weights.py --checkpoint=runs/mine --output=mine.npz
+    python scripts/convert_weights.py --config=experiments/coco_r50_fpn.py \
+        --weights=model_final_b275ba.pkl --output=runs/detectron2 --report
+    python scripts/convert_weights.py --checkpoint=runs/mine --output=mine.safetensors
 
 The checkpoint is one like any other: evaluate.py, predict.py and `--config.init_from`
-read it. `.pth`, `.safetensors` and `.npz` files are read without torch and without
-running anything that lies in them. A file of 91 rows is taken for COCO: the rows of its
-80 categories are kept (`--all_rows` keeps the ten unused ones, which count in
-torchvision's softmax). Other files take `--classes`, in the order of the rows after
-background. `--report` says where every array went; one without a place is an error.
+read it. Files of torchvision (`.pth`), Detectron2 and Detectron (`.pkl`), and either's
+arrays as `.safetensors` or `.npz`, are read without torch and without running anything
+that lies in them; the config must be that of the file (`experiments/coco_*.py`). Files
+of 80 or 90 classes are taken for COCO: of torchvision's 91 rows those of the 80
+categories are kept (`--all_rows` keeps the ten unused ones, which count in its
+softmax). Other files take `--classes`, in the order of the rows after background.
+`--report` says of every array where it went and what was done to it; one without a
+place is an error.
 
-The exported .npz loads in torchvision by
-`model.load_state_dict({k: torch.from_numpy(v) for k, v in numpy.load(f).items()})`
-(`strict=False` for v2, whose norms also count batches). The last line on stdout is one
-JSON object.
+What is exported loads in torchvision, with `safetensors.torch.load_file(f)` or
+
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in numpy.load(f).items()})
+
+(`strict=False` for v2, whose norms also count batches), from .safetensors or .npz. The
+last line on stdout is one JSON object.
 """
 
 import json
@@ -22,18 +29,13 @@ import pathlib
 import sys
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
 from absl import app, flags
 from ml_collections import config_flags
 
-from frcnn_jax import models
 from frcnn_jax.models import pretrained_torch
-from frcnn_jax.models.weight_files import read_arrays, write_npz
+from frcnn_jax.models.weight_files import write_npz, write_safetensors
 from frcnn_jax.training import checkpoint, cli
-from frcnn_jax.training import config as configs
-from frcnn_jax.training.step import initial_state
+from frcnn_jax.training.convert import convert
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -42,12 +44,15 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WEIGHTS = flags.DEFINE_string("weights", None, "The peer's file.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run or checkpoint to export.")
-OUTPUT = flags.DEFINE_string("output", None, "A folder, or an .npz.", required=True)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "A folder, or a .safetensors or .npz.", required=True
+)
 CLASSES = flags.DEFINE_list("classes", [], "The names of classes 1..C.")
 ALL_ROWS = flags.DEFINE_bool("all_rows", False, "Keep COCO's ten unused rows.")
 REPORT = flags.DEFINE_bool("report", False, "Print where every array went.")
 
-COCO_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+COCO_IDS = tuple(i for i in range(1, 91) if i not in UNUSED)
 COCO = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck"),
     *("boat", "traffic light", "fire hydrant", "stop sign", "parking meter", "bench"),
@@ -64,7 +69,7 @@ COCO = (
 )
 
 
-def rows_and_names(count: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def rows_and_classes(count: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The rows of the file that become classes 1..C, and their names.
 
     `count` is the number of its rows without background.
@@ -76,65 +81,55 @@ def rows_and_names(count: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
                 f"--classes has {len(CLASSES.value)} names, {WEIGHTS.value} {count}"
             )
         return rows, tuple(CLASSES.value)
+    if count == len(COCO):
+        return rows, COCO
     if count != 90:
         raise app.UsageError(
-            f"{WEIGHTS.value} has {count} classes, COCO 90: give their --classes"
+            f"{WEIGHTS.value} has {count} classes, COCO 80 or 90: give their --classes"
         )
-    used = tuple(row for row in rows if row not in COCO_UNUSED)
     if not ALL_ROWS.value:
-        return used, COCO
-    names = dict(zip(used, COCO, strict=True))
+        return COCO_IDS, COCO
+    names = dict(zip(COCO_IDS, COCO, strict=True))
     return rows, tuple(names.get(row, f"unused {row}") for row in rows)
 
 
-def convert(weights: str) -> dict[str, Any]:
+def from_peer(weights: str) -> dict[str, Any]:
     """Write a checkpoint at step 0."""
-    c = configs.check(CONFIG.value)
-    arrays = read_arrays(weights)
-    name = "roi_heads.box_predictor.cls_score.bias"
-    if name not in arrays:
-        raise ValueError(f"{weights} has no {name}: no torchvision detector")
-    rows, classes = rows_and_names(len(arrays[name]) - 1)
-    model = models.build_detector(num_classes=len(classes), **c["model"])
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    variables, report = pretrained_torch.load_detector(weights, variables, classes=rows)
+    rows, classes = rows_and_classes(pretrained_torch.count_classes(weights))
+    report = convert(
+        weights,
+        CONFIG.value,
+        OUTPUT.value,
+        classes=classes,
+        category_ids=COCO_IDS if classes is COCO else rows,
+        rows=rows,
+    )
     if REPORT.value:
         print("\n".join(report))
-    state = initial_state(
-        jax.random.key(0),
-        (64, 64, 3),
-        model=model,
-        optimizer=optax.identity(),
-        variables=variables,
-    )
-    with checkpoint.manager(OUTPUT.value) as writer:
-        checkpoint.save(
-            writer,
-            state,
-            config=CONFIG.value,
-            classes=classes,
-            category_ids=rows,
-        )
     used = sum(not line.startswith("ignored") for line in report)
     return dict(arrays=used, ignored=len(report) - used, classes=len(classes))
 
 
-def export(run: str) -> dict[str, Any]:
-    """Write a state dict as an .npz."""
-    if pathlib.Path(OUTPUT.value).suffix != ".npz":
-        raise app.UsageError(f"--output={OUTPUT.value}: expected a name.npz")
+def to_torchvision(run: str) -> dict[str, Any]:
+    """Write a state dict."""
+    writers = {".npz": write_npz, ".safetensors": write_safetensors}
+    suffix = pathlib.Path(OUTPUT.value).suffix
+    if suffix not in writers:
+        raise app.UsageError(
+            f"--output={OUTPUT.value}: expected a name ending in one of "
+            f"{tuple(writers)}"
+        )
     variables = checkpoint.read_variables(checkpoint.find(run))
     arrays = pretrained_torch.export_detector(variables)
-    write_npz(OUTPUT.value, arrays)
+    writers[suffix](OUTPUT.value, arrays)
     return dict(arrays=len(arrays))
 
 
 def main(_):
     if CHECKPOINT.value and not WEIGHTS.value:
-        summary = export(CHECKPOINT.value)
+        summary = to_torchvision(CHECKPOINT.value)
     elif WEIGHTS.value and CONFIG.value and not CHECKPOINT.value:
-        summary = convert(WEIGHTS.value)
+        summary = from_peer(WEIGHTS.value)
     else:
         raise app.UsageError("give --config and --weights, or --checkpoint")
     print(f"{summary['arrays']} arrays -> {OUTPUT.value}")

@@ -1,25 +1,37 @@
-"""COCO and VOC metrics of a checkpoint, or of a detections file.
+r"""COCO and VOC metrics of a checkpoint, of a peer's weights, or of a detections file.
 
 python scripts/evaluate.py --checkpoint=runs/demo --split=test --pictures=12
+python scripts/evaluate.py --config=experiments/coco_r50_fpn.py \
+    --weights=model_final_b275ba.pkl --set=data.root=COCO
 python scripts/evaluate.py --detections=detections.json --annotations=annotations.json
 
 With a checkpoint, its data is read as in training (`--set=data.root=DIR` where it has
 moved), and annotations.json, detections.json (COCO format) and annotated pictures go to
-`--output`. The last line on stdout is one JSON object.
+`--output`. `--weights` is a file of torchvision, Detectron2 or Detectron, as in
+convert_weights.py, and `--config` the experiment that it belongs to; the output is then
+left in runs/NAME unless told otherwise. The last line on stdout is one JSON object.
 """
 
 import json
 import pathlib
+import sys
+import tempfile
 
 from absl import app, flags
+from ml_collections import config_flags
 
 from frcnn_jax.evaluation import coco, files, voc
-from frcnn_jax.training import checkpoint, cli, devices, evaluate
+from frcnn_jax.training import checkpoint, cli, convert, devices, evaluate
+from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run (its best checkpoint), RUN/last or a checkpoint."
 )
+CONFIG = config_flags.DEFINE_config_file("config", None, "That of --weights.")
+WEIGHTS = flags.DEFINE_string("weights", None, "A detector of a peer, as a file.")
 DETECTIONS = flags.DEFINE_string("detections", None, "A COCO-format results file.")
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO-format instances file.")
 SPLIT = flags.DEFINE_string("split", None, "The split; default data.eval_split.")
@@ -30,32 +42,63 @@ BATCH = flags.DEFINE_integer("batch_size", None, "Images at a time.")
 SET = flags.DEFINE_multi_string("set", [], "Changes a config value: data.root=DIR.")
 
 
+def changes() -> list[str]:
+    """What the flags change in the configuration."""
+    found = list(SET.value)
+    if SPLIT.value:
+        found.append(f"data.eval_split={SPLIT.value}")
+    if BATCH.value:
+        found.append(f"eval_batch_size={BATCH.value}")
+    return found
+
+
+def convert_weights(weights: str, folder: str) -> None:
+    """Write a peer's weights as a checkpoint, with the classes of the data."""
+    configs.change(CONFIG.value, changes())
+    source = evaluate.build_eval_data(configs.check(CONFIG.value)).eval
+    convert.convert(
+        weights,
+        CONFIG.value,
+        folder,
+        classes=source.classes,
+        category_ids=source.category_ids,
+        rows=convert.rows_of(weights, source.category_ids),
+    )
+
+
+def of_checkpoint(path: pathlib.Path, run: pathlib.Path) -> tuple[dict, list[dict]]:
+    """Annotations and detections, left in --output or else in `run`."""
+    return evaluate.evaluate_checkpoint(
+        path,
+        pathlib.Path(OUTPUT.value or run),
+        changes=changes(),
+        pictures=PICTURES.value,
+        score=SCORE.value,
+    )
+
+
 def main(argv):
     if argv[1:]:
         raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
     log_to_stderr()
     devices.keep_compiled()
     if CHECKPOINT.value:
-        changes = list(SET.value)
-        if SPLIT.value:
-            changes.append(f"data.eval_split={SPLIT.value}")
-        if BATCH.value:
-            changes.append(f"eval_batch_size={BATCH.value}")
         path = checkpoint.find(CHECKPOINT.value)
         run = path.parents[1] if path.parent.name == "checkpoints" else path
-        output = pathlib.Path(OUTPUT.value or run)
-        annotations, detections = evaluate.evaluate_checkpoint(
-            path,
-            output,
-            changes=changes,
-            pictures=PICTURES.value,
-            score=SCORE.value,
-        )
+        annotations, detections = of_checkpoint(path, run)
+    elif WEIGHTS.value and CONFIG.value:
+        with tempfile.TemporaryDirectory() as folder:
+            convert_weights(WEIGHTS.value, folder)
+            run = pathlib.Path("runs") / pathlib.Path(WEIGHTS.value).stem
+            annotations, detections = of_checkpoint(checkpoint.find(folder), run)
     elif DETECTIONS.value and ANNOTATIONS.value:
         annotations = files.read_annotations(ANNOTATIONS.value)
         detections = files.read_detections(DETECTIONS.value, annotations)
     else:
-        raise app.UsageError("give --checkpoint, or --detections and --annotations")
+        raise app.UsageError(
+            "give --checkpoint, --weights and --config, or --detections and "
+            "--annotations"
+        )
 
     result = coco.evaluate(annotations, detections)
     for metric in ("07", "area"):

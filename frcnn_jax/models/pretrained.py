@@ -6,9 +6,14 @@
 | --- | --- | --- |
 | `.npz` with Keras names, ResNet-50 | `KERAS_RESNET50`, `KERAS_PIXELS` below | Keras |
 | `.pth`, `.pt`, `.safetensors`, ResNet | the defaults | torchvision, timm |
-| the same, MobileNetV3-Large | `norm_eps=1e-3` | torchvision |
-| the same or `.npz`, VGG-16 | see `pretrained_vgg` | torchvision, Caffe |
+| the same, ResNeXt 32x8d | `groups=32`, `group_width=8` | torchvision, timm |
+| `.pkl`, ResNet | `stride_in_1x1=True`, `pixel_std` of ones | Detectron2 (MSRA) |
+| `.pkl`, ResNeXt-101 | see `experiments/coco_r50_fpn.py` | Detectron2 (FAIR) |
+| `.pth`, `.safetensors`, MobileNetV3-Large | `norm_eps=1e-3` | torchvision |
+| the same | the defaults | timm (`mobilenetv3_large_100`) |
+| the same or `.npz`, VGG-16 | see `pretrained_vgg` | torchvision, timm, Caffe |
 
+In place of a file, the name of a hub: `hf:timm/resnet50.a1_in1k` (`pretrained_hub`).
 Whole detectors are read by `pretrained_torch.load_detector`.
 
 The config is the caller's: a wrong `norm_eps`, `stride_in_1x1` or pixel mean changes no
@@ -24,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from frcnn_jax.models import pretrained_torch, pretrained_vgg
+from frcnn_jax.models import pretrained_hub, pretrained_torch, pretrained_vgg
 from frcnn_jax.models.weight_files import read_arrays, shorten
 
 # What a detector on the Keras weights needs: the group `backbone`, and the pixels. The
@@ -47,16 +52,20 @@ def load_backbone(
 ) -> dict[str, Any]:
     """Return `variables` (of a detector) with the backbone's arrays read from `path`.
 
-    Arrays of a stage that the backbone leaves to the box head (`layer4` of C4) go
-    there. Raises FileNotFoundError for a missing file; ValueError for a file of no
-    known kind and, naming the arrays, for one that does not fill every array of the
-    backbone, fills one with another shape, or holds arrays with no place in the model.
+    `path` is a file, or the name of a hub. Arrays of a stage that the backbone leaves
+    to the box head (`layer4` of C4) go there. Raises FileNotFoundError for a missing
+    file; ValueError for a file of no known kind and, naming the arrays, for one that
+    does not fill every array of the backbone, fills one with another shape, or holds
+    arrays with no place in the model.
     """
+    if str(path).startswith(pretrained_hub.PREFIX):
+        path = pretrained_hub.fetch(str(path))
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"backbone.pretrained={str(path)!r}: no such file; give the path of a "
-            "weight file, or '' to start from random weights"
+            "weight file, a name like hf:timm/resnet50.a1_in1k, or '' to start from "
+            "random weights"
         )
     if "conv1_1" in variables["params"]["backbone"]:
         return pretrained_vgg.load_backbone(path, variables)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from frcnn_jax.models import pretrained_detectron2
+from frcnn_jax.models import pretrained_detectron2, pretrained_timm
 from frcnn_jax.models.weight_files import read_arrays, shorten
 
 Key = tuple[str, ...]
@@ -93,8 +93,9 @@ class Source(NamedTuple):
 def read_source(path: str | pathlib.Path) -> Source:
     """Read a file of torchvision, timm, Detectron2 or Detectron."""
     arrays = read_arrays(path)
-    if pretrained_detectron2.recognises(arrays):
-        return Source(*pretrained_detectron2.to_torchvision(arrays))
+    for names in (pretrained_detectron2, pretrained_timm):
+        if names.recognises(arrays):
+            return Source(*names.to_torchvision(arrays))
     return Source(rename(arrays), {}, [])
 
 

@@ -2,7 +2,7 @@
 
 | file | config that it needs |
 | --- | --- |
-| torchvision's `vgg16` | the default pixels |
+| torchvision's and timm's `vgg16` | the default pixels |
 | Caffe's, under the same names | `backbone.bgr=True`, `pixel_std` of ones, its means |
 
 The two look alike; a wrong choice only makes worse features. Caffe's give the paper's
@@ -27,12 +27,18 @@ def load_backbone(
     """Return `variables` (of a detector) with VGG's arrays read from `path`.
 
     fc6 and fc7 are filled where the box head has them. Raises ValueError naming the
-    arrays that are missing or have another shape.
+    arrays that are missing, have another shape or have no place.
     """
-    arrays = read_arrays(path)
+    arrays = _classifier_names(read_arrays(path))
     model: dict[Any, Any] = dict(traverse_util.flatten_dict(dict(variables)))
-    filled, problems = dict(model), []
-    for layer, name in _names(model).items():
+    filled, names = dict(model), _names(model)
+    known = tuple(f"{name}." for name in names.values())
+    problems = [
+        f"not in the model: {name}"
+        for name in arrays
+        if not name.startswith(("classifier.", "head.", *known))
+    ]
+    for layer, name in names.items():
         for ours, theirs in (("kernel", "weight"), ("bias", "bias")):
             key, source = ("params", *layer, ours), f"{name}.{theirs}"
             if source not in arrays:
@@ -62,6 +68,18 @@ def _names(model: Mapping[tuple[str, ...], Any]) -> dict[tuple[str, str], str]:
         names["box_head", "fc6"] = "classifier.0"
         names["box_head", "fc7"] = "classifier.3"
     return names
+
+
+def _classifier_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """timm's fc6 and fc7, convolutions of the whole map, as torchvision's layers."""
+    renamed = {}
+    for name, array in arrays.items():
+        if name.startswith("pre_logits."):
+            name = name.replace("pre_logits.fc1.", "classifier.0.")
+            name = name.replace("pre_logits.fc2.", "classifier.3.")
+            array = array.reshape(len(array), -1) if array.ndim == 4 else array
+        renamed[name] = array
+    return renamed
 
 
 def _from_torch(array: np.ndarray, *, pooled: bool) -> np.ndarray:

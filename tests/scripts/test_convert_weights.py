@@ -1,5 +1,6 @@
 """From a torchvision file to a checkpoint that detects, and back, as a user does it."""
 
+import functools
 import json
 import pathlib
 import subprocess
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from frcnn_jax import models
+from frcnn_jax.data.images import save_image
 from frcnn_jax.detector import load
 from frcnn_jax.models import pretrained_torch, weight_files
+from frcnn_jax.training.convert import rows_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = """
@@ -29,9 +32,9 @@ def get_config(arg=None):
 """
 
 
-def convert(*args, code=0):
+def convert(*args, code=0, script="convert_weights"):
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/convert_weights.py"), *map(str, args)],
+        [sys.executable, str(ROOT / f"scripts/{script}.py"), *map(str, args)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -80,8 +83,10 @@ def test_a_file_becomes_a_checkpoint_and_a_file_again(peer, tmp_path):
     assert detector.category_ids[-1] == 90 and 12 not in detector.category_ids
     found = detector([np.zeros((50, 60, 3), np.uint8)])
     assert found.valid.any() and np.isfinite(found.boxes).all()
-    convert(f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'back.npz'}")
-    back = weight_files.read_arrays(tmp_path / "back.npz")
+    file = tmp_path / "back.safetensors"
+    convert(f"--checkpoint={tmp_path / 'run'}", f"--output={file}")
+    back = weight_files.read_arrays(file)
+    assert back.keys() == state.keys()
     rows = [0, *detector.category_ids]
     for name, array in back.items():
         expected = state[name]
@@ -93,6 +98,75 @@ def test_a_file_becomes_a_checkpoint_and_a_file_again(peer, tmp_path):
         np.testing.assert_array_equal(array, expected)
 
 
+def write_coco(folder, categories):
+    """Three images of noise with a box of each category."""
+    rng = np.random.default_rng(0)
+    images = [
+        dict(id=i, file_name=f"{i}.png", width=60, height=50) for i in range(1, 4)
+    ]
+    boxes = [
+        dict(
+            id=10 * image["id"] + k,
+            image_id=image["id"],
+            category_id=category,
+            bbox=[5 + 10 * k, 5, 20, 30],
+            area=600,
+            iscrowd=0,
+        )
+        for image in images
+        for k, category in enumerate(categories)
+    ]
+    (folder / "annotations").mkdir()
+    (folder / "val2017").mkdir()
+    for image in images:
+        pixels = rng.integers(0, 255, (50, 60, 3), np.uint8)
+        save_image(folder / "val2017" / image["file_name"], pixels)
+    (folder / "annotations/instances_val2017.json").write_text(
+        json.dumps(
+            dict(
+                images=images,
+                annotations=boxes,
+                categories=[dict(id=c, name=f"thing {c}") for c in categories],
+            )
+        )
+    )
+
+
+def test_a_peers_file_is_evaluated_in_one_command(peer, tmp_path):
+    """The rows of the file are those of the data's ids, of 91 as of COCO's 80."""
+    folder, state = peer
+    ids = (2, 7, 18)
+    write_coco(tmp_path, ids)
+    # Class 7 is certain of every RoI, and its boxes are the RoIs themselves.
+    strong = dict(state)
+    scores, boxes = (f"roi_heads.box_predictor.{x}" for x in ("cls_score", "bbox_pred"))
+    strong[f"{scores}.bias"] = np.eye(91, dtype=np.float32)[7] * 30
+    weight_files.write_npz(tmp_path / "peer.npz", strong)
+    done = convert(
+        f"--config={folder / 'small.py'}",
+        f"--weights={tmp_path / 'peer.npz'}",
+        f"--set=data.root={tmp_path}",
+        f"--output={tmp_path / 'out'}",
+        "--batch_size=2",
+        script="evaluate",
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert 0 <= result["AP"] <= 1
+    found = json.loads((tmp_path / "out/detections.json").read_text())
+    best = max(found, key=lambda d: d["score"])
+    assert best["category_id"] == 7 and best["score"] > 0.9
+    assert {d["category_id"] for d in found} <= set(ids)
+
+
+def test_rows_of_a_file_follow_from_its_count(peer):
+    folder, _ = peer
+    rows = functools.partial(rows_of, folder / "peer.npz")  # 90 classes
+    assert rows(range(1, 91)) == tuple(range(1, 91))
+    assert rows((3, 90)) == (3, 90)
+    with pytest.raises(ValueError, match="90 classes, the data 1 with ids up to 91"):
+        rows((91,))
+
+
 def test_mistakes_are_explained(peer, tmp_path):
     folder, state = peer
     arguments = (f"--config={folder / 'small.py'}", f"--output={tmp_path / 'run'}")
@@ -102,5 +176,8 @@ def test_mistakes_are_explained(peer, tmp_path):
     few["roi_heads.box_predictor.cls_score.bias"] = np.zeros(4, np.float32)
     weight_files.write_npz(tmp_path / "few.npz", few)
     done = convert(*arguments, f"--weights={tmp_path / 'few.npz'}", code=1)
-    assert "has 3 classes, COCO 90: give their --classes" in done.stderr + done.stdout
+    assert (
+        "has 3 classes, COCO 80 or 90: give their --classes"
+        in done.stderr + done.stdout
+    )
     assert not (tmp_path / "run").exists()

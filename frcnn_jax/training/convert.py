@@ -1,0 +1,69 @@
+"""A peer's detector becomes a checkpoint like any other."""
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from frcnn_jax import models
+from frcnn_jax.models import pretrained_torch
+from frcnn_jax.training import checkpoint
+from frcnn_jax.training import config as configs
+from frcnn_jax.training.step import initial_state
+
+
+def convert(
+    weights: str | pathlib.Path,
+    config: ml_collections.ConfigDict,
+    output: str | pathlib.Path,
+    *,
+    classes: Sequence[str],
+    category_ids: Sequence[int],
+    rows: Sequence[int],
+) -> list[str]:
+    """Write a checkpoint at step 0 in `output`, and return the report of every array.
+
+    `rows` of the file (0 is background) become the `classes` 1..C with `category_ids`;
+    the files are those of `pretrained_torch.load_detector`, which raises what is raised
+    here.
+    """
+    c = configs.check(config)
+    model = models.build_detector(num_classes=len(classes), **c["model"])
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    variables, report = pretrained_torch.load_detector(weights, variables, classes=rows)
+    state = initial_state(
+        jax.random.key(0),
+        (64, 64, 3),
+        model=model,
+        optimizer=optax.identity(),
+        variables=variables,
+    )
+    with checkpoint.manager(output) as writer:
+        checkpoint.save(
+            writer, state, config=config, classes=classes, category_ids=category_ids
+        )
+    return report
+
+
+def rows_of(
+    weights: str | pathlib.Path, category_ids: Sequence[int]
+) -> tuple[int, ...]:
+    """The rows of a peer's file that are the categories of a data set.
+
+    As many rows as categories are these in their order (Detectron2); of more rows, as
+    torchvision's 90 for the 80 categories of COCO, a category has that of its id.
+    Raises ValueError where neither can be.
+    """
+    count = pretrained_torch.count_classes(weights)
+    if count == len(category_ids):
+        return tuple(range(1, count + 1))
+    if count < max(category_ids) or count < len(category_ids):
+        raise ValueError(
+            f"{weights} has {count} classes, the data {len(category_ids)} with ids up "
+            f"to {max(category_ids)}: they are not the same classes"
+        )
+    return tuple(category_ids)
