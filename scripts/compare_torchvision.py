@@ -3,24 +3,30 @@ r"""Ours against torchvision's detectors: same weights, same tensors, layer by l
     make peer
     python scripts/compare_torchvision.py --model=r50_fpn --seeds=0:100
     python scripts/compare_torchvision.py --model=r50_fpn --training --steps=20
+    python scripts/compare_torchvision.py --model=r50_fpn --training --steps=1 --float64
+    python scripts/compare_torchvision.py --model=r50_fpn --border --canvas=448x512
 
 Each seed makes random weights under which the detectors have something to do: scores
 and deltas are spread, so that NMS suppresses within levels and classes. The weights go
 to torchvision's process as a state dict, and both sides get the same normalised
 tensor, padded to a multiple of 32. Detections agree when count and labels are the same,
 boxes within 0.01 pixels and scores within 1e-4; every seed where they do not is listed
-with what explains it. The last line on stdout is one JSON object.
+with what explains it.
+
+`--training` compares losses over SGD steps and the gradients of the first, on the
+peer's samples; `--float64` computes both sides' networks in double precision, where no
+ReLU changes sign by rounding. `--border` needs no peer: it compares our detector with
+itself, on the padding to 32 and on a larger static canvas. The last line on stdout is
+one JSON object.
 """
 
 import functools
 import importlib
 import json
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
-import zlib
 from typing import Any
 
 import jax
@@ -37,6 +43,8 @@ from frcnn_jax.training import cli
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
+from scripts.random_weights import random_image, random_weights  # noqa: E402
+
 EXPERIMENTS = {  # the peer's name: our experiment and its argument
     "r50_fpn": ("coco_r50_fpn_v1", ""),
     "r50_fpn_v2": ("coco_r50_fpn_v2", ""),
@@ -63,6 +71,9 @@ GOLDEN = flags.DEFINE_string("golden", None, "Keep the last seed's answer here."
 TRAINING = flags.DEFINE_bool("training", False, "Compare losses and gradients instead.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps of SGD to compare.")
 RATE = flags.DEFINE_float("rate", 1e-5, "Their learning rate.")
+FLOAT64 = flags.DEFINE_bool("float64", False, "Both networks in double precision.")
+BORDER = flags.DEFINE_bool("border", False, "Compare canvases instead of peers.")
+CANVAS = flags.DEFINE_string("canvas", "448x512", "HxW of the larger canvas.")
 
 
 # -- What both sides are given ---------------------------------------------------------
@@ -73,7 +84,10 @@ def build(name: str) -> tuple[Any, dict[str, Any]]:
     module, arg = EXPERIMENTS[name]
     experiment = importlib.import_module(f"experiments.{module}")
     config = experiment.get_config(arg).to_dict()
-    return models.build_detector(num_classes=CLASSES, **config["model"]), config
+    dtype = "float64" if FLOAT64.value else "float32"
+    return models.build_detector(
+        num_classes=CLASSES, dtype=dtype, **config["model"]
+    ), config
 
 
 @functools.cache
@@ -89,42 +103,6 @@ def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
         lambda x: np.broadcast_to(np.float32(0), x.shape), variables_of(name)
     )
     return {k: v.shape for k, v in pretrained_torch.export_detector(zeros).items()}
-
-
-def random_weights(
-    shapes: dict[str, tuple[int, ...]], seed: int
-) -> dict[str, np.ndarray]:
-    """A state dict of a seed, each array by its own name: He convolutions, mild norms.
-
-    The last norm of a residual branch is small, so that the maps keep their size.
-    """
-    weights = {}
-    for name, shape in shapes.items():
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        if name.endswith("running_var"):
-            array = rng.uniform(0.5, 1.5, shape)
-        elif len(shape) > 1:
-            fan_in = np.prod(shape[1:])
-            array = rng.standard_normal(shape, np.float32) * np.sqrt(2 / fan_in)
-        elif name.endswith("weight"):
-            small = 0.3 if re.search(r"bn3|block\.[23]\.1", name) else 1.0
-            array = small * rng.uniform(0.5, 1.5, shape)
-        else:
-            array = rng.normal(0, 0.1, shape)
-        weights[name] = np.asarray(array, np.float32)
-    return weights
-
-
-def random_image(seed: int, size: tuple[int, int]) -> np.ndarray:
-    """Normalised noise of many scales `[1, h, w, 3]`, zero in the padding (to 32)."""
-    rng = np.random.default_rng([seed, *size])
-    h, w = (-(-s // 32) * 32 for s in size)
-    image = np.zeros((h, w, 3))
-    for cell in (4, 16, 64):
-        noise = rng.normal(size=(-(-h // cell), -(-w // cell), 3))
-        image += np.kron(noise, np.ones((cell, cell, 1)))[:h, :w]
-    image[size[0] :], image[:, size[1] :] = 0, 0
-    return image[None].astype(np.float32)
 
 
 Spread = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -470,8 +448,14 @@ def compare_training(peer: Peer) -> dict[str, Any]:
         **dict(
             model=MODEL.value, weights=str(file), steps=STEPS.value, rate=RATE.value
         ),
+        dtype="float64" if FLOAT64.value else "float32",
     )
     variables = load(MODEL.value, file)
+    if FLOAT64.value:
+        variables = jax.tree.map(lambda x: x.astype(np.float64), variables)
+        batch = {
+            k: v.astype(np.float64) if k == "images" else v for k, v in batch.items()
+        }
     params, state = variables.pop("params"), variables
 
     @jax.jit
@@ -505,11 +489,16 @@ def compare_training(peer: Peer) -> dict[str, Any]:
             rows = compare_gradients(gradient, state, theirs)
     return dict(
         model=MODEL.value,
+        seed=seed,
+        float64=FLOAT64.value,
+        rate=RATE.value,
         losses=theirs["losses/0"].tolist(),
+        losses_last=theirs[f"losses/{STEPS.value - 1}"].tolist(),
         losses_deviation=first,
         losses_deviation_all_steps=worst,
         steps=STEPS.value,
         gradients=len(rows),
+        gradients_above_1e_3=sum(deviation > 1e-3 for deviation, _ in rows),
         gradient_deviation=max(rows)[0],
         gradient_worst=max(rows)[1],
     )
@@ -535,12 +524,107 @@ def compare_gradients(
     return rows
 
 
+# -- A larger canvas -------------------------------------------------------------------
+
+
+def on_canvas(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+    """The image `[1, h, w, 3]` at the top left of zeros."""
+    placed = np.zeros((1, *canvas, 3), np.float32)
+    placed[:, : image.shape[1], : image.shape[2]] = image
+    return placed
+
+
+def rings(small: np.ndarray, large: np.ndarray) -> list[float]:
+    """Relative difference of two maps by distance to the right and lower border.
+
+    Cells 0, 1, 2, 4, 8, 16 and so on away from it, the largest of each ring.
+    """
+    h, w = small.shape[1:3]
+    difference = np.abs(large[:, :h, :w] - small).max((0, 3))
+    y, x = np.ogrid[:h, :w]
+    away = np.minimum(h - 1 - y, w - 1 - x)
+    scale, edges = np.sqrt((small.astype(np.float64) ** 2).mean()), [0, 1, 2]
+    while edges[-1] < away.max():
+        edges.append(2 * edges[-1])
+    inside = [(away >= a) & (away < b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [float(difference[ring].max() / scale) for ring in inside]
+
+
+def border_of_seed(seed: int, size: tuple[int, int], folder: pathlib.Path) -> Any:
+    """Features and detections of one seed on both canvases."""
+    name = MODEL.value
+    height, width = map(int, CANVAS.value.split("x"))
+    model, config, _, detect, post = compiled(name)
+    file, hw = folder / "weights.npz", jnp.array(size)
+    calibrated(name, seed, size, file)
+    variables, image = load(name, file), random_image(seed, size)
+    found: dict[str, Any] = {}
+    maps = {}
+    for kind, pixels in (
+        ("small", image),
+        ("large", on_canvas(image, (height, width))),
+    ):
+        out = jax.jit(lambda v, x: model.apply(v, x, method="rpn"))(variables, pixels)
+        maps[kind] = {s: np.asarray(f) for s, f in out.features.items()}
+        for exclude in (False, True):
+            props = proposals.select_proposals(
+                *(out.anchors, out.logits[0], out.deltas[0], hw),
+                level_sizes=tuple(int(n) for n in out.level_sizes),
+                **dict(config["proposals"]["eval"], exclude_padding=exclude),
+            )
+            logits, deltas = detect(variables, out.features, props.boxes)
+            given = (props.boxes, props.valid, logits[0], deltas[0], hw)
+            found[f"{kind}/{exclude}"] = ours_as_dict(post(*given))
+    reference = found["small/False"]
+    row: dict[str, Any] = dict(seed=seed, size=size)
+    for exclude in (False, True):
+        other = found[f"large/{exclude}"]
+        row[f"differing_exclude_{exclude}"] = differing(other, reference)
+        row[f"lost_at_iou_0.9_exclude_{exclude}"] = lost(reference, other)
+    row["differing_small_exclude_True"] = differing(found["small/True"], reference)
+    row["rings"] = {
+        s: rings(f, maps["large"][s]) for s, f in maps["small"].items() if s <= 32
+    }
+    return row
+
+
+def lost(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> int:
+    """Detections of `a` without one of `b` of the same label at an IoU of 0.9."""
+    overlaps = np.asarray(box_ops.iou(jnp.asarray(a["boxes"]), jnp.asarray(b["boxes"])))
+    same = (a["labels"][:, None] == b["labels"][None]) & (overlaps >= 0.9)
+    return int((~same.any(1)).sum())
+
+
+def compare_canvases(folder: pathlib.Path) -> dict[str, Any]:
+    first, end = map(int, SEEDS.value.split(":"))
+    sizes, rows = image_sizes(), []
+    for seed in range(first, end):
+        rows.append(border_of_seed(seed, sizes[seed % len(sizes)], folder))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    counts = [k for k in rows[0] if k.startswith(("differing", "lost"))]
+    summary: dict[str, Any] = dict(
+        model=MODEL.value, seeds=len(rows), canvas=CANVAS.value
+    )
+    summary |= {k: float(np.mean([row[k] for row in rows])) for k in counts}
+    for s in rows[0]["rings"]:
+        length = min(len(row["rings"][s]) for row in rows)
+        worst = np.max([row["rings"][s][:length] for row in rows], axis=0)
+        summary[f"rings_{s}"] = [float(f"{x:.2g}") for x in worst]
+    return summary
+
+
 def main(_):
-    with tempfile.TemporaryDirectory() as folder:
-        peer = Peer(PEER.value, pathlib.Path(folder))
-        compare = compare_training if TRAINING.value else compare_detections
-        summary = compare(peer)
-        peer.close()
+    if FLOAT64.value:
+        jax.config.update("jax_enable_x64", True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        if BORDER.value:
+            summary = compare_canvases(folder)
+        else:
+            peer = Peer(PEER.value, folder)
+            compare = compare_training if TRAINING.value else compare_detections
+            summary = compare(peer)
+            peer.close()
     print(json.dumps(summary))
 
 

@@ -6,7 +6,8 @@ NAME.answer.npz and its path printed. A request holds `model` (a name below),
 `weights` (an .npz with a state dict), `images` [b, 3, h, w] normalised and padded,
 `sizes` [b, 2]; with `boxes` [b, g, 4], `labels` [b, g], `steps` and `rate` it is a
 training request. Arrays are laid out as in frcnn_jax where they have an axis of
-channels: [b, h, w, c].
+channels: [b, h, w, c]. With `rois` [r, 4], `features` [h, w, c], `stride`, `output` and
+`ratios` it asks for RoIAlign alone, aligned, -1 being the adaptive rule.
 """
 # pyright: reportMissingImports=false
 
@@ -109,8 +110,34 @@ def forward(model, request):
     return answer
 
 
+def pool(request):
+    """RoIAlign of one map at several sampling ratios."""
+    features = torch.from_numpy(request["features"]).permute(2, 0, 1)[None]
+    rois = [torch.from_numpy(request["rois"])]
+    return {
+        str(ratio): torchvision.ops.roi_align(
+            features.contiguous(),
+            rois,
+            int(request["output"]),
+            1 / float(request["stride"]),
+            int(ratio),
+            aligned=True,
+        )
+        .permute(0, 2, 3, 1)
+        .numpy()
+        for ratio in request["ratios"]
+    }
+
+
 def train(model, request):
     """Losses and samples of every step of SGD, and the gradients of the first."""
+    dtype = getattr(torch, str(request.get("dtype", "float32")))
+    model.to(dtype)
+    request = dict(
+        request,
+        images=request["images"].astype(str(dtype).removeprefix("torch.")),
+        boxes=request["boxes"].astype(str(dtype).removeprefix("torch.")),
+    )
     model.train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -189,11 +216,13 @@ def main():
         path = pathlib.Path(line.strip())
         with np.load(path) as file:
             request = {name: file[name] for name in file.files}
-        model = build(str(request["model"]))
-        load(model, request["weights"])
-        answer = (
-            train(model, request) if "steps" in request else forward(model, request)
-        )
+        if "rois" in request:
+            answer = pool(request)
+        else:
+            model = build(str(request["model"]))
+            load(model, request["weights"])
+            run = train if "steps" in request else forward
+            answer = run(model, request)
         versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
         target = path.with_suffix(".answer.npz")
         np.savez(target, versions=np.array(versions), **answer)

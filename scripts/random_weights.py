@@ -1,0 +1,47 @@
+"""Weights and images of a seed, the same in every environment: NumPy and nothing else.
+
+Used by the comparisons with torchvision on both sides, and by the tests that repeat
+them without torch.
+"""
+
+import re
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def random_weights(
+    shapes: Mapping[str, tuple[int, ...]], seed: int
+) -> dict[str, np.ndarray]:
+    """A state dict of a seed, each array by its own name: He convolutions, mild norms.
+
+    The last norm of a residual branch is small, so that the maps keep their size.
+    """
+    weights = {}
+    for name, shape in shapes.items():
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        if name.endswith("running_var"):
+            array = rng.uniform(0.5, 1.5, shape)
+        elif len(shape) > 1:
+            fan_in = np.prod(shape[1:])
+            array = rng.standard_normal(shape, np.float32) * np.sqrt(2 / fan_in)
+        elif name.endswith("weight"):
+            small = 0.3 if re.search(r"bn3|block\.[23]\.1", name) else 1.0
+            array = small * rng.uniform(0.5, 1.5, shape)
+        else:
+            array = rng.normal(0, 0.1, shape)
+        weights[name] = np.asarray(array, np.float32)
+    return weights
+
+
+def random_image(seed: int, size: tuple[int, int]) -> np.ndarray:
+    """Normalised noise of many scales `[1, h, w, 3]`, zero in the padding (to 32)."""
+    rng = np.random.default_rng([seed, *size])
+    h, w = (-(-s // 32) * 32 for s in size)
+    image = np.zeros((h, w, 3))
+    for cell in (4, 16, 64):
+        noise = rng.normal(size=(-(-h // cell), -(-w // cell), 3))
+        image += np.kron(noise, np.ones((cell, cell, 1)))[:h, :w]
+    image[size[0] :], image[:, size[1] :] = 0, 0
+    return image[None].astype(np.float32)
