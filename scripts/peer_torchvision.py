@@ -7,7 +7,7 @@ NAME.answer.npz and its path printed. A request holds `model` (a name below),
 `sizes` [b, 2]; with `boxes` [b, g, 4], `labels` [b, g], `steps` and `rate` it is a
 training request. Arrays are laid out as in frcnn_jax where they have an axis of
 channels: [b, h, w, c]. With `rois` [r, 4], `features` [h, w, c], `stride`, `output` and
-`ratios` it asks for RoIAlign alone, aligned, -1 being the adaptive rule.
+`ratios` it asks for RoIAlign alone; with `echo`, for the state dict as loaded, aligned, -1 being the adaptive rule.
 """
 # pyright: reportMissingImports=false
 
@@ -60,6 +60,12 @@ def load(model, file):
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise ValueError(f"missing {missing[:5]}, unexpected {unexpected[:5]}")
+
+
+def state(model):
+    """The state dict, for whoever wants to see what was loaded."""
+    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
+    return {n: a for n, a in arrays.items() if not n.endswith("num_batches_tracked")}
 
 
 def nhwc(x):
@@ -222,7 +228,7 @@ def main():
             model = build(str(request["model"]))
             load(model, request["weights"])
             run = train if "steps" in request else forward
-            answer = run(model, request)
+            answer = state(model) if "echo" in request else run(model, request)
         versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
         target = path.with_suffix(".answer.npz")
         np.savez(target, versions=np.array(versions), **answer)
