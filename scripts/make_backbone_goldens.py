@@ -32,7 +32,7 @@ NETWORKS = {  # name: (constructor, modules whose outputs are kept)
         name: (getattr(models, name), STAGES)
         for name in (
             *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-            *("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2"),
+            "resnext50_32x4d",
         )
     },
     "vgg16": (models.vgg16, ("features.29",)),

@@ -7,7 +7,8 @@ NAME.answer.npz and its path printed. A request holds `model` (a name below),
 `sizes` [b, 2]; with `boxes` [b, g, 4], `labels` [b, g], `steps` and `rate` it is a
 training request. Arrays are laid out as in frcnn_jax where they have an axis of
 channels: [b, h, w, c]. With `rois` [r, 4], `features` [h, w, c], `stride`, `output` and
-`ratios` it asks for RoIAlign alone; with `echo`, for the state dict as loaded, aligned, -1 being the adaptive rule.
+`ratios` it asks for RoIAlign alone, aligned, -1 being the adaptive rule; with `echo`
+for the state dict as it was loaded.
 """
 # pyright: reportMissingImports=false
 

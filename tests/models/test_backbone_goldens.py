@@ -35,8 +35,6 @@ SLOW = {
     "resnet101": resnet(101),
     "resnet152": resnet(152),
     "resnext50_32x4d": resnet(50, groups=32, group_width=4),
-    "resnext101_32x8d": resnet(101, groups=32, group_width=8),
-    "wide_resnet50_2": resnet(50, group_width=128),
     "vgg16": dict(name="vgg"),
 }
 
