@@ -30,6 +30,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         common.msra_resnet(args["depth"], out_strides=(16,), dilated_c5=True),
         anchors=common.one_level_anchors(),
         rpn=dict(channels=2048),
-        roi_align=dict(strides=(16,), sampling_ratio=2),
+        roi_align=dict(strides=(16,), sampling_ratio=4),
     )
     return c

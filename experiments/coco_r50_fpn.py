@@ -34,5 +34,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c: Any = ml_collections.ConfigDict()
     c.update(common.detectron2(runlocal=args["runlocal"], schedule=args["schedule"]))
     resnet = common.resnext101() if args["x101"] else common.msra_resnet(args["depth"])
-    c.model = dict(resnet, fpn=dict(channels=256), roi_align=dict(sampling_ratio=2))
+    c.model = dict(resnet, fpn=dict(channels=256), roi_align=dict(sampling_ratio=4))
     return c
