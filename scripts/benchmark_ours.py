@@ -69,17 +69,19 @@ def prepared(function: Any, *arguments: Any, check: Any) -> worker.Prepared:
 
 
 @functools.cache
-def detector(name: str, dtype: str) -> tuple[Any, dict[str, Any]]:
+def detector(name: str, dtype: str, remat: bool) -> tuple[Any, dict[str, Any]]:
     """The model that takes normalised images, and its experiment."""
     _, config = peers.build(name)
     options = {**config["model"], **NO_SCALE, "dtype": dtype}
+    if remat:
+        options["backbone"] = {**options["backbone"], "remat": True}
     return models.build_detector(num_classes=peers.CLASSES, **options), config
 
 
 def given(case: dict[str, Any], folder: pathlib.Path) -> tuple[Any, ...]:
     """Model, configuration, variables and batch of a case."""
-    model, config = detector(case["model"], case.get("dtype", "float32"))
-    config = {**config, **case.get("config", {})}
+    precision = case.get("dtype", "float32")
+    model, config = detector(case["model"], precision, case.get("remat", False))
     file = folder / f"{case['model']}.npz"
     if file.exists():
         variables = peers.load(case["model"], file)

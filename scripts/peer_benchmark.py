@@ -127,7 +127,7 @@ def train(case, folder):
             return loss
 
         calls[mode] = finished(step)
-        check = [float(calls[mode]())]
+        check = [calls[mode]().item()]
     return worker.Prepared(calls, check)
 
 
