@@ -19,7 +19,7 @@ FIRST = (("conv_dw", "bn1"), ("conv_pw", "bn2"))  # of the block that does not e
 
 def recognises(arrays: Mapping[str, np.ndarray]) -> bool:
     """Whether the names are those of timm's MobileNetV3."""
-    return "conv_stem.weight" in arrays and "conv_head.weight" in arrays
+    return {"conv_stem.weight", "blocks.0.0.conv_dw.weight"} <= set(arrays)
 
 
 def to_torchvision(
