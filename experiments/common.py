@@ -46,6 +46,8 @@ def run(*, batch_size: int, total_steps: int) -> dict[str, Any]:
         parallel="pmap",  # or "shard_map": over the devices, with equal results
         init_from="",  # a checkpoint to fine-tune, any number of classes
         loss_weights=dict(rpn_cls=1.0, rpn_box=1.0, roi_cls=1.0, roi_box=1.0),
+        accumulate=1,  # parts that a device's share of the batch is computed in
+        ema_decay=0.0,  # e.g. 0.999: evaluate and keep the parameters' running mean
     )
 
 

@@ -50,6 +50,9 @@ ADDRESS = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
 PROCESS = flags.DEFINE_integer("process_id", None, "Which one this is, from 0 on.")
+LOG_TO = flags.DEFINE_string(
+    "log_to", "", "Send the metrics to 'wandb' or 'mlflow' as well, if installed."
+)
 
 
 def main(argv):
@@ -67,7 +70,10 @@ def main(argv):
         log_to_stderr()
         devices.keep_compiled()
         result = train_and_evaluate(
-            CONFIG.value, WORKDIR.value, allow_changes=ALLOW.value
+            CONFIG.value,
+            WORKDIR.value,
+            allow_changes=ALLOW.value,
+            log_to=LOG_TO.value,
         )
         if devices.is_first():
             print(json.dumps(result))

@@ -204,23 +204,58 @@ class FrozenBatchNorm(nn.Module):
         return x * multiplier + offset.astype(self.dtype)[None, None, None]
 
 
-def norm(kind: str, *, name: str, dtype: Any = jnp.float32) -> Callable[[Array], Array]:
-    """Return the layer that `kind` names: "none", "frozen" or "group" (32 groups).
+class BatchNorm(nn.BatchNorm):
+    """The same with statistics of the batch while the network learns, and moving ones.
 
-    "frozen" is `FrozenBatchNorm`, the statistics of weights made elsewhere; "group"
-    (Wu & He 2018) needs none and suits heads that are trained here.
+    It learns where the collection `batch_stats` is mutable, as in `train_step`: then
+    `mean` and `var` are those of the batch, in float32, over all of the canvas, and the
+    stored ones move a tenth of the way. Everywhere else it is a FrozenBatchNorm. With
+    an `axis_name` the statistics are those of all devices of that axis.
+    """
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Normalise the last axis with the batch's or the stored statistics."""
+        learns = self.is_mutable_collection("batch_stats")
+        return super().__call__(x, use_running_average=not learns)
+
+
+NORMS = ("frozen", "batch", "sync", "group")
+
+
+def norm(
+    kind: str, *, name: str, eps: float = 1e-5, dtype: Any = jnp.float32
+) -> Callable[[Array], Array]:
+    """Return the layer that `kind` names, to be called once.
+
+    | kind | statistics | scale and bias |
+    | --- | --- | --- |
+    | "frozen" | stored, of weights made elsewhere: `FrozenBatchNorm` | as stored |
+    | "batch" | of the images of one device: `BatchNorm` | learn |
+    | "sync" | of the images of all devices on axis "batch" | learn |
+    | "group" | of 32 groups of an image's channels (Wu & He 2018) | learn |
+    | "none" | no layer | |
+
+    "group" has as many groups as divide the channels, up to 32, and its own epsilon.
     """
     if kind == "frozen":
-        return FrozenBatchNorm(dtype=dtype, name=name)
+        return FrozenBatchNorm(eps, dtype, name=name)
+    if kind in ("batch", "sync"):
+        axis = "batch" if kind == "sync" else None
+        return BatchNorm(
+            momentum=0.9, epsilon=eps, dtype=dtype, axis_name=axis, name=name
+        )
     if kind == "group":
-        return nn.GroupNorm(32, dtype=dtype, name=name)
+        return lambda x: nn.GroupNorm(
+            math.gcd(32, x.shape[-1]), dtype=dtype, name=name
+        )(x)
     return lambda x: x
 
 
-def check_norm(group: str, kind: str) -> None:
+def check_norm(group: str, kind: str, *, none: bool = True) -> None:
     """Raise ValueError for a `kind` that `norm` does not know."""
-    if kind not in ("none", "frozen", "group"):
-        raise ValueError(f"{group}.norm={kind!r}: expected 'none', 'frozen' or 'group'")
+    known = ("none", *NORMS) if none else NORMS
+    if kind not in known:
+        raise ValueError(f"{group}.norm={kind!r}: expected one of {known}")
 
 
 def max_pool(

@@ -1,4 +1,4 @@
-"""MobileNetV3-Large (Howard et al. 2019, table 1) with frozen batch norm.
+"""MobileNetV3-Large (Howard et al. 2019, table 1) with, by default, frozen batch norm.
 
 A block widens its map with a 1x1 convolution, filters every channel by itself, weighs
 the channels (squeeze and excitation, Sec 5.3) and narrows again. Parameters are named
@@ -49,6 +49,7 @@ class Block(nn.Module):
     squeeze: bool
     hard_swish: bool
     stride: int
+    norm: str
     norm_eps: float
     dtype: Any
 
@@ -61,7 +62,9 @@ class Block(nn.Module):
             return layers.Conv(features, 1, dtype=self.dtype, name=name, **kwargs)(x)
 
         def norm(x, name):
-            return layers.FrozenBatchNorm(self.norm_eps, self.dtype, name=name)(x)
+            return layers.norm(
+                self.norm, name=name, eps=self.norm_eps, dtype=self.dtype
+            )(x)
 
         y = x
         if self.expanded != x.shape[-1]:
@@ -88,6 +91,7 @@ class Backbone(nn.Module):
     """
 
     out_strides: tuple[int, ...] = (32, 33)
+    norm: str = "frozen"
     norm_eps: float = 1e-5
     dtype: Any = jnp.float32
 
@@ -97,6 +101,7 @@ class Backbone(nn.Module):
                 f"mobilenet out_strides={self.out_strides}: expected some of "
                 f"{tuple(OUTPUTS)}"
             )
+        layers.check_norm("backbone", self.norm, none=False)
         super().__post_init__()
 
     @nn.compact
@@ -109,14 +114,20 @@ class Backbone(nn.Module):
             x = layers.Conv(
                 features, size, stride, use_bias=False, dtype=self.dtype, name=name
             )(x)
-            norm = layers.FrozenBatchNorm(self.norm_eps, self.dtype, name=f"{name}_bn")
+            norm = layers.norm(
+                self.norm, name=f"{name}_bn", eps=self.norm_eps, dtype=self.dtype
+            )
             return jax.nn.hard_swish(norm(x))
 
         maps = [conv_norm(images, 16, 3, 2, "stem")]
         last = max(OUTPUTS[key] for key in self.out_strides)
         for i, block in enumerate(BLOCKS[:last], start=1):
             layer = Block(
-                *block, norm_eps=self.norm_eps, dtype=self.dtype, name=f"block{i}"
+                *block,
+                norm=self.norm,
+                norm_eps=self.norm_eps,
+                dtype=self.dtype,
+                name=f"block{i}",
             )
             maps.append(layer(maps[-1]))
         if last > len(BLOCKS):

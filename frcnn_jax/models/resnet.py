@@ -1,4 +1,6 @@
-"""ResNet (He et al. 2016, table 1) with frozen batch norm, and its res5 as a box head.
+"""ResNet (He et al. 2016, table 1) and its res5 as a box head.
+
+The norms (`layers.norm`) are by default frozen batch norm.
 
 ResNeXt (Xie et al. 2017) is the same with `groups`: 32x8d is `groups=32` of
 `group_width=8` channels each. A wide ResNet has one group, twice as wide.
@@ -43,6 +45,7 @@ class Block(nn.Module):
     stride: int
     bottleneck: bool
     stride_in_1x1: bool
+    norm: str
     norm_eps: float
     dtype: Any
     groups: int = 1
@@ -65,7 +68,9 @@ class Block(nn.Module):
                 dtype=self.dtype,
                 name=conv,
             )(x)
-            return layers.FrozenBatchNorm(self.norm_eps, self.dtype, name=norm)(x)
+            return layers.norm(
+                self.norm, name=norm, eps=self.norm_eps, dtype=self.dtype
+            )(x)
 
         if self.bottleneck:
             first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
@@ -92,6 +97,7 @@ class Stage(nn.Module):
     index: int
     depth: int
     stride_in_1x1: bool
+    norm: str
     norm_eps: float
     groups: int
     group_width: int
@@ -115,6 +121,7 @@ class Stage(nn.Module):
                 stride_in_1x1=self.stride_in_1x1,
                 groups=self.groups,
                 dilation=2 if self.dilated else 1,
+                norm=self.norm,
                 norm_eps=self.norm_eps,
                 dtype=self.dtype,
                 name=f"block{i}",
@@ -136,6 +143,7 @@ class Backbone(nn.Module):
     depth: int = 50
     out_strides: tuple[int, ...] = (4, 8, 16, 32)
     stride_in_1x1: bool = False
+    norm: str = "frozen"
     norm_eps: float = 1e-5
     groups: int = 1
     group_width: int = 64
@@ -150,6 +158,7 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"resnet out_strides={self.out_strides}: expected some of {known}"
             )
+        layers.check_norm("backbone", self.norm, none=False)
         super().__post_init__()
 
     @nn.compact
@@ -160,7 +169,7 @@ class Backbone(nn.Module):
         x = layers.Conv(
             64, 7, 2, use_bias=False, dtype=self.dtype, name="conv1"
         )(images)  # fmt: skip
-        x = layers.FrozenBatchNorm(self.norm_eps, self.dtype, name="bn1")(x)
+        x = layers.norm(self.norm, name="bn1", eps=self.norm_eps, dtype=self.dtype)(x)
         x = layers.max_pool(nn.relu(x), window=3, stride=2, padding=1)
         features = {}
         strides = (4, 8, 16, 16) if self.dilated_c5 else (4, 8, 16, 32)
@@ -171,6 +180,7 @@ class Backbone(nn.Module):
                 index=index,
                 depth=self.depth,
                 stride_in_1x1=self.stride_in_1x1,
+                norm=self.norm,
                 norm_eps=self.norm_eps,
                 groups=self.groups,
                 group_width=self.group_width,
@@ -193,6 +203,7 @@ class BoxHead(nn.Module):
     num_classes: int
     depth: int = 50
     stride_in_1x1: bool = False
+    norm: str = "frozen"
     norm_eps: float = 1e-5
     groups: int = 1
     group_width: int = 64
@@ -201,6 +212,7 @@ class BoxHead(nn.Module):
 
     def __post_init__(self):
         check_depth(self.depth, self.groups, self.group_width)
+        layers.check_norm("box_head", self.norm, none=False)
         super().__post_init__()
 
     @nn.compact
@@ -213,6 +225,7 @@ class BoxHead(nn.Module):
             index=4,
             depth=self.depth,
             stride_in_1x1=self.stride_in_1x1,
+            norm=self.norm,
             norm_eps=self.norm_eps,
             groups=self.groups,
             group_width=self.group_width,

@@ -148,3 +148,26 @@ def sample(
     indices = jnp.zeros(num_samples, jnp.int32)
     indices = indices.at[place].set(jnp.concatenate([fg, bg]), mode="drop")
     return indices, jnp.arange(num_samples) < jnp.sum(drawn)
+
+
+def cover(iou: Float[Array, "g p"], valid: Bool[Array, " g"]) -> Float[Array, " g"]:
+    """The IoU at which each object is covered by a proposal, 0 where none is left.
+
+    The best pair is taken out, then the best of the others, and so on: a proposal
+    covers one object (Hosang et al. 2015). Objects that are not `valid` have 0 and take
+    no proposal; a column of zeros, as of an empty proposal, covers nothing.
+
+    >>> cover(jnp.array([[0.9, 0.6], [0.8, 0.5]]), jnp.array([True, True])).tolist()
+    [0.8999999761581421, 0.5]
+    """
+    iou = jnp.where(valid[:, None], iou, 0.0)
+
+    def take(_, carry):
+        iou, found = carry
+        g, p = jnp.unravel_index(jnp.argmax(iou), iou.shape)
+        found = found.at[g].max(iou[g, p])
+        return iou.at[g].set(0.0).at[:, p].set(0.0), found
+
+    if 0 in iou.shape:
+        return jnp.zeros(len(iou))
+    return jax.lax.fori_loop(0, valid.sum(), take, (iou, jnp.zeros(len(iou))))[1]

@@ -2,7 +2,7 @@
 
 A run's folder holds `checkpoints/STEP/`, each complete in itself:
 
-    model      params and batch statistics (what prediction needs)
+    model      params, their running mean (EMA) and batch statistics: what predicts
     training   step and optimizer state (what a resumed run needs besides)
     meta       JSON: config, class names, category ids, data iterator
     metrics.json   what an evaluation of it found, once there was one
@@ -174,6 +174,7 @@ def restore(
             params=model["params"],
             model_state=model["model_state"],
             opt_state=training["opt_state"],
+            ema_params=model.get("ema_params"),
         ),
         _read_meta(restored["meta"], where),
     )
@@ -233,9 +234,13 @@ def read_arrays(checkpoint: str | pathlib.Path, item: str) -> PyTree:
 
 
 def read_variables(checkpoint: str | pathlib.Path) -> dict[str, PyTree]:
-    """`{"params": ..., collection: ...}` of a checkpoint's folder, as numpy arrays."""
+    """`{"params": ..., collection: ...}` of a checkpoint's folder, as numpy arrays.
+
+    The parameters are their running mean where the run kept one: those it evaluated.
+    """
     model = read_arrays(checkpoint, "model")
-    return {"params": model["params"], **model["model_state"]}
+    params = model.get("ema_params", model["params"])
+    return {"params": params, **model["model_state"]}
 
 
 def load_model(checkpoint: str | pathlib.Path) -> tuple[Any, dict[str, PyTree], Meta]:
@@ -345,7 +350,10 @@ def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
 
 
 def _model(state: TrainState) -> dict[str, PyTree]:
-    return {"params": state.params, "model_state": state.model_state}
+    model = {"params": state.params, "model_state": state.model_state}
+    if state.ema_params is not None:
+        model["ema_params"] = state.ema_params
+    return model
 
 
 def _training(state: TrainState) -> dict[str, PyTree]:

@@ -17,6 +17,7 @@ import ml_collections
 RUN = {  # the leaves that are no group of keyword arguments
     *("seed", "batch_size", "eval_batch_size", "total_steps", "eval_every"),
     *("log_every", "checkpoint_every", "frozen", "init_from", "loss_weights"),
+    *("accumulate", "ema_decay"),
 }
 OPTIONAL: dict[str, Any] = {
     "parallel": "pmap"
@@ -50,9 +51,15 @@ def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
     for name in ("batch_size", "eval_batch_size", "total_steps", "eval_every") + (
         "log_every",
         "checkpoint_every",
+        "accumulate",
     ):
         if c[name] < 1:
             raise ValueError(f"config.{name}={c[name]}: expected at least 1")
+    if not 0 <= c["ema_decay"] < 1:
+        raise ValueError(
+            f"config.ema_decay={c['ema_decay']}: expected 0 (no running mean of the "
+            "parameters) or a share below 1 such as 0.999"
+        )
     pairs = [
         ("rpn_targets", "proposals.train", c["proposals"]["train"]),
         ("rpn_targets", "proposals.eval", c["proposals"]["eval"]),

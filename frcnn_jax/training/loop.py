@@ -15,18 +15,19 @@ from frcnn_jax.data.images import canvases
 from frcnn_jax.data.pipeline import padding_share
 from frcnn_jax.evaluation import coco as coco_metrics
 from frcnn_jax.models import pretrained
-from frcnn_jax.training import checkpoint, devices, preemption
+from frcnn_jax.training import checkpoint, devices, faults, preemption
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.evaluate import build_data, predict_all, write_results
 from frcnn_jax.training.metrics import Progress, Writer, duration
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
 from frcnn_jax.training.step import (
+    eval_variables,
     init_variables,
     initial_state,
     keep,
-    predict_step,
     train_step,
 )
+from frcnn_jax.training.validation import means, validate_step
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def train_and_evaluate(
     workdir: str | pathlib.Path,
     *,
     allow_changes: bool = False,
+    log_to: str = "",
 ) -> dict[str, Any]:
     """Trains to `config.total_steps`, going on from the last checkpoint in `workdir`.
 
@@ -78,7 +80,9 @@ def train_and_evaluate(
         log.info("initialised from %s, but for %s", source, fresh or "nothing")
 
     # ---- optimizer ----------------------------------------------------------
-    optimizer, learning_rate = make_optimizer(c["total_steps"], **c["optimizer"])
+    optimizer, learning_rate = make_optimizer(
+        c["total_steps"], c["batch_size"], **c["optimizer"]
+    )
     trainable = trainable_mask(variables["params"], c["frozen"])
     state = initial_state(
         key,
@@ -87,6 +91,7 @@ def train_and_evaluate(
         optimizer=optimizer,
         trainable=trainable,
         variables=variables,
+        ema=c["ema_decay"] > 0,
     )
     counts = [
         sum(x.size for x in jax.tree.leaves(tree)) / 1e6
@@ -116,7 +121,7 @@ def train_and_evaluate(
         log.info("going on from step %d in %s", first, workdir)
     if devices.is_first():
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
-    write = Writer(workdir, step=first)
+    write = Writer(workdir, step=first, log_to=log_to, config=c)
     if result:
         write(first, result, group="eval")
     progress = Progress(c["total_steps"], c["batch_size"], step=first)
@@ -131,21 +136,21 @@ def train_and_evaluate(
         donate_argnums=0,
         how=c["parallel"],
     )
-    p_predict = devices.parallel(
-        partial(predict_step, model=model, config=c),
-        in_axes=(None, 0),
+    p_validate = devices.parallel(
+        partial(validate_step, model=model, config=c),
+        in_axes=(None, 0, None),
+        out_axes=(0, None),
         how=c["parallel"],
     )
 
-    def read(step, metrics):
+    def read(step, metrics, batch):
         """Fetches a step's metrics; only now does the host wait for the device."""
         values = {name: float(value) for name, value in metrics.items()}
-        if not all(map(math.isfinite, values.values())):
-            raise FloatingPointError(
-                f"not finite at step {step}: {values}; try a lower "
-                "optimizer.learning_rate or a longer warm-up; "
-                + checkpoint.good_before(writer, step)
-            )
+        try:
+            faults.check(values, batch, step=step, workdir=workdir)
+        except FloatingPointError as error:
+            where = checkpoint.good_before(writer, step)
+            raise FloatingPointError(f"{error}; {where}") from None
         if step % c["log_every"] == 0 or step == 1:
             values["learning_rate"] = float(learning_rate(step - 1))
             write(step, progress(step, values), group="train")
@@ -157,20 +162,22 @@ def train_and_evaluate(
         def predict(variables, batch):
             if leaving(step):
                 raise preemption.Preempted  # it is made up for when resumed
-            return p_predict(variables, batch)
+            found, sums = p_validate(variables, batch, key)
+            totals.append(sums)
+            return found
 
-        start = time.perf_counter()
-        variables = {"params": state.params, **state.model_state}
-        detections = predict_all(predict, variables, data)
+        totals, start = [], time.perf_counter()
+        detections = predict_all(predict, eval_variables(state), data)
         annotations = write_results(workdir, detections, data)
         scores = coco_metrics.evaluate(annotations, detections)
         result = {k: v for k, v in scores.items() if isinstance(v, float)}
+        result |= means(totals, c["loss_weights"])
         checkpoint.record(writer, step, result)
         write(step, result, group="eval")
         log.info(
-            "step %d: AP %.3f  AP50 %.3f  (%d images in %s)",
+            "step %d: AP %.3f  AP50 %.3f  loss %.4f  (%d images in %s)",
             step,
-            *(result.get(name, math.nan) for name in ("AP", "AP50")),
+            *(result.get(name, math.nan) for name in ("AP", "AP50", "total")),
             len(data.eval),
             duration(time.perf_counter() - start),
         )
@@ -190,7 +197,7 @@ def train_and_evaluate(
                 metrics = dict(metrics, padding=padding_share(batch))
                 if pending:
                     read(*pending)
-                pending = step, metrics
+                pending = step, metrics, batch
                 leave = leaving(step)
                 if leave or evaluate_at(step) or step % c["checkpoint_every"] == 0:
                     read(*pending)  # saved is what a finite update has left

@@ -7,11 +7,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 import tensorboardX
 
-from frcnn_jax.training import devices
+from frcnn_jax.training import devices, trackers
 
 log = logging.getLogger(__name__)
+# What the line of progress shows of a step, besides its loss.
+SHOWN = ("rpn_cls", "rpn_box", "roi_cls", "roi_box", "fg_accuracy", "grad_norm")
 
 
 def log_to_stderr() -> None:
@@ -33,13 +36,23 @@ class Writer:
 
     On a resumed run the file is first cut back to what it was when the restored step
     was saved, before that was evaluated: it reads as if the run had never stopped.
-    Of several processes the first one writes.
+    Of several processes the first one writes. `log_to` names a tracker that gets the
+    same rows, see `trackers`.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, *, step: int = 0):
-        self.board = None
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        *,
+        step: int = 0,
+        log_to: str = "",
+        config: Mapping[str, Any] | None = None,
+    ):
+        self.board = self.tracker = None
         if not devices.is_first():
             return
+        if log_to:
+            self.tracker = trackers.open_tracker(log_to, workdir, config or {})
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
         if self.path.exists():
             rows = read(self.path)
@@ -62,13 +75,20 @@ class Writer:
             return
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(f"{group}/{name}", value, step)
+        named = {f"{group}/{name}": value for name, value in values.items()}
+        for name, value in named.items():
+            self.board.add_scalar(name, value, step)
+        if self.tracker is not None:
+            log_row, _ = self.tracker
+            log_row(step, named)
 
     def close(self) -> None:
         """Flushes and closes the files."""
         if self.board is not None:
             self.board.close()
+        if self.tracker is not None:
+            _, close = self.tracker
+            close()
 
 
 def read(path: str | pathlib.Path) -> list[dict]:
@@ -83,7 +103,7 @@ def read(path: str | pathlib.Path) -> list[dict]:
 
 
 # What a row holds of the clock and the machine: it differs from run to run.
-CLOCK = {"images_per_second", "waiting"}
+CLOCK = {"images_per_second", "step_seconds", "waiting", "device_memory"}
 
 
 def without_clock(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -119,10 +139,7 @@ class Progress:
         left = (self.total_steps - step) / rate if rate else float("nan")
         waiting = self.waited / elapsed
         terms = "  ".join(
-            f"{name} {value:.4g}"
-            for name, value in values.items()
-            if name
-            not in ("total", "learning_rate", "grad_norm", "update_norm", "padding")
+            f"{name} {value:.4g}" for name, value in values.items() if name in SHOWN
         )
         log.info(
             "step %d/%d  loss %.4f (%s)  lr %.2g  %.1f images/s "
@@ -137,7 +154,21 @@ class Progress:
             duration(left),
         )
         self.start(step)
-        return dict(values, images_per_second=rate * self.batch_size, waiting=waiting)
+        values = dict(values, images_per_second=rate * self.batch_size, waiting=waiting)
+        if rate:
+            values["step_seconds"] = 1 / rate
+        if (memory := device_memory()) is not None:
+            values["device_memory"] = memory
+        return values
+
+
+def device_memory() -> float | None:
+    """The most that any device of this process has used, in GiB; None on CPUs."""
+    used = [
+        (d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()
+    ]
+    found = [n for n in used if n is not None]
+    return max(found) / 2**30 if found else None
 
 
 def duration(seconds: float) -> str:

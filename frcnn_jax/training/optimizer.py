@@ -101,8 +101,10 @@ def rate_schedule(
 
 def make_optimizer(
     total_steps: int,
+    batch_size: int = 0,
     *,
     learning_rate: float,
+    reference_batch: int = 0,
     name: str = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
@@ -115,13 +117,22 @@ def make_optimizer(
     warmup_steps: int = 0,
     warmup_factor: float = 1e-3,
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
-    """The optimizer and its learning-rate schedule.
+    """The optimizer and its learning-rate schedule, for `batch_size` images an update.
 
+    `learning_rate` is that of a batch of `reference_batch`, others have one in
+    proportion (the linear scaling rule, Goyal et al. 2017); 0 takes it as it stands.
     "sgd" is momentum SGD with L2 decay added to the gradient (as the peers), "adamw" is
     Adam with decoupled decay. Decay skips norms and, unless `decay_biases` (torchvision
     and Detectron2 decay them), biases; `clip_norm` > 0 clips the gradient's global
     norm; biases learn `bias_rate` times as fast (Caffe's have 2).
     """
+    if reference_batch:
+        if batch_size < 1:
+            raise ValueError(
+                f"batch_size={batch_size}: reference_batch={reference_batch} scales "
+                "the rate with it, so it must be given"
+            )
+        learning_rate *= batch_size / reference_batch
     rate = rate_schedule(
         total_steps,
         base=learning_rate,

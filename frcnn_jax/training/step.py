@@ -5,7 +5,7 @@ FastRCNN, whose proposals come with the batch; the configuration groups are the 
 arguments of the functions they are named after.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from frcnn_jax import losses, proposals, targets
 from frcnn_jax.models import FasterRCNN, RPNOutput
+from frcnn_jax.models.faster_rcnn import Features
 from frcnn_jax.types import Batch, Detections, Proposals
 
 
@@ -26,6 +27,14 @@ class TrainState(NamedTuple):
     params: PyTree  # {"backbone": ..., "fpn": ..., "rpn_head": ..., "box_head": ...}
     model_state: PyTree  # batch statistics; unchanged while they are frozen
     opt_state: PyTree  # of the trainable parameters only
+    ema_params: PyTree = None  # the running mean of params, None where not asked for
+
+
+class Stage(NamedTuple):
+    """What the first stage gives the second; `rpn` is None in a FastRCNN."""
+
+    features: Features
+    rpn: RPNOutput | None
 
 
 def image_keys(key: Array, step: Int[Array, ""], index: Int[Array, " b"]) -> Array:
@@ -45,21 +54,45 @@ def train_losses(
 ) -> dict[str, Float[Array, ""]]:
     """Four losses of approximate joint training (Faster R-CNN, Sec. 3.2).
 
+    The mean over the images of `image_losses`, of which nothing else is left.
+    """
+    terms, _ = image_losses(model, first_stage(model, batch), batch, keys, config)
+    return {name: term.mean() for name, term in terms.items()}
+
+
+def first_stage(model: Any, batch: Batch) -> Stage:
+    """Backbone, neck and, if there is one, RPN."""
+    images = model.normalize(batch.image, batch.image_size)
+    if not isinstance(model, FasterRCNN):
+        return Stage(model.features(images), None)
+    out = model.rpn(images)
+    return Stage(out.features, out)
+
+
+def image_losses(
+    model: Any,
+    stage: Stage,
+    batch: Batch,
+    keys: Array,
+    config: Mapping[str, Any],
+    *,
+    dropout: bool = True,
+) -> tuple[dict[str, Float[Array, " b"]], dict[str, Int[Array, " b"]]]:
+    """The four losses of each image, and what became of its RoIs.
+
     The proposals are constants for the second stage: the gradient with respect to their
     coordinates is stopped. A FastRCNN has the last two losses only, and the batch's
-    proposals. Returns losses and changes nothing, so it serves validation as well.
-    Normalisers are fixed (samples per image, then the mean over images): the mean over
-    devices equals the value of one device with the whole batch.
+    proposals. Returns losses and changes nothing, so it serves validation as well
+    (without `dropout`). Normalisers are fixed, the samples of an image: the mean over
+    images, parts of a batch or devices equals the value of the whole batch at once.
+
+    Of the RoIs are counted: sampled, positive (label >= 1), correct (positive, and the
+    class with the highest score is theirs).
     """
-    images = model.normalize(batch.image, batch.image_size)
     terms = {}
-    if isinstance(model, FasterRCNN):
-        out = model.rpn(images)
-        terms = rpn_losses(out, batch, keys[:, 0], config)
-        features = out.features
-        props = rpn_proposals(out, batch.image_size, **config["proposals"]["train"])
-    else:
-        features, props = model.features(images), external_proposals(batch)
+    if stage.rpn is not None:
+        terms = rpn_losses(stage.rpn, batch, keys[:, 0], config)
+    props = stage_proposals(stage, batch, **config["proposals"]["train"])
     rois = jax.vmap(partial(targets.roi_targets, **config["roi_targets"]))(
         keys[:, 1],
         props,
@@ -68,22 +101,30 @@ def train_losses(
         batch.gt_valid,
         batch.gt_ignore,
     )
-    class_logits, class_deltas = model.detect(features, rois.boxes, keys[:, 2])
-    terms["roi_cls"], terms["roi_box"] = losses.detector_loss(
-        class_logits,
-        class_deltas,
-        rois.labels,
-        rois.deltas,
-        normalizer=len(batch.image) * config["roi_targets"]["num_samples"],
+    class_logits, class_deltas = model.detect(
+        stage.features, rois.boxes, keys[:, 2] if dropout else None
+    )
+    one_image = partial(
+        losses.detector_loss,
+        normalizer=config["roi_targets"]["num_samples"],
         **config["detector_loss"],
     )
-    return terms
+    terms["roi_cls"], terms["roi_box"] = jax.vmap(one_image)(
+        class_logits, class_deltas, rois.labels, rois.deltas
+    )
+    positive = rois.labels >= 1
+    counts = dict(
+        sampled=rois.labels >= 0,
+        positive=positive,
+        correct=positive & (class_logits.argmax(-1) == rois.labels),
+    )
+    return terms, {name: roi.sum(1) for name, roi in counts.items()}
 
 
 def rpn_losses(
     out: RPNOutput, batch: Batch, keys: Array, config: Mapping[str, Any]
-) -> dict[str, Float[Array, ""]]:
-    """Eq. (1) of each image, averaged over the images.
+) -> dict[str, Float[Array, " b"]]:
+    """Eq. (1) of each image.
 
     N_cls is `rpn_targets.num_samples`. N_reg is the same, as in practice, unless
     `rpn_loss.box_normalizer` says otherwise: the paper has the number of locations, and
@@ -105,7 +146,7 @@ def rpn_losses(
         **config["rpn_loss"],
     )
     cls, box = jax.vmap(one_image)(out.logits, out.deltas, rpn.labels, rpn.deltas)
-    return dict(rpn_cls=cls.mean(), rpn_box=box.mean())
+    return dict(rpn_cls=cls, rpn_box=box)
 
 
 def rpn_proposals(
@@ -133,6 +174,13 @@ def rpn_proposals(
     )
 
 
+def stage_proposals(stage: Stage, batch: Batch, **kwargs: Any) -> Proposals:
+    """The RPN's proposals, or those that came with the batch."""
+    if stage.rpn is None:
+        return external_proposals(batch)
+    return rpn_proposals(stage.rpn, batch.image_size, **kwargs)
+
+
 def external_proposals(batch: Batch) -> Proposals:
     """The proposals that came with the batch; ValueError where none did."""
     if batch.proposals is None:
@@ -157,28 +205,118 @@ def train_step(
     """One update of the `trainable` parameters, gradients averaged over `axis_name`.
 
     Frozen parameters are not differentiated at all: where they open the network, their
-    backward pass is never computed.
+    backward pass is never computed. With `config["accumulate"]` the batch is cut into
+    so many parts, of which one at a time is in memory; with `config["ema_decay"]` (and
+    a state made for it) the parameters' running mean is kept.
+
+    The metrics are the losses (`total` is their weighted sum), `roi_positive`, the
+    share of the sampled RoIs that are objects, `fg_accuracy`, the share of those whose
+    class has the highest score (0 where there are none), and the norms of the gradient
+    (before clipping) and of the update, whole and by part of the network.
     """
-    keys = image_keys(key, state.step, batch.index)
     chosen = keep(state.params, trainable)
 
-    def loss_fn(chosen):
-        variables = {"params": merge(chosen, state.params), **state.model_state}
-        terms = model.apply(variables, batch, keys, config, method=train_losses)
-        total = sum(config["loss_weights"][name] * terms[name] for name in terms)
-        return total, terms
+    def loss_fn(chosen, model_state, batch):
+        def compute(model):
+            keys = image_keys(key, state.step, batch.index)
+            return image_losses(model, first_stage(model, batch), batch, keys, config)
 
-    (total, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(chosen)
-    metrics = dict(terms, total=total)
+        # Only what is mutable here follows the batch: see models.layers.BatchNorm.
+        (terms, counts), model_state = model.apply(
+            {"params": merge(chosen, state.params), **model_state},
+            method=compute,
+            mutable=list(model_state),
+        )
+        means = {name: x.mean() for name, x in (terms | counts).items()}
+        total = sum(config["loss_weights"][name] * means[name] for name in terms)
+        return total, (dict(means, total=total), dict(model_state))
+
+    gradient = jax.grad(loss_fn, has_aux=True)
+    if (parts := config["accumulate"]) > 1:
+        gradient = partial(accumulated, gradient, parts=parts)
+    grads, (metrics, model_state) = gradient(chosen, state.model_state, batch)
     if axis_name is not None:
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+        # What has not moved keeps its bits: old + mean(0) does, mean(old) may not.
+        model_state = jax.tree.map(
+            lambda old, new: old + jax.lax.pmean(new - old, axis_name),
+            state.model_state,
+            model_state,
+        )
     updates, opt_state = optimizer.update(grads, state.opt_state, chosen)
     params = merge(optax.apply_updates(chosen, updates), state.params)
-    metrics["grad_norm"] = optax.tree.norm(grads)
-    metrics["update_norm"] = optax.tree.norm(updates)
-    return state._replace(
-        step=state.step + 1, params=params, opt_state=opt_state
-    ), metrics
+    ema_params = state.ema_params
+    if ema_params is not None:
+        step, decay = state.step + 1, config["ema_decay"]
+        ema_params = running_mean(ema_params, params, step, decay=decay)
+    state = TrainState(state.step + 1, params, model_state, opt_state, ema_params)
+    metrics |= roi_shares(metrics)
+    return state, metrics | norms("grad_norm", grads) | norms("update_norm", updates)
+
+
+def accumulated(
+    gradient: Callable, chosen: PyTree, model_state: PyTree, batch: Batch, *, parts: int
+) -> tuple[PyTree, Any]:
+    """`gradient(chosen, model_state, batch)` as the mean over `parts` of the batch.
+
+    The parts are equally large, so the gradient and the metrics are those of the whole
+    batch. Batch statistics go from part to part. Raises ValueError where the images
+    cannot be divided.
+    """
+    images = len(batch.index)
+    if images % parts:
+        good = [n for n in range(1, images + 1) if images % n == 0]
+        raise ValueError(
+            f"accumulate={parts} does not divide the {images} images of a device: use "
+            f"one of {good}, or another batch_size"
+        )
+
+    def add(carry, part):
+        total, model_state = carry
+        grads, (metrics, model_state) = gradient(chosen, model_state, part)
+        return (jax.tree.map(jnp.add, total, grads), model_state), metrics
+
+    (total, model_state), metrics = jax.lax.scan(
+        add,
+        (jax.tree.map(jnp.zeros_like, chosen), model_state),
+        jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch),
+    )
+    grads = jax.tree.map(lambda x: x / parts, total)
+    return grads, (jax.tree.map(lambda x: x.mean(0), metrics), model_state)
+
+
+def running_mean(
+    mean: PyTree, params: PyTree, step: Int[Array, ""], *, decay: float
+) -> PyTree:
+    """`mean + (1 - d) (params - mean)` with d = min(decay, (1 + step) / (10 + step)).
+
+    `step` counts from 1; the rising d forgets the random start in a short run too.
+    """
+    d = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda m, p: m + (1 - d) * (p - m), mean, params)
+
+
+def roi_shares(counts: dict[str, Any]) -> dict[str, Any]:
+    """`roi_positive` and `fg_accuracy` in place of the counts that they come from."""
+    sampled, positive, correct = (
+        counts.pop(name) for name in ("sampled", "positive", "correct")
+    )
+    # The counts are whole numbers or means of them; 0 / 0 is 0.
+    return dict(
+        roi_positive=positive / jnp.maximum(sampled, 1e-9),
+        fg_accuracy=correct / jnp.maximum(positive, 1e-9),
+    )
+
+
+def norms(name: str, tree: Any) -> dict[str, Float[Array, ""]]:
+    """The norm of a tree and of each of its parts that has leaves: `NAME_backbone`."""
+    squares = {
+        part: optax.tree.norm(leaves, squared=True)
+        for part, leaves in tree.items()
+        if jax.tree.leaves(leaves)
+    }
+    by_part = {f"{name}_{part}": jnp.sqrt(x) for part, x in squares.items()}
+    return {name: jnp.sqrt(sum(squares.values(), jnp.zeros(()))), **by_part}
 
 
 def predict_step(
@@ -189,20 +327,26 @@ def predict_step(
     Reads only image, size and, for a FastRCNN, proposals.
     """
 
-    def detect(model):
-        images = model.normalize(batch.image, batch.image_size)
-        if isinstance(model, FasterRCNN):
-            out = model.rpn(images)
-            features = out.features
-            props = rpn_proposals(out, batch.image_size, **config["proposals"]["eval"])
-        else:
-            features, props = model.features(images), external_proposals(batch)
-        class_logits, class_deltas = model.detect(features, props.boxes)
-        return jax.vmap(partial(proposals.postprocess, **config["postprocess"]))(
-            props.boxes, props.valid, class_logits, class_deltas, batch.image_size
-        )
+    def predict(model):
+        stage = first_stage(model, batch)
+        props = stage_proposals(stage, batch, **config["proposals"]["eval"])
+        return detect(model, stage, props, batch, config)
 
-    return model.apply(variables, method=detect)
+    return model.apply(variables, method=predict)
+
+
+def detect(
+    model: Any,
+    stage: Stage,
+    props: Proposals,
+    batch: Batch,
+    config: Mapping[str, Any],
+) -> Detections:
+    """The second stage on `props`: Detections `[b, max_detections]`."""
+    class_logits, class_deltas = model.detect(stage.features, props.boxes)
+    return jax.vmap(partial(proposals.postprocess, **config["postprocess"]))(
+        props.boxes, props.valid, class_logits, class_deltas, batch.image_size
+    )
 
 
 def propose_step(
@@ -237,8 +381,12 @@ def initial_state(
     optimizer: optax.GradientTransformation,
     trainable: PyTree | None = None,
     variables: dict[str, PyTree] | None = None,
+    ema: bool = False,
 ) -> TrainState:
-    """A fresh state at step 0; `variables` replace the drawn ones where given."""
+    """A fresh state at step 0; `variables` replace the drawn ones where given.
+
+    `ema` asks for `ema_params`, which begin as the parameters.
+    """
     if variables is None:
         variables = init_variables(key, image_shape, model=model)
     variables = {**variables}
@@ -250,7 +398,14 @@ def initial_state(
         params=params,
         model_state=variables,
         opt_state=optimizer.init(keep(params, trainable)),
+        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
     )
+
+
+def eval_variables(state: TrainState) -> dict[str, PyTree]:
+    """What predicts: the running mean of the parameters where there is one."""
+    params = state.params if state.ema_params is None else state.ema_params
+    return {"params": params, **state.model_state}
 
 
 def init_variables(

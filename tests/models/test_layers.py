@@ -216,3 +216,101 @@ def test_grouped_and_dilated_convolutions_by_their_definition(rng):
     np.testing.assert_allclose(
         layer.apply(variables, x), np.concatenate(parts, -1), atol=1e-5
     )
+
+
+# ------------------------------------------------------------------------------- norms
+
+
+def moving(kind, rng):
+    """A norm of 8 channels, its variables away from where they start, and a batch."""
+
+    class Net(layers.nn.Module):
+        @layers.nn.compact
+        def __call__(self, x):
+            return layers.norm(kind, name="bn")(x)
+
+    x = rng.normal(2.0, 3.0, (4, 5, 6, 8)).astype(np.float32)
+    variables = Net().init(jax.random.key(0), x)
+    variables = jax.tree.map(
+        lambda v: jnp.asarray(rng.uniform(0.5, 1.5, v.shape), jnp.float32), variables
+    )
+    return Net(), variables, x
+
+
+def normalised(x, mean, var, leaves):
+    scale, bias = leaves["params"]["bn"]["scale"], leaves["params"]["bn"]["bias"]
+    return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+
+@pytest.mark.parametrize("kind", ["frozen", "batch", "sync"])
+def test_norm_stays_with_its_stored_statistics_where_nothing_is_mutable(kind, rng):
+    net, variables, x = moving(kind, rng)
+    stored = variables["batch_stats"]["bn"]
+    expected = normalised(x, stored["mean"], stored["var"], variables)
+    np.testing.assert_allclose(net.apply(variables, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_takes_the_batch_and_moves_a_tenth_of_the_way(rng):
+    net, variables, x = moving("batch", rng)
+    y, after = net.apply(variables, x, mutable=["batch_stats"])
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    np.testing.assert_allclose(
+        y, normalised(x, mean, var, variables), rtol=1e-3, atol=1e-4
+    )
+    for name, of_batch in (("mean", mean), ("var", var)):
+        before = variables["batch_stats"]["bn"][name]
+        np.testing.assert_allclose(
+            after["batch_stats"]["bn"][name], 0.9 * before + 0.1 * of_batch, rtol=1e-4
+        )
+
+
+def test_frozen_norm_moves_and_learns_nothing(rng):
+    net, variables, x = moving("frozen", rng)
+    _, after = net.apply(variables, x, mutable=["batch_stats"])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        {"batch_stats": variables["batch_stats"]},
+        dict(after),
+    )
+    grads = jax.grad(lambda p: net.apply(variables | {"params": p}, x).sum())(
+        variables["params"]
+    )
+    assert not any(g.any() for g in jax.tree.leaves(grads))
+
+
+def test_norm_synchronised_over_devices_equals_one_device_with_all(rng):
+    one, variables, x = moving("batch", rng)
+    two, *_ = moving("sync", rng)
+
+    def apply(net):
+        return lambda v, x: net.apply(v, x, mutable=["batch_stats"])
+
+    y, after = apply(one)(variables, x)
+    parts = x.reshape(2, 2, *x.shape[1:])
+    run = jax.pmap(apply(two), axis_name="batch", in_axes=(None, 0))
+    y2, after2 = run(variables, parts)
+    np.testing.assert_allclose(y2.reshape(y.shape), y, rtol=1e-4, atol=1e-5)
+    for device in (0, 1):
+        jax.tree.map(
+            lambda a, b, d=device: np.testing.assert_allclose(a, b[d], rtol=1e-5),
+            after,
+            after2,
+        )
+    alone, _ = jax.pmap(apply(one), axis_name="batch", in_axes=(None, 0))(
+        variables, parts
+    )
+    assert np.abs(alone.reshape(y.shape) - y).max() > 0.01  # each its own statistics
+
+
+def test_group_norm_does_not_see_the_other_images(rng):
+    net, variables, x = moving("group", rng)
+    assert set(variables) == {"params"}
+    whole, first = net.apply(variables, x), net.apply(variables, x[:1])
+    np.testing.assert_allclose(whole[:1], first, rtol=1e-5, atol=1e-6)
+
+
+def test_unknown_norm_is_refused():
+    with pytest.raises(ValueError, match="fpn.norm='x'.*'none', 'frozen', 'batch'"):
+        layers.check_norm("fpn", "x")
+    with pytest.raises(ValueError, match="backbone.norm='none'.*'frozen', 'batch'"):
+        layers.check_norm("backbone", "none", none=False)

@@ -269,8 +269,8 @@ def test_a_box_head_with_convolutions_and_frozen_norms(rng):
     # RoIs do not see each other.
     alone, _ = head.apply(variables, x[1:, 2:])
     np.testing.assert_allclose(logits[1:, 2:], alone, atol=1e-6)
-    with pytest.raises(ValueError, match="box_head.norm='batch'.*'frozen'"):
-        models.faster_rcnn.BoxHead(2, norm="batch")
+    with pytest.raises(ValueError, match="box_head.norm='layer'.*'frozen'"):
+        models.faster_rcnn.BoxHead(2, norm="layer")
 
 
 def test_two_maps_of_one_stride_in_the_pyramid(rng):

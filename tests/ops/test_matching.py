@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from frcnn_jax.evaluation.recall import covered
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.ops import matching
 
@@ -335,3 +336,17 @@ def test_overlaps_of_whole_pixels_are_exact(rng):
     a, b = whole_boxes(rng, 20), whole_boxes(rng, 9)
     expected = [[slow_overlap(one, other)[0] for other in b] for one in a]
     np.testing.assert_array_equal(box_ops.iou(jnp.asarray(a), jnp.asarray(b)), expected)
+
+
+def test_cover_equals_the_metric_on_the_host(rng):
+    """`evaluation.recall.covered`, greedy pairs in NumPy; padding takes no part."""
+    for g, p in ((5, 12), (7, 3), (1, 1), (4, 0)):
+        start = rng.uniform(0, 20, (g + p, 2))
+        boxes = np.concatenate([start, start + rng.uniform(3, 20, (g + p, 2))], 1)
+        gt, proposals = boxes[:g], boxes[g:]
+        padded = np.concatenate([gt, np.full((2, 4), np.nan)])
+        valid = np.arange(g + 2) < g
+        iou = box_ops.iou(jnp.float32(padded), jnp.float32(proposals))
+        found = jax.jit(matching.cover)(iou, valid)
+        np.testing.assert_allclose(found[:g], covered(gt, proposals), atol=1e-5)
+        assert not found[g:].any()

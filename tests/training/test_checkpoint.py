@@ -16,11 +16,11 @@ CLASSES = ("circle", "square", "triangle")
 META = dict(classes=CLASSES, category_ids=(1, 2, 7))
 
 
-def make_state(config, *, num_classes=3, seed=0):
+def make_state(config, *, num_classes=3, seed=0, ema=False):
     model = models.build_detector(num_classes=num_classes, **config.model.to_dict())
     optimizer, _ = make_optimizer(4, **config.optimizer.to_dict())
     make = partial(initial_state, image_shape=(*small.CANVAS, 3), model=model)
-    state = make(jax.random.key(seed), optimizer=optimizer)
+    state = make(jax.random.key(seed), optimizer=optimizer, ema=ema)
     return devices.replicated(state._replace(step=state.step + 5))
 
 
@@ -187,3 +187,22 @@ def test_unknown_format_is_refused(saved, tmp_path):
     (other / "metadata").write_text(json.dumps(dict(meta, format=99)))
     with pytest.raises(ValueError, match="checkpoint format 99, this version reads 1"):
         checkpoint.read_meta(other.parent)
+
+
+def test_running_mean_is_restored_and_is_what_predicts(saved, tmp_path):
+    _, config, _ = saved
+    state = make_state(config, ema=True)
+    mean = jax.tree.map(lambda x: x + 1, state.params)
+    state = state._replace(ema_params=mean)
+    writer = checkpoint.manager(tmp_path)
+    checkpoint.save(writer, state, config=config, **META)
+    writer.wait_until_finished()
+    blank = make_state(config, seed=1, ema=True)
+    restored, _ = checkpoint.restore(writer, blank)
+    small.assert_trees_equal(restored, state)
+    small.assert_trees_equal(
+        checkpoint.load_model(tmp_path / "last")[1]["params"], mean
+    )
+    with pytest.raises(ValueError, match="unexpected ema_params/.*"):
+        checkpoint.restore(writer, blank._replace(ema_params=None))
+    writer.close()

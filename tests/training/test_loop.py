@@ -13,7 +13,7 @@ import pytest
 from frcnn_jax.data import pipeline, shapes
 from frcnn_jax.detector import Detector
 from frcnn_jax.evaluation import files
-from frcnn_jax.training import checkpoint, devices, evaluate, loop, propose
+from frcnn_jax.training import checkpoint, devices, evaluate, faults, loop, propose
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import read, without_clock
 from frcnn_jax.types import Detections
@@ -22,7 +22,9 @@ from tests.training import small
 
 @pytest.fixture(scope="module")
 def config():
-    return small.config(checkpoint_every=2, eval_every=2, total_steps=4)
+    return small.config(
+        checkpoint_every=2, eval_every=2, total_steps=4, ema_decay=0.9, accumulate=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,18 @@ def test_a_run_leaves_everything_behind(whole, config):
     assert [r["step"] for r in rows if r["group"] == "train"] == [1, 2, 3, 4]
     assert [r["step"] for r in rows if r["group"] == "eval"] == [2, 4]
     losses = {"rpn_cls", "rpn_box", "roi_cls", "roi_box", "total"}
-    assert losses <= set(rows[0]) and all(math.isfinite(rows[0][n]) for n in losses)
+    shares = {"roi_positive", "fg_accuracy"}
+    norms = {f"{n}_norm_{p}" for n in ("grad", "update") for p in PARTS}
+    train, evaluated = (
+        next(r for r in rows[1:] if r["group"] == g) for g in ("train", "eval")
+    )
+    assert losses | shares | norms | {"step_seconds", "waiting"} <= set(train)
+    assert losses | shares | {"proposal_AR20", "AP"} <= set(evaluated)
+    assert losses <= set(result)
+    assert all(math.isfinite(train[n]) for n in losses | shares | norms)
+
+
+PARTS = ("backbone", "fpn", "rpn_head", "box_head")
 
 
 def test_resumed_run_equals_the_uninterrupted_one(whole, config, tmp_path, monkeypatch):
@@ -130,9 +143,12 @@ def test_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     config = config.copy_and_resolve_references()
     config.optimizer.learning_rate = 1e20
     with pytest.raises(
-        FloatingPointError, match="not finite at step .*last good .*none"
+        FloatingPointError, match="not finite at step .*roi_cls.*last good .*none"
     ):
         loop.train_and_evaluate(config, tmp_path)
+    (kept,) = tmp_path.glob("not_finite_*.npz")
+    batch, step = faults.load_batch(kept)
+    assert kept.name == f"not_finite_{step}.npz" and batch.image.shape[0] == 2
     assert not any(checkpoint.folder(tmp_path).iterdir())
 
 
@@ -189,7 +205,7 @@ def test_fine_tuning_starts_from_the_weights_of_the_run(
     """A step that learns nothing leaves them; other classes make two layers fresh."""
     load, step = shapes.load, lambda state: state._replace(step=state.step + 1)
     monkeypatch.setattr(loop, "train_step", lambda state, *_, **__: (step(state), LOSS))
-    monkeypatch.setattr(loop, "predict_step", found_nothing)
+    monkeypatch.setattr(loop, "validate_step", found_nothing)
     monkeypatch.setattr(shapes, "load", lambda **kw: with_classes(load(**kw), classes))
     config = config.copy_and_resolve_references()
     config.init_from, config.total_steps = str(whole[0]), 1
@@ -197,7 +213,7 @@ def test_fine_tuning_starts_from_the_weights_of_the_run(
         loop.train_and_evaluate(config, tmp_path)
     source = checkpoint.find(whole[0])
     before, after = (
-        checkpoint.read_arrays(where, "model")["params"]
+        checkpoint.read_variables(where)["params"]
         for where in (source, checkpoint.find(tmp_path))
     )
     fresh: Any = "nothing"
@@ -219,10 +235,12 @@ def test_fine_tuning_starts_from_the_weights_of_the_run(
 LOSS = dict(total=np.float32(0))
 
 
-def found_nothing(variables, batch, **_):
+def found_nothing(variables, batch, key, **_):
     b, n = batch.image.shape[0], 3
     boxes, zeros = jnp.zeros((b, n, 4)), jnp.zeros((b, n))
-    return Detections(boxes, zeros, zeros.astype(int), zeros.astype(bool))
+    found = Detections(boxes, zeros, zeros.astype(int), zeros.astype(bool))
+    names = ("images", "objects", "sampled", "positive", "correct")
+    return found, dict.fromkeys(names, jnp.zeros(()))
 
 
 def with_classes(source, classes):
@@ -324,3 +342,16 @@ def test_the_rpn_of_a_run_proposes_in_pixels_of_the_images_on_disk(whole):
     assert (np.diff(scores) <= 0).all() and (scores > 0).all()
     with pytest.raises(KeyError, match="no proposals for image.*make_proposals"):
         list(propose.with_objects(source, {}))
+
+
+def test_replay_tells_the_image_that_is_to_blame(whole, tmp_path):
+    batch = small.batch(0)
+    boxes = batch.gt_boxes.copy()
+    boxes[1, 0, 2] = np.nan
+    path = tmp_path / "not_finite_4.npz"
+    faults.save_batch(path, batch._replace(gt_boxes=boxes), step=4)
+    step, (good, bad) = faults.replay(path, whole[0])
+    assert step == 4 and (good["index"], bad["index"]) == (10, 11)
+    assert all(map(math.isfinite, good.values()))
+    assert not all(map(math.isfinite, bad.values()))
+    assert "nan" in faults.format_table([good, bad]).splitlines()[-1]

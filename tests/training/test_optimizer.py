@@ -125,3 +125,25 @@ def test_decay_of_biases_spares_norms():
     grads = {"kernel": jnp.float32([0.0]), "bias": jnp.float32([0.0])}
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     np.testing.assert_allclose(updates["bias"], [-0.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "batch_size, reference, expected", [(16, 16, 0.02), (4, 16, 0.005), (4, 0, 0.02)]
+)
+def test_rate_grows_with_the_batch(batch_size, reference, expected):
+    _, rate = make_optimizer(
+        100,
+        batch_size,
+        learning_rate=0.02,
+        reference_batch=reference,
+        schedule="constant",
+        warmup_steps=10,
+        warmup_factor=0.1,
+    )
+    np.testing.assert_allclose(rate(50), expected, rtol=1e-6)
+    np.testing.assert_allclose(rate(0), expected / 10, rtol=1e-6)
+
+
+def test_scaling_needs_the_batch_size():
+    with pytest.raises(ValueError, match="batch_size=0: reference_batch=16"):
+        make_optimizer(10, learning_rate=0.1, reference_batch=16)
