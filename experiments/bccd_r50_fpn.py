@@ -66,7 +66,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.proposals.eval.update(pre_nms=1000, post_nms=300)
     c.optimizer = dict(  # training.optimizer.make_optimizer
         name="sgd",
-        learning_rate=0.005 if local else 0.02,
+        learning_rate=0.02,
+        reference_batch=8,
         momentum=0.9,
         weight_decay=1e-4,
         schedule="step",

@@ -40,7 +40,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         c.proposals.eval.update(pre_nms=150, post_nms=150)
     c.frozen = ("backbone/stem", "backbone/stem_bn", "backbone/block1")
     c.model = dict(  # models.build_detector
-        backbone=dict(name="mobilenet", out_strides=(32, 33), pretrained=""),
+        backbone=dict(
+            name="mobilenet", out_strides=(32, 33), norm="frozen", pretrained=""
+        ),
+        dtype="float32",
         fpn=dict(channels=256),
         anchors=dict(
             strides=(32, 32, 64),

@@ -28,8 +28,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.frozen = common.RESNET_FROZEN
     c.model = dict(  # models.build_detector
         backbone=dict(
-            name="resnet", depth=50, norm_eps=args["eps"], pretrained="", remat=False
+            name="resnet",
+            depth=50,
+            norm="frozen",
+            norm_eps=args["eps"],
+            pretrained="",
+            remat=False,
         ),
+        dtype="float32",
         fpn=dict(channels=256),
         anchors=dict(rounding="torchvision"),
         roi_align=dict(aligned=False),

@@ -7,14 +7,14 @@ r"""torchvision's fasterrcnn_resnet50_fpn_v2 on COCO: norms in FPN and box head.
         --config.model.backbone.pretrained=resnet50-11ad3fa6.pth
 
 Arguments: `:norm=group` trains FPN and box head without statistics of another run (the
-default keeps those that were loaded, and fine-tunes), `:runlocal` is small, for two CPU
-cores.
+default keeps those that were loaded, and fine-tunes), `:norm=sync` learns them over all
+devices (with `--config.model.backbone.norm=sync` those of the backbone too),
+`:runlocal` is small, for two CPU cores.
 
 Published for these weights, box AP on COCO val2017 in %: 46.7, AP50 67.3, AP75 51.1
 (torchvision). The recipe is its own: 400 epochs, batch 64, rate 0.1, down at 352 and
-384, decay 4e-5, large-scale jitter, nothing frozen. There the norms are synchronised
-batch norms that learn; here those of the backbone keep their statistics, so that a run
-of this file is not that recipe to the letter. Ours: not run here, neither trained nor
+384, decay 4e-5, large-scale jitter, nothing frozen, and synchronised batch norms that
+learn; here all keep their statistics unless the arguments above say otherwise. Ours: not run here, neither trained nor
 evaluated (no COCO, no weights, no GPU at hand).
 """
 
@@ -32,13 +32,19 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.update(common.torchvision(runlocal=local))
     c.data.augment = dict(jitter=(0.1, 2.0))
     c.optimizer.update(
-        learning_rate=0.1, weight_decay=4e-5, boundaries=(352 / 400, 384 / 400)
+        learning_rate=0.1,
+        reference_batch=64,
+        weight_decay=4e-5,
+        boundaries=(352 / 400, 384 / 400),
     )
     if not local:
         c.batch_size, c.total_steps = 64, 400 * 1832
         c.eval_every, c.checkpoint_every = 10 * 1832, 1832
     c.model = dict(  # models.build_detector
-        backbone=dict(name="resnet", depth=50, pretrained="", remat=False),
+        backbone=dict(
+            name="resnet", depth=50, norm="frozen", pretrained="", remat=False
+        ),
+        dtype="float32",
         fpn=dict(channels=256, norm=args["norm"]),
         anchors=dict(rounding="torchvision"),
         rpn=dict(depth=2),

@@ -146,6 +146,7 @@ def vgg16(*, torchvision: bool, runlocal: bool) -> dict[str, Any]:
         backbone=dict(name="vgg", pretrained=""),
         roi_pool=dict(stride=16, output_size=7),
         box_head=dict(name="vgg", widths=(256, 256) if runlocal else (4096, 4096)),
+        dtype="float32",
     )
     if torchvision:
         return model
@@ -245,6 +246,7 @@ def paper(*, runlocal: bool, practice: bool = False) -> dict[str, Any]:
         optimizer=dict(  # training.optimizer.make_optimizer
             name="sgd",
             learning_rate=1e-3,
+            reference_batch=0,  # any batch has this rate
             momentum=0.9,
             weight_decay=5e-4,
             bias_rate=2.0,
@@ -343,6 +345,7 @@ def torchvision(*, runlocal: bool, short_side: int = 800, max_side: int = 1333) 
         optimizer=dict(  # training.optimizer.make_optimizer
             name="sgd",
             learning_rate=0.02,
+            reference_batch=16,
             momentum=0.9,
             weight_decay=1e-4,
             decay_biases=True,
@@ -390,6 +393,7 @@ def detectron2(*, runlocal: bool, schedule: str) -> dict[str, Any]:
         optimizer=dict(  # training.optimizer.make_optimizer
             name="sgd",
             learning_rate=0.02,
+            reference_batch=16,
             momentum=0.9,
             weight_decay=1e-4,
             decay_biases=True,
@@ -418,10 +422,12 @@ def msra_resnet(depth: int, **fields: Any) -> dict[str, Any]:
             name="resnet",
             depth=depth,
             stride_in_1x1=True,
+            norm="frozen",
             pretrained="",
             remat=False,
             **fields,
         ),
+        dtype="float32",
         pixel_std=(1.0, 1.0, 1.0),
     )
 
@@ -434,9 +440,11 @@ def resnext101() -> dict[str, Any]:
             depth=101,
             groups=32,
             group_width=8,
+            norm="frozen",
             pretrained="",
             remat=False,
         ),
+        dtype="float32",
         pixel_std=(58.395, 57.12, 57.375),
     )
 
@@ -448,10 +456,12 @@ def keras_resnet50() -> dict[str, Any]:
             name="resnet",
             depth=50,
             stride_in_1x1=True,
+            norm="frozen",
             norm_eps=1e-3,
             pretrained="",
             remat=False,
         ),
+        dtype="float32",
         pixel_mean=(123.68, 116.779, 103.939),
         pixel_std=(1.0, 1.0, 1.0),
     )
@@ -459,7 +469,7 @@ def keras_resnet50() -> dict[str, Any]:
 
 def detectron2_c4(*, depth: int) -> dict[str, Any]:
     """The groups in which C4 differs: 15 anchors a place, stage 4 on every RoI."""
-    of_head = dict(depth=depth, stride_in_1x1=True)
+    of_head = dict(depth=depth, stride_in_1x1=True, norm="frozen")
     return dict(
         model=dict(
             msra_resnet(depth, out_strides=(16,)),

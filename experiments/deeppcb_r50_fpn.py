@@ -55,6 +55,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.optimizer = dict(  # training.optimizer.make_optimizer
         name="sgd",
         learning_rate=0.005 if local else 0.01,
+        reference_batch=2 if local else 8,
         momentum=0.9,
         weight_decay=1e-4,
         schedule="step",

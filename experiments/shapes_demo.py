@@ -46,6 +46,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         rpn=dict(channels=64),
         roi_align=dict(strides=(4, 8)),
         box_head=dict(widths=(256,)),
+        dtype="float32",
     )
     c.rpn_targets.num_samples = 64
     c.roi_targets.num_samples = 64
@@ -55,6 +56,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.optimizer = dict(  # training.optimizer.make_optimizer
         name="adamw",
         learning_rate=2e-3,
+        reference_batch=0,  # any batch has this rate
         weight_decay=1e-4,
         schedule="cosine",
         warmup_steps=50,

@@ -77,6 +77,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         box_head=dict(name="zf", widths=(256, 256) if local else (4096, 4096)),
         pixel_mean=(122.7717, 115.9465, 102.9801),
         pixel_std=(1.0, 1.0, 1.0),
+        dtype="float32",
     )
     if not local:
         c.eval_every, c.checkpoint_every = 10_000, 5_000

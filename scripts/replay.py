@@ -19,7 +19,9 @@ from absl import app, flags
 from frcnn_jax.training import faults
 from frcnn_jax.training.metrics import log_to_stderr
 
-BATCH = flags.DEFINE_string("batch", None, "The file not_finite_STEP.npz.")
+BATCH = flags.DEFINE_string(
+    "batch", None, "The file not_finite_STEP.npz.", required=True
+)
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "A run or a checkpoint; by default the run of the batch."
 )
@@ -44,5 +46,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("batch")
     app.run(main)

@@ -72,7 +72,7 @@ def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
     c = get_config(name, arg)
     bind_data(c["data"])
     model = models.build_detector(num_classes=4, **c["model"])
-    optimizer, _ = make_optimizer(c["total_steps"], **c["optimizer"])
+    optimizer, _ = make_optimizer(c["total_steps"], c["batch_size"], **c["optimizer"])
     canvas, *_ = canvases(c["data"]["canvas"])
     b, g = c["batch_size"], c["data"]["max_boxes"]
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *canvas, 3)))[
