@@ -14,8 +14,8 @@ devices (with `--config.model.backbone.norm=sync` those of the backbone too),
 Published for these weights, box AP on COCO val2017 in %: 46.7, AP50 67.3, AP75 51.1
 (torchvision). The recipe is its own: 400 epochs, batch 64, rate 0.1, down at 352 and
 384, decay 4e-5, large-scale jitter, nothing frozen, and synchronised batch norms that
-learn; here all keep their statistics unless the arguments above say otherwise. Ours: not run here, neither trained nor
-evaluated (no COCO, no weights, no GPU at hand).
+learn; here all keep their statistics unless the arguments above say otherwise. Ours:
+not run here, neither trained nor evaluated (no COCO, no weights, no GPU at hand).
 """
 
 from typing import Any

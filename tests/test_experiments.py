@@ -66,11 +66,9 @@ def test_misspelt_data_keys_are_found():
         bind_data({**data, "augment": dict(jiter=1)})
 
 
-@pytest.mark.parametrize("arg", [None, "runlocal"])
-@pytest.mark.parametrize("name", FILES)
-def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
+def prepare(name, arg):
+    """The configuration, its model, its step, and the shapes of a state and a batch."""
     c = get_config(name, arg)
-    bind_data(c["data"])
     model = models.build_detector(num_classes=4, **c["model"])
     optimizer, _ = make_optimizer(c["total_steps"], c["batch_size"], **c["optimizer"])
     canvas, *_ = canvases(c["data"]["canvas"])
@@ -109,19 +107,24 @@ def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
         valid=shape((b,), bool),
         proposals=proposals,
     )
-    after, metrics = jax.eval_shape(
-        partial(
-            train_step,
-            model=model,
-            optimizer=optimizer,
-            trainable=trainable,
-            config=c,
-            axis_name=None,
-        ),
-        state,
-        batch,
-        jax.random.key(0),
+    step = partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        trainable=trainable,
+        config=c,
+        axis_name=None,
     )
+    return c, model, step, state, batch
+
+
+@pytest.mark.parametrize("arg", [None, "runlocal"])
+@pytest.mark.parametrize("name", FILES)
+def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
+    c, model, step, state, batch = prepare(name, arg)
+    bind_data(c["data"])
+    b, canvas = c["batch_size"], batch.image.shape[1:3]
+    after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state
     )
@@ -134,6 +137,51 @@ def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
     n = c["postprocess"]["max_detections"]
     assert found.boxes.shape == (b, n, 4)
     check_canvas(c["data"]["short_side"], c["data"]["max_side"], canvas)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_a_step_of_the_small_form_runs(name, rng):
+    """On noise with two objects an image: finite losses, and something has moved."""
+    c, _, step, state, batch = prepare(name, "runlocal")
+
+    def draw(path, x):
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            kernel = "kernel" in jax.tree_util.keystr(path)
+            fan_in = np.prod(x.shape[:-1]) if kernel else 1
+            noise = rng.normal(0, (1 / fan_in) ** 0.5, x.shape)
+            return np.float32(noise if kernel else np.zeros(x.shape))
+        return np.zeros(x.shape, x.dtype)
+
+    state = jax.tree_util.tree_map_with_path(draw, state)
+    state = state._replace(
+        model_state=jax.tree.map(lambda x: x + 1, state.model_state),
+        params=jax.tree_util.tree_map_with_path(
+            lambda p, x: x + ("scale" in jax.tree_util.keystr(p)), state.params
+        ),
+    )
+    b, h, w, _ = batch.image.shape
+    batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
+    batch.gt_boxes[:, :2] = [[8, 8, w / 2, h / 2], [w / 4, h / 4, w - 8, h - 8]]
+    batch.gt_valid[:, :2], batch.gt_classes[:, :2] = True, 1
+    batch = batch._replace(
+        image=rng.integers(0, 256, batch.image.shape, np.uint8),
+        image_size=np.full((b, 2), (h, w), np.int32),
+        index=np.arange(b, dtype=np.int32),
+    )
+    if batch.proposals is not None:
+        batch.proposals.boxes[:, :2] = batch.gt_boxes[:, :2] + 4
+        batch.proposals.valid[:, :2] = True
+    quick = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    }
+    run = jax.jit(step).lower(state, batch, jax.random.key(0))
+    after, metrics = run.compile(compiler_options=quick)(
+        state, batch, jax.random.key(0)
+    )
+    assert all(np.isfinite(m) for m in metrics.values())
+    assert metrics["update_norm"] > 0 and after.step == 1
 
 
 @pytest.mark.parametrize("name", [f for f in FILES if f.startswith("voc07_")])

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, Num, PyTree
 
 from frcnn_jax.evaluation.recall import IOUS
 from frcnn_jax.ops import boxes, matching
@@ -28,7 +28,7 @@ def validate_step(
     model: Any,
     config: Mapping[str, Any],
     axis_name: str | None = "batch",
-) -> tuple[Detections, dict[str, Float[Array, ""]]]:
+) -> tuple[Detections, dict[str, Num[Array, ""]]]:
     """The detections of `predict_step`, and sums over the valid images for `means`.
 
     Backbone and RPN run once. The losses are those of training (its proposals, a sample
@@ -58,14 +58,15 @@ def validate_step(
 def recall(
     proposals: Proposals,
     gt_boxes: Float[Array, "g 4"],
-    objects: Array,
-) -> dict[str, Float[Array, ""]]:
+    objects: Bool[Array, " g"],
+) -> dict[str, Num[Array, ""]]:
     """How many `objects` there are, and sums over them of recall at .5:.05:.95.
 
     One image. `proposal_AR100` takes the first 100 proposals, `proposal_AR1000` (or
     however many there are) all of them; as `evaluation.recall`, but in float32.
     """
-    iou = jnp.where(proposals.valid, boxes.iou(gt_boxes, proposals.boxes), 0.0)
+    overlap = boxes.iou(gt_boxes, proposals.boxes)
+    iou = jnp.where(proposals.valid[None], overlap, 0.0)
     count = len(proposals.valid)
     found = {n: matching.cover(iou[:, :n], objects) for n in {min(100, count), count}}
     return dict(

@@ -229,7 +229,7 @@ def moving(kind, rng):
         def __call__(self, x):
             return layers.norm(kind, name="bn")(x)
 
-    x = rng.normal(2.0, 3.0, (4, 5, 6, 8)).astype(np.float32)
+    x = jnp.asarray(rng.normal(2.0, 3.0, (4, 5, 6, 8)), jnp.float32)
     variables = Net().init(jax.random.key(0), x)
     variables = jax.tree.map(
         lambda v: jnp.asarray(rng.uniform(0.5, 1.5, v.shape), jnp.float32), variables
@@ -238,8 +238,13 @@ def moving(kind, rng):
 
 
 def normalised(x, mean, var, leaves):
-    scale, bias = leaves["params"]["bn"]["scale"], leaves["params"]["bn"]["bias"]
+    x, mean, var, scale, bias = map(
+        np.asarray, (x, mean, var, *(leaves["params"]["bn"][k] for k in SHIFT))
+    )
     return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+
+SHIFT = ("scale", "bias")
 
 
 @pytest.mark.parametrize("kind", ["frozen", "batch", "sync"])

@@ -89,7 +89,9 @@ def test_recall_is_that_of_the_proposals_script(rng):
     gt, proposals = np.float32(boxes[:6]), np.float32(boxes[6:])
     objects, valid = np.arange(6) != 2, np.arange(150) < 140
     found = recall(
-        Proposals(proposals, np.zeros(150, np.float32), valid), gt, jnp.array(objects)
+        Proposals(*map(jnp.array, (proposals, np.zeros(150, np.float32), valid))),
+        jnp.array(gt),
+        jnp.array(objects),
     )
     expected = host.evaluate([(gt[objects], proposals[:140])], counts=(100, 150))
     assert found["objects"] == 5
