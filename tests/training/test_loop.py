@@ -292,7 +292,9 @@ def test_a_picture_of_more_pixels_has_larger_boxes(whole):
     found = detector(images)
     assert found.valid[0].any()
     for i, n in enumerate((1, 2, 3)):
-        np.testing.assert_allclose(found.boxes[i], n * found.boxes[0], rtol=1e-4)
+        np.testing.assert_allclose(
+            found.boxes[i], n * found.boxes[0], rtol=1e-4, atol=1e-2
+        )
         np.testing.assert_allclose(found.scores[i], found.scores[0], rtol=1e-4)
 
 
@@ -346,10 +348,10 @@ def test_the_rpn_of_a_run_proposes_in_pixels_of_the_images_on_disk(whole):
 
 def test_replay_tells_the_image_that_is_to_blame(whole, tmp_path):
     batch = small.batch(0)
-    boxes = batch.gt_boxes.copy()
-    boxes[1, 0, 2] = np.nan
+    classes = batch.gt_classes.copy()
+    classes[1] = 99  # that no class of the model is
     path = tmp_path / "not_finite_4.npz"
-    faults.save_batch(path, batch._replace(gt_boxes=boxes), step=4)
+    faults.save_batch(path, batch._replace(gt_classes=classes), step=4)
     step, (good, bad) = faults.replay(path, whole[0])
     assert step == 4 and (good["index"], bad["index"]) == (10, 11)
     assert all(map(math.isfinite, good.values()))
