@@ -303,6 +303,7 @@ def peak_mb() -> float:
 
 
 if __name__ == "__main__":
+    peers.flags.FLAGS(sys.argv[:1])  # the defaults of scripts/compare_torchvision.py
     worker.serve(
         prepare,
         versions=f"jax {jax.__version__}",
