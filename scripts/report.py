@@ -19,10 +19,9 @@ import pathlib
 import time
 from typing import Any
 
-import numpy as np
 from absl import app, flags
 
-from frcnn_jax.data import images as image_files
+from frcnn_jax.data.example import decode
 from frcnn_jax.data.source import image_ids
 from frcnn_jax.evaluation import files, report
 from frcnn_jax.training import cli, metrics, propose
@@ -64,32 +63,29 @@ def read_run(folder: pathlib.Path, name: str) -> tuple[report.Run, Any]:
 
 
 def read_pictures(run: report.Run, config: Any) -> dict[Any, str]:
-    """The gallery's images of a run by their ids; if they fail a warning and none."""
+    """The gallery's images of a run by their ids; a warning names what fails."""
     if not IMAGES.value or run.annotations is None:
         return {}
     try:
+        configs.check_code(config, SET.value)
         source = propose.source_of(config.data.to_dict(), config.data.eval_split)
     except (OSError, ValueError) as error:
-        log.warning("%s: no gallery, its data is not there: %s", run.name, error)
+        log.warning("%s: no gallery, its data cannot be read: %s", run.name, error)
         return {}
     ids = image_ids(source)
     known = {image["id"] for image in run.annotations["images"]}
     chosen = [i for i in range(len(ids)) if ids[i] in known][: IMAGES.value]
 
-    def encode(i: int) -> str:
-        example = source[i]
-        image = example.image
-        if not isinstance(image, np.ndarray):
-            image = image_files.load_image(image, name=str(example.image_id))
-        return report.data_uri(image, side=SIDE.value)
+    def encode(i: int) -> str | None:
+        try:
+            return report.data_uri(decode(source[i]), side=SIDE.value)
+        except (OSError, ValueError) as error:
+            log.warning("%s: not in the gallery: %s", run.name, error)
+            return None
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            pictures = list(pool.map(encode, chosen))
-        except (OSError, ValueError) as error:
-            log.warning("%s: no gallery: %s", run.name, error)
-            return {}
-    return {ids[i]: picture for i, picture in zip(chosen, pictures, strict=True)}
+        pictures = pool.map(encode, chosen)
+        return {ids[i]: p for i, p in zip(chosen, pictures, strict=True) if p}
 
 
 def short_names(folders: list[pathlib.Path]) -> list[str]:

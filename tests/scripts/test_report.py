@@ -60,14 +60,20 @@ def page(folder):
 
 
 def test_report_without_its_data_has_no_gallery_and_says_so(folder, tmp_path):
+    stranger = tmp_path / "stranger"  # whose data would be code of its choice
+    shutil.copytree(folder, stranger)
+    config = json.loads((folder / "config.json").read_text())
+    config["data"] |= dict(name="dicts:tests.hostile.run")
+    (stranger / "config.json").write_text(json.dumps(config))
     done = script(
-        *("report", folder, f"--output={tmp_path / 'r.html'}"),
+        *("report", folder, stranger, f"--output={tmp_path / 'r.html'}"),
         "--set=data.eval_split=gone",
     )
     assert last_json(done)["images"] == 0
     assert (
-        "no gallery, its data is not there: shapes has no split 'gone'" in done.stderr
+        "no gallery, its data cannot be read: shapes has no split 'gone'" in done.stderr
     )
+    assert "'tests.hostile.run', which would be imported and called" in done.stderr
 
 
 @pytest.fixture(scope="module")
