@@ -14,6 +14,7 @@ on stdout is one JSON object.
 
 import json
 import pathlib
+import re
 import time
 
 import jax
@@ -39,6 +40,12 @@ SCORE = flags.DEFINE_float("score", None, "Least score; default the configuratio
 def main(argv):
     if argv[1:]:
         raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
+    if SIZE.value and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", SIZE.value):
+        raise app.UsageError(f"--size={SIZE.value}: expected HEIGHTxWIDTH, 480x640")
+    if SIZE.value and INPUT.value != "image":
+        raise app.UsageError("--size is for --input=image, a batch has the canvas's")
+    if BATCH.value and INPUT.value != "batch":
+        raise app.UsageError("--batch_size is for --input=batch")
     log_to_stderr()
     devices.keep_compiled()
     model, variables, meta = checkpoint.load_model(checkpoint.find(CHECKPOINT.value))
@@ -48,8 +55,6 @@ def main(argv):
     canvas = export.canvas_of(config)
     start = time.perf_counter()
     if INPUT.value == "image":
-        if SIZE.value and not all(map(str.isdecimal, SIZE.value.split("x"))):
-            raise app.UsageError(f"--size={SIZE.value}: expected HEIGHTxWIDTH, 480x640")
         h, w = map(int, SIZE.value.split("x")) if SIZE.value else (None, None)
         exported = export.export_image(
             model,
@@ -98,7 +103,11 @@ def main(argv):
         whole = detector.Detector(model, variables, meta)
         size = images.fit((300, 400), data.short_side, data.max_side, canvas)
         result |= compare(file, whole, (h, w) if h and w else size, canvas)
-        print("same detections as the checkpoint: {same}".format(**result))
+        print(
+            f"same classes as the checkpoint: {result['same']}; apart at most: scores "
+            f"{result['score_difference']:.1e}, boxes {result['box_difference']:.1e} "
+            "pixels"
+        )
     print(json.dumps(result))
 
 
@@ -111,7 +120,7 @@ def compare(file, whole, size, canvas):
     call = jax.jit(jax.export.deserialize(file.read_bytes()).call)
     rng = np.random.default_rng(0)
     pattern = images.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), size)
-    worst, same = 0.0, True
+    worst, apart, same = 0.0, 0.0, True
     for image in (pattern, np.zeros_like(pattern)):
         expected = whole([image])
         if INPUT.value == "image":
@@ -133,7 +142,8 @@ def compare(file, whole, size, canvas):
             found["boxes"] = found["boxes"] * np.tile(scale[::-1], 2)
         same &= bool(np.array_equal(found["classes"], expected.classes[0]))
         worst = max(worst, float(np.abs(found["scores"] - expected.scores[0]).max()))
-    return dict(same=same, score_difference=worst)
+        apart = max(apart, float(np.abs(found["boxes"] - expected.boxes[0]).max()))
+    return dict(same=same, score_difference=worst, box_difference=apart)
 
 
 if __name__ == "__main__":
