@@ -17,7 +17,7 @@ import sys
 
 import cv2
 import numpy as np
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 
 from frcnn_jax import models
@@ -38,7 +38,9 @@ DECODE = flags.DEFINE_bool("decode", True, "Decode every image.")
 PICTURES = flags.DEFINE_integer("pictures", 16, "How many the sheet shows.")
 
 
-def main(_):
+def main(argv):
+    if argv[1:]:
+        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
     c = CONFIG.value.to_dict()
     data = c["data"]
     known = inspect.signature(pipeline.build).parameters

@@ -13,7 +13,7 @@ import json
 import pathlib
 import sys
 
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 
 from frcnn_jax.data import pipeline, records
@@ -29,7 +29,9 @@ OUTPUT = flags.DEFINE_string("output", "prepared", "The folder to write below.")
 SPLITS = flags.DEFINE_list("splits", None, "Default: the experiment's two.")
 
 
-def main(_):
+def main(argv):
+    if argv[1:]:
+        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
     data = CONFIG.value.to_dict()["data"]
     known = inspect.signature(pipeline.build).parameters
     source_kwargs = {k: v for k, v in data.items() if k not in known}

@@ -71,8 +71,12 @@ class Picture(NamedTuple):
     time: float | None = None
 
 
-def find_files(patterns: list[str]) -> tuple[list[str], list[str]]:
-    """Files by name, glob or folder, each once and in order; patterns without any."""
+def find_files(patterns: list[str], output: str) -> tuple[list[str], list[str]]:
+    """Files by name, glob or folder, each once and in order; patterns without any.
+
+    Not what an earlier call drew into `output`, unless it is named or its folder is.
+    """
+    drawn = {pathlib.Path(os.path.abspath(output), x) for x in ("pictures", "videos")}
     found: dict[str, str] = {}
     missing = []
     for pattern in patterns:  # a name that exists is meant as it is
@@ -82,7 +86,14 @@ def find_files(patterns: list[str]) -> tuple[list[str], list[str]]:
             if os.path.isdir(name):
                 below = sorted(p for p in pathlib.Path(name).rglob("*") if p.is_file())
                 known = IMAGE_NAMES | VIDEO_NAMES
-                inside += [str(p) for p in below if p.suffix.lower() in known]
+                root = pathlib.Path(os.path.abspath(name))
+                mine = drawn - {root, *root.parents}
+                inside += [
+                    str(p)
+                    for p in below
+                    if p.suffix.lower() in known
+                    and not mine & {*pathlib.Path(os.path.abspath(p)).parents}
+                ]
             else:
                 inside.append(name)
         if not inside:
@@ -276,7 +287,7 @@ def main(argv):
         raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
     log_to_stderr()
     devices.keep_compiled()
-    paths, unread = find_files(IMAGES.value)
+    paths, unread = find_files(IMAGES.value, OUTPUT.value)
     if not paths:
         raise app.UsageError(f"--images={IMAGES.value} matches no file")
     detector = load(CHECKPOINT.value, batch_size=BATCH.value)

@@ -98,7 +98,8 @@ def test_predict_takes_folders_and_videos_and_keeps_the_classes_named(
     workdir, tmp_path
 ):
     rng = np.random.default_rng(0)
-    folder, out = tmp_path / "in", tmp_path / "out"
+    folder = tmp_path / "in"
+    out = folder / "out"
     (folder / "deep").mkdir(parents=True)
     (folder / "notes.txt").write_text("no image")
     image = rng.integers(0, 256, (64, 64, 3), np.uint8)
@@ -110,6 +111,8 @@ def test_predict_takes_folders_and_videos_and_keeps_the_classes_named(
         video.write(rng.integers(0, 256, (64, 80, 3), np.uint8))
     video.release()
     (folder / "broken.mp4").write_bytes(b"no video")
+    (out / "pictures").mkdir(parents=True)  # of an earlier call: not taken for images
+    cv2.imwrite(str(out / "pictures" / "00001_a.jpg"), image)
     done = script(
         *("predict", f"--checkpoint={workdir}", f"--images={folder}", "--score=0"),
         *(f"--output={out}", "--batch_size=2", "--classes=star,circle"),
