@@ -21,13 +21,14 @@ of one trial after the other, `search_NAME(trial)` returns those of an Optuna tr
 The key ":" stands for the experiment's string argument (`{":": "depth=101"}`);
 `--config.NAME=VALUE` holds for all trials. Each trial is a run of scripts/train.py in
 `trials/NAME`, `train.log` beside it. The same command again goes on: what is finished
-stays, what was killed resumes from its checkpoint, what failed is tried anew. Ends with
-a table sorted by `--metric`, also in results.csv and results.json; the last line on
-stdout is one JSON object. The exit code is 1 if a trial failed or was killed.
+stays, what was killed resumes from its checkpoint, what failed is tried anew (a search
+counts it as one of its trials and draws others). Ends with a table sorted by
+`--metric`, also in results.csv and results.json; the last line on stdout is one JSON
+object. The exit code is 1 if a trial failed or was killed.
 """
 
 import difflib
-import importlib.util
+import fcntl
 import inspect
 import json
 import logging
@@ -86,14 +87,6 @@ STORAGE = flags.DEFINE_string(
 SEED = flags.DEFINE_integer("seed", 0, "Search: seed of the sampler.")
 
 # ------------------------------------------------------------------ experiment
-
-
-def load_module(path: str) -> Any:
-    spec = importlib.util.spec_from_file_location("experiment", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def find_sweep(module: Any, path: str) -> tuple[Any, bool]:
@@ -198,15 +191,23 @@ def main(argv):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     workdir = pathlib.Path(WORKDIR.value).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
+    held = (workdir / launch.LOCK).open("w")  # as long as this process lives
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise app.UsageError(
+            f"another sweep is at work in {workdir}: wait for it, or use another "
+            "--workdir"
+        ) from None
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     path, _, arg = name.partition(":")
-    module = load_module(path)
+    module = configs.load_experiment(path)
     function, searches = find_sweep(module, path)
 
     def make(changes: Mapping[str, Any], number: int | None = None) -> sweep.Trial:
         changes = {k: sweep.plain(v) for k, v in changes.items()}
         c = trial_config(module, arg, changes)
-        name = sweep.trial_name(changes)
+        name = sweep.trial_name(changes, configs.leaves(c.to_dict()))
         name = name if number is None else f"{number:04d}-{name}"
         trial = sweep.Trial(name, changes, workdir / "trials" / name, c.total_steps)
         trial.number = number

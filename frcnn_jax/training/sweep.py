@@ -7,6 +7,7 @@
 `scripts/sweep.py` is how it is used.
 """
 
+import concurrent.futures
 import csv
 import dataclasses
 import hashlib
@@ -103,18 +104,32 @@ def plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def trial_name(changes: Mapping[str, Any]) -> str:
+def trial_name(changes: Mapping[str, Any], leaves: Iterable[str] = ()) -> str:
     """Says what is changed; the same changes always have the same name.
+
+    Of a leaf's name stands there what tells it from the other `leaves`.
 
     >>> trial_name({"optimizer.learning_rate": 0.01, "seed": 1})
     'learning_rate=0.01,seed=1'
+    >>> trial_name({"rpn.fg_iou": 0.7}, ["rpn.fg_iou", "roi.fg_iou"])
+    'rpn.fg_iou=0.7'
     """
-    text = ",".join(f"{k.split('.')[-1]}={encode(v)}" for k, v in changes.items())
+    leaves = list(leaves)
+    text = ",".join(f"{ending(k, leaves)}={encode(v)}" for k, v in changes.items())
     short = re.sub(r"[^\w.=,+-]+", "_", text).strip("_.")[:80] or "as_it_is"
     if short == text:
         return short
     whole = json.dumps(changes, default=plain)
     return f"{short}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+
+
+def ending(name: str, leaves: Iterable[str]) -> str:
+    """The least of the last parts of a leaf's name that no other leaf ends with."""
+    parts = name.split(".")
+    ends = [".".join(parts[-n:]) for n in range(1, len(parts))]
+    others = [f".{leaf}" for leaf in leaves if leaf != name]
+    clear = (e for e in ends if not any(o.endswith(f".{e}") for o in others))
+    return next(clear, name)
 
 
 # --------------------------------------------------------------- source of trials
@@ -353,10 +368,11 @@ def run(
                     done = sum(t.state in DONE for t in source.trials)
                     say(f"{done} done; {', '.join(at)}")
         finally:
-            for trial, _, process in running:
-                if not leave:
-                    say(f"{trial.name}: stopping")
-                    process.stop()
+            if running and not leave:  # at once: each takes its time to save itself
+                say(f"stopping {', '.join(t.name for t, *_ in running)}")
+                with concurrent.futures.ThreadPoolExecutor(len(running)) as pool:
+                    list(pool.map(lambda entry: entry[2].stop(), running))
+                for trial, *_ in running:
                     trial.save("killed")
 
 

@@ -1,5 +1,6 @@
 """Sweeps as a user runs them: real runs, one of them killed; a job of submitit."""
 
+import fcntl
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 
 import pytest
 
+from frcnn_jax.training import launch
 from tests.scripts.test_scripts import ROOT, last_json, script
 
 EXPERIMENT = "tests/scripts/sweep_experiment.py"
@@ -39,6 +41,18 @@ def test_a_sweep_that_is_not_there_or_yields_twice_is_refused(tmp_path, name, me
         code=1,
     )
     assert message in done.stderr + done.stdout
+
+
+@pytest.mark.slow
+def test_a_folder_has_one_sweep_at_a_time(tmp_path):
+    with (tmp_path / launch.LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = script(
+            *("sweep", f"--config={EXPERIMENT}", "--sweep=rate"),
+            f"--workdir={tmp_path}",
+            code=1,
+        )
+    assert "another sweep is at work" in done.stderr + done.stdout
 
 
 @pytest.mark.slow

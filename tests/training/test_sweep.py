@@ -130,6 +130,9 @@ def test_trial_name_is_short_a_folder_and_tells_apart():
     long = [sweep.trial_name({"x" * 90: i}) for i in (1, 2)]
     assert long[0] != long[1] and all(len(n) < 100 for n in long)
     assert sweep.trial_name({"a.x": 1}) != sweep.trial_name({"a.x": 1.5})
+    leaves = ["rpn.iou", "roi.iou", "a.seed", "seed", "roi.x"]
+    names = [sweep.trial_name({leaf: 1}, leaves) for leaf in leaves]
+    assert names == ["rpn.iou=1", "roi.iou=1", "a.seed=1", "seed=1", "x=1"]
 
 
 def test_slots_give_each_job_its_own_gpu_or_cores(monkeypatch):
