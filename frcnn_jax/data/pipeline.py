@@ -469,8 +469,9 @@ class Notes:
         self._report, self._read = report, len(report)
 
     def __call__(self) -> tuple[str, ...]:  # noqa: D102
-        new = self._report[self._read :]
-        self._read += len(new)
+        start = self._read  # of two threads both may say a line, neither leaves one out
+        new = self._report[start:]
+        self._read = start + len(new)
         return tuple(new)
 
 
