@@ -15,6 +15,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -151,22 +152,28 @@ class Task:
 
     def __init__(self, command: tuple[str, ...], folder: str):
         self.command, self.folder = command, folder
+        self.process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
         """Waits for the folder, runs the command and returns its exit code."""
         folder = pathlib.Path(self.folder)
         with (folder / LOCK).open("w") as lock, (folder / LOG).open("a") as log:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            self.process = subprocess.Popen(
+            process = self.process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-            return self.process.wait()
+            # `checkpoint` interrupts this thread and waits, too: not for a lock it has.
+            waiting = threading.Thread(target=process.wait)
+            waiting.start()
+            waiting.join()
+            return process.returncode
 
     def checkpoint(self) -> Any:
         """Called by submitit shortly before a time limit or a preemption."""
         from submitit.helpers import DelayedSubmission
 
-        _stop(self.process, patience=20.0)
+        if self.process is not None:  # else it still waits for the folder
+            _stop(self.process, patience=20.0)
         return DelayedSubmission(Task(self.command, self.folder))
 
 

@@ -1,5 +1,9 @@
 import json
+import os
 import pathlib
+import signal
+import threading
+import time
 
 import pytest
 
@@ -147,6 +151,25 @@ def test_slots_give_each_job_its_own_gpu_or_cores(monkeypatch):
     assert [s.cores for s in launch.slots(3)] == [(0, 1), (2, 3), (4, 5)]
     with pytest.raises(ValueError, match="jobs=9: this process has 8 cores"):
         launch.slots(9)
+
+
+def test_a_preempted_job_ends_its_process_and_is_queued_again(tmp_path):
+    pytest.importorskip("submitit")
+    task, again = launch.Task(("sleep", "30"), str(tmp_path)), []
+
+    def preempt(*_):  # in the thread that waits for the process, as submitit does
+        again.append(task.checkpoint())
+
+    before = signal.signal(signal.SIGUSR1, preempt)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    start = time.monotonic()
+    try:
+        assert task() == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert time.monotonic() - start < 15
+    assert again[0].function.command == ("sleep", "30")
 
 
 def test_a_folder_has_one_process_at_a_time_whoever_started_it(tmp_path):
