@@ -85,9 +85,8 @@ def build(name: str) -> tuple[Any, dict[str, Any]]:
     experiment = importlib.import_module(f"experiments.{module}")
     config = experiment.get_config(arg).to_dict()
     dtype = "float64" if FLOAT64.value else "float32"
-    return models.build_detector(
-        num_classes=CLASSES, dtype=dtype, **config["model"]
-    ), config
+    options = {**config["model"], "dtype": dtype}
+    return models.build_detector(num_classes=CLASSES, **options), config
 
 
 @functools.cache
