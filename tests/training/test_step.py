@@ -157,6 +157,7 @@ def test_accuracy_counts_the_objects_whose_class_leads(setup):
     c, model, _, state = setup
     batch = small.batch(0)
     batch = batch._replace(gt_classes=np.where(batch.gt_valid, [[2]], 0))
+    batch = jax.tree.map(jnp.asarray, batch)
     zero = jax.tree.map(jnp.zeros_like, state.params["box_head"])
     bias = zero["class_logits"]["bias"].at[2].set(9.0)
     keys = image_keys(KEY, jnp.int32(0), batch.index)

@@ -47,7 +47,7 @@ def test_losses_are_those_of_training_on_the_valid_images_alone():
     found, sums = validate(variables, batch, KEY)
     result = means([sums], WEIGHTS)
 
-    three = jax.tree.map(lambda x: x[:3], batch)
+    three = jax.tree.map(lambda x: jnp.asarray(x[:3]), batch)
     keys = image_keys(KEY, jnp.int32(0), three.index)
     expected = jax.jit(partial(model.apply, config=c, method=train_losses))(
         variables, three, keys
