@@ -71,7 +71,7 @@ PROPOSALS = Proposals._fields
 
 def replay(
     path: str | pathlib.Path, run: str | pathlib.Path = ""
-) -> tuple[int, list[dict[str, float]]]:
+) -> tuple[int, list[dict[str, Any]]]:
     """The checkpoint's step and, for each image of a batch, its losses and gradients.
 
     The samples are those that the run drew, batch statistics the stored ones. `run` is

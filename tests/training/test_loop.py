@@ -284,7 +284,10 @@ def test_no_step_compiles_what_the_first_has_compiled(tmp_path, monkeypatch):
 
 def test_a_picture_of_more_pixels_has_larger_boxes(whole):
     """Pixels repeated 2 or 3 times: what is resized for the network is the same."""
-    model, variables, meta = checkpoint.load_model(checkpoint.find(whole[0]))
+    where = checkpoint.find(whole[0])
+    model, variables, meta = checkpoint.load_model(where)
+    # The parameters, not their mean, whose scores are all but equal after 4 steps.
+    variables["params"] = checkpoint.read_arrays(where, "model")["params"]
     meta.config.postprocess.score = 0.01
     detector = Detector(model, variables, meta, batch_size=2)
     image = shapes.load(split="val", size=64)[0].image
@@ -293,7 +296,7 @@ def test_a_picture_of_more_pixels_has_larger_boxes(whole):
     assert found.valid[0].any()
     for i, n in enumerate((1, 2, 3)):
         np.testing.assert_allclose(
-            found.boxes[i], n * found.boxes[0], rtol=1e-4, atol=1e-2
+            found.boxes[i], n * found.boxes[0], rtol=1e-4, atol=1e-3
         )
         np.testing.assert_allclose(found.scores[i], found.scores[0], rtol=1e-4)
 
