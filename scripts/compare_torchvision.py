@@ -79,12 +79,11 @@ CANVAS = flags.DEFINE_string("canvas", "448x512", "HxW of the larger canvas.")
 # -- What both sides are given ---------------------------------------------------------
 
 
-def build(name: str) -> tuple[Any, dict[str, Any]]:
+def build(name: str, dtype: str = "float32") -> tuple[Any, dict[str, Any]]:
     """Our model of the experiment, and its configuration."""
     module, arg = EXPERIMENTS[name]
     experiment = importlib.import_module(f"experiments.{module}")
     config = experiment.get_config(arg).to_dict()
-    dtype = "float64" if FLOAT64.value else "float32"
     options = {**config["model"], "dtype": dtype}
     return models.build_detector(num_classes=CLASSES, **options), config
 
@@ -438,7 +437,8 @@ def compare_training(peer: Peer) -> dict[str, Any]:
     """Losses over the steps, and every gradient of the first, for one seed."""
     seed = int(SEEDS.value.split(":")[0])
     sizes = image_sizes()[:2]
-    model = compiled(MODEL.value)[0]
+    dtype = "float64" if FLOAT64.value else "float32"
+    model, _ = build(MODEL.value, dtype)
     file = peer.folder / "weights.npz"
     calibrated(MODEL.value, seed, sizes[0], file)
     batch = training_batch(seed, sizes)
@@ -447,10 +447,11 @@ def compare_training(peer: Peer) -> dict[str, Any]:
         **dict(
             model=MODEL.value, weights=str(file), steps=STEPS.value, rate=RATE.value
         ),
-        dtype="float64" if FLOAT64.value else "float32",
+        dtype=dtype,
     )
     variables = load(MODEL.value, file)
-    if FLOAT64.value:
+    if FLOAT64.value:  # not before the proposals are made, whose indices are int32
+        jax.config.update("jax_enable_x64", True)
         variables = jax.tree.map(lambda x: x.astype(np.float64), variables)
         batch = {
             k: v.astype(np.float64) if k == "images" else v for k, v in batch.items()
@@ -613,8 +614,6 @@ def compare_canvases(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def main(_):
-    if FLOAT64.value:
-        jax.config.update("jax_enable_x64", True)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         if BORDER.value:
