@@ -38,7 +38,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.proposals.train.score = 0.05
     if args["low"]:
         c.proposals.eval.update(pre_nms=150, post_nms=150)
-    c.frozen = ("backbone/stem", "backbone/stem_bn", "backbone/block1")
+    # torchvision trains three of its six stages: all from block7 on.
+    blocks = (f"backbone/block{i}" for i in range(1, 7))
+    c.frozen = ("backbone/stem", "backbone/stem_bn", *blocks)
     c.model = dict(  # models.build_detector
         backbone=dict(
             name="mobilenet", out_strides=(32, 33), norm="frozen", pretrained=""

@@ -59,8 +59,15 @@ ONLY = flags.DEFINE_enum(
 
 
 def share(c: dict[str, Any], folder: pathlib.Path) -> None:
-    """Write data, recipe and initial weights once; later calls find them."""
+    """Write data, recipe and initial weights once; later calls find them.
+
+    ValueError where a later call has another configuration: each side would train by
+    its own.
+    """
     if (folder / "recipe.json").exists():
+        kept = json.loads((folder / "recipe.json").read_text())
+        del kept["initial"], kept["folder"]
+        configs.check_resumed(configs.from_json(kept), CONFIG.value)
         return
     folder.mkdir(parents=True, exist_ok=True)
     data = build_data(c)

@@ -7,7 +7,7 @@ python scripts/evaluate_sweep.py --config=experiments/voc07_zf.py --sweep=rpn \
 changes of one row after the other; they must be changes that matter in testing, such as
 `proposals.eval.post_nms`. `--set` changes a value for all rows. One row alone is
 `scripts/evaluate.py --checkpoint=... --set=proposals.eval.post_nms=100`. Each row
-leaves its detections in `--output` (default `sweep_NAME` in the checkpoint's folder);
+leaves its detections in `sweep_NAME` of `--output` (default the run's folder);
 the last line on stdout is one JSON object.
 """
 
@@ -18,7 +18,7 @@ import sys
 from absl import app, flags
 
 from frcnn_jax.evaluation import coco, voc
-from frcnn_jax.training import cli, devices, evaluate
+from frcnn_jax.training import checkpoint, cli, devices, evaluate
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
 
@@ -46,12 +46,14 @@ def main(argv):
         raise app.UsageError(
             f"--sweep={SWEEP.value}: {CONFIG.value} has {', '.join(there) or 'none'}"
         )
-    output = pathlib.Path(OUTPUT.value or CHECKPOINT.value) / f"sweep_{SWEEP.value}"
+    path = checkpoint.find(CHECKPOINT.value)
+    run = path.parents[1] if path.parent.name == "checkpoints" else path
+    output = pathlib.Path(OUTPUT.value or run) / f"sweep_{SWEEP.value}"
     rows = []
     print(f"{'AP':>6} {'AP50':>6} {'VOC07':>6}  changes", flush=True)
     for i, changes in enumerate(function()):
         annotations, detections = evaluate.evaluate_checkpoint(
-            CHECKPOINT.value,
+            path,
             output / f"{i:02d}",
             changes=[*SET.value, *(f"{k}={v}" for k, v in changes.items())],
         )

@@ -85,9 +85,14 @@ def build(recipe, num_classes):
 def rate(recipe, step):
     """The learning rate of a step, counted from 0, as training.optimizer has it."""
     o, total = recipe["optimizer"], recipe["total_steps"]
+    others = dict(name="sgd", bias_rate=1.0, clip_norm=0.0)
+    if wrong := {k: o[k] for k, v in others.items() if o.get(k, v) != v}:
+        raise ValueError(f"optimizer {wrong}: only {others} is compared")
     if o.get("schedule", "step") != "step":
         raise ValueError(f"schedule={o['schedule']!r}: only 'step' is compared")
     value, warmup = o["learning_rate"], o.get("warmup_steps", 0)
+    if reference := o.get("reference_batch", 0):
+        value *= recipe["batch_size"] / reference
     if step < warmup:
         factor = o.get("warmup_factor", 1e-3)
         value *= factor + (1 - factor) * step / warmup

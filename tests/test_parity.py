@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax.models import pretrained_torch, weight_files
+from frcnn_jax.training.optimizer import make_optimizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 PEER = ROOT / ".venv-peer/bin/python"
@@ -79,3 +80,22 @@ def test_export_loads_in_torchvision_and_returns_bit_for_bit(model, tmp_path):
     for name, array in weights.items():
         rows = slice(4, None) if name.startswith(background) else slice(None)
         np.testing.assert_array_equal(back[name][rows], array[rows])
+
+
+def test_peer_trains_at_our_rate():
+    """Of a batch that is not the reference batch, in warm-up and after a boundary."""
+    optimizer = dict(
+        **dict(learning_rate=0.02, reference_batch=8, warmup_steps=50),
+        **dict(boundaries=(0.7, 0.9), schedule="step"),
+    )
+    recipe = dict(optimizer=optimizer, batch_size=2, total_steps=560)
+    steps, (_, ours) = (0, 20, 300, 400, 550), make_optimizer(560, 2, **optimizer)
+    code = "import json, sys, peer_training as p; r, s = json.loads(sys.argv[1]); "
+    code += "print([p.rate(r, n) for n in s])"
+    done = subprocess.run(
+        [PEER, "-c", code, json.dumps((recipe, steps))],
+        **dict(capture_output=True, text=True, check=True, cwd=ROOT / "scripts"),
+    )
+    expected = [float(ours(step)) for step in steps]
+    np.testing.assert_allclose(json.loads(done.stdout), expected, rtol=1e-5)
+    np.testing.assert_allclose(expected[2], 0.005, rtol=1e-6)

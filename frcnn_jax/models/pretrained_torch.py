@@ -139,6 +139,8 @@ def export_detector(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     model = _flatten(variables)
     if any(key[1:3] == ("box_head", "layer4") for key in model):
         raise ValueError("a C4 model has no counterpart in torchvision")
+    if not any(key[1] == "rpn_head" for key in model):
+        raise ValueError("a model without an RPN has no counterpart in torchvision")
     return {
         place.name: _to_torch(np.asarray(model[key]), place.layout, model)
         for key, place in places(model).items()

@@ -277,7 +277,7 @@ class _PickledArray:
 def _pickled_buffer(data: Any, kind: Any, shape: Any, order: Any) -> _PickledArray:
     """An array as protocol 5 writes it."""
     array = _PickledArray()
-    array.__setstate__((1, shape, kind, order == "F", bytes(data)))
+    array.__setstate__((1, shape, kind, order == "F", bytes(memoryview(data))))
     return array
 
 

@@ -26,10 +26,11 @@ def sweep_counts():
 def test_one_checkpoint_under_many_settings_is_each_of_them(workdir, tmp_path):
     config = tmp_path / "sweeps.py"
     config.write_text(SWEEPS)
-    call = ("evaluate_sweep", f"--config={config}", f"--checkpoint={workdir}")
+    call = ("evaluate_sweep", f"--config={config}", f"--checkpoint={workdir}/best")
     unknown = script(*call, "--sweep=count", code=1)
     assert "sweep_counts" in unknown.stderr + unknown.stdout
-    done = script(*call, "--sweep=counts", f"--output={tmp_path}")
+    done = script(*call, "--sweep=counts")
+    assert (workdir / "sweep_counts" / "01" / "detections.json").is_file()
     rows = last_json(done)["rows"]
     assert [row["proposals.eval.post_nms"] for row in rows] == [1, 20]
     alone = script(
