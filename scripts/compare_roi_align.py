@@ -22,12 +22,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from frcnn_jax import models
 from frcnn_jax.data import coco, images
 from frcnn_jax.models import pretrained
 from frcnn_jax.ops import roi_align
+from frcnn_jax.training import cli
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 from scripts import compare_torchvision
@@ -121,4 +122,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""A checkpoint as one StableHLO file that runs where only JAX is installed.
+r"""A checkpoint as one StableHLO file that runs where only JAX is installed.
 
 python scripts/export.py --checkpoint=runs/demo --output=exported
 python scripts/export.py --checkpoint=runs/demo --output=exported --input=batch \

@@ -1,4 +1,4 @@
-"""Boxes for your images and videos: annotated pictures, a COCO-format JSON, a CSV.
+r"""Boxes for your images and videos: annotated pictures, a COCO-format JSON, a CSV.
 
 python scripts/predict.py --checkpoint=runs/demo --images='photos/*.jpg' --output=out
 python scripts/predict.py --checkpoint=runs/demo --images=photos --images=clip.mp4 \

@@ -16,7 +16,7 @@ import sys
 
 from absl import app, flags
 
-from frcnn_jax.training import faults
+from frcnn_jax.training import cli, faults
 from frcnn_jax.training.metrics import log_to_stderr
 
 BATCH = flags.DEFINE_string(
@@ -46,4 +46,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -59,7 +59,7 @@ def test_parameters_are_those_of_the_paper():
 
 
 def test_a_block_adds_its_input_and_squeezes_to_one_number_a_channel(rng):
-    block = mobilenet.Block(3, 16, 8, True, True, 1, 1e-5, jnp.float32)
+    block = mobilenet.Block(3, 16, 8, True, True, 1, "frozen", 1e-5, jnp.float32)
     x = jnp.asarray(rng.normal(size=(2, 4, 4, 8)), jnp.float32)
     variables = block.init(jax.random.key(0), x)
     params = dict(variables["params"])

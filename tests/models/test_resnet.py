@@ -72,7 +72,7 @@ def test_dilated_c5_keeps_stride_16_and_the_same_parameters():
 
 
 def test_dilated_block_on_every_second_cell_is_the_plain_block_on_those_cells():
-    plain = resnet.Block(4, 16, 1, True, False, 1e-5, jnp.float32, groups=2)
+    plain = resnet.Block(4, 16, 1, True, False, "frozen", 1e-5, jnp.float32, groups=2)
     x = jax.random.normal(jax.random.key(1), (1, 9, 8, 16))
     variables = jax.jit(plain.init)(jax.random.key(0), x)
     assert variables["params"]["conv2"]["kernel"].shape == (3, 3, 2, 4)
@@ -122,7 +122,7 @@ def test_backbone_takes_the_stride_where_told(stride_in_1x1, cells):
 
 def test_block_adds_its_shortcut():
     """With a zero last scale the block is relu(x): the residual branch is off."""
-    block = resnet.Block(4, 16, 1, True, False, 1e-5, jnp.float32)
+    block = resnet.Block(4, 16, 1, True, False, "frozen", 1e-5, jnp.float32)
     x = jax.random.normal(jax.random.key(1), (1, 5, 5, 16))
     variables = block.init(jax.random.key(0), x)
     assert "shortcut" not in variables["params"]
@@ -131,7 +131,7 @@ def test_block_adds_its_shortcut():
 
 
 def test_gradients_reach_convolutions_and_no_norm():
-    block = resnet.Block(4, 16, 2, True, False, 1e-5, jnp.float32)
+    block = resnet.Block(4, 16, 2, True, False, "frozen", 1e-5, jnp.float32)
     x = jax.random.normal(jax.random.key(1), (1, 7, 6, 3))
     variables = jax.jit(block.init)(jax.random.key(0), x)
 

@@ -201,7 +201,7 @@ def test_running_mean_is_restored_and_is_what_predicts(saved, tmp_path):
     restored, _ = checkpoint.restore(writer, blank)
     small.assert_trees_equal(restored, state)
     small.assert_trees_equal(
-        checkpoint.load_model(tmp_path / "last")[1]["params"], mean
+        checkpoint.load_model(checkpoint.find(tmp_path))[1]["params"], mean
     )
     with pytest.raises(ValueError, match="unexpected ema_params/.*"):
         checkpoint.restore(writer, blank._replace(ema_params=None))
