@@ -283,12 +283,16 @@ def test_no_step_compiles_what_the_first_has_compiled(tmp_path, monkeypatch):
 
 
 def test_a_picture_of_more_pixels_has_larger_boxes(whole):
-    """Pixels repeated 2 or 3 times: what is resized for the network is the same."""
+    """Pixels repeated 2 or 3 times: what is resized for the network is the same.
+
+    But for `data.reduced`, whose means of 2x2 pixels cut those of three apart.
+    """
     where = checkpoint.find(whole[0])
     model, variables, meta = checkpoint.load_model(where)
     # The parameters, not their mean, whose scores are all but equal after 4 steps.
     variables["params"] = checkpoint.read_arrays(where, "model")["params"]
     meta.config.postprocess.score = 0.01
+    meta.config.data.reduced = False
     detector = Detector(model, variables, meta, batch_size=2)
     image = shapes.load(split="val", size=64)[0].image
     images = [image.repeat(n, 0).repeat(n, 1) for n in (1, 2, 3)]
