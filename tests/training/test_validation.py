@@ -87,6 +87,7 @@ def test_recall_is_that_of_the_proposals_script(rng):
     start = rng.uniform(0, 60, (156, 2))
     boxes = np.concatenate([start, start + rng.uniform(5, 40, (156, 2))], 1)
     gt, proposals = np.float32(boxes[:6]), np.float32(boxes[6:])
+    proposals[120] = gt[0]  # found among the 150, not among the 100
     objects, valid = np.arange(6) != 2, np.arange(150) < 140
     found = recall(
         Proposals(*map(jnp.array, (proposals, np.zeros(150, np.float32), valid))),
