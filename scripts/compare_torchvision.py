@@ -217,10 +217,8 @@ class Peer:
             return {name: file[name] for name in file.files}
 
     def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        """End the process, and close both its pipes."""
+        self.process.communicate()
 
 
 # -- Detections ------------------------------------------------------------------------
