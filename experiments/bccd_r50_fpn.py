@@ -37,7 +37,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.update(common.faster_rcnn())
     c.eval_every = 500 if local else 500
     c.checkpoint_every = 250 if local else 250
-    c.frozen = ("backbone/conv1", "backbone/bn1", "backbone/layer1")
+    c.frozen = common.RESNET_FROZEN
     if local:
         c.frozen += ("backbone/layer2",)
 

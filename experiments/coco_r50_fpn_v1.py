@@ -27,14 +27,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.update(common.torchvision(runlocal=args["runlocal"]))
     c.frozen = common.RESNET_FROZEN
     c.model = dict(  # models.build_detector
-        backbone=dict(
-            name="resnet",
-            depth=50,
-            norm="frozen",
-            norm_eps=args["eps"],
-            pretrained="",
-            remat=False,
-        ),
+        backbone=common.frozen_resnet(50, norm_eps=args["eps"]),
         dtype="float32",
         fpn=dict(channels=256),
         anchors=dict(rounding="torchvision"),

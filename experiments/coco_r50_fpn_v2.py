@@ -41,9 +41,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         c.batch_size, c.total_steps = 64, 400 * 1832
         c.eval_every, c.checkpoint_every = 10 * 1832, 1832
     c.model = dict(  # models.build_detector
-        backbone=dict(
-            name="resnet", depth=50, norm="frozen", pretrained="", remat=False
-        ),
+        backbone=common.frozen_resnet(50),
         dtype="float32",
         fpn=dict(channels=256, norm=args["norm"]),
         anchors=dict(rounding="torchvision"),

@@ -416,18 +416,22 @@ def short_sides(least: int, *, runlocal: bool) -> dict[str, Any]:
     return dict(short_sides=tuple(s // 4 if runlocal else s for s in sides))
 
 
+def frozen_resnet(depth: int, **fields: Any) -> dict[str, Any]:
+    """The group `model.backbone`: a ResNet whose norms keep what was loaded."""
+    return dict(
+        name="resnet",
+        depth=depth,
+        norm="frozen",
+        pretrained="",
+        remat=False,
+        **fields,
+    )
+
+
 def msra_resnet(depth: int, **fields: Any) -> dict[str, Any]:
     """The group `model`, in part: Detectron2's ResNet of Caffe's weights, std 1."""
     return dict(  # models.build_detector
-        backbone=dict(
-            name="resnet",
-            depth=depth,
-            stride_in_1x1=True,
-            norm="frozen",
-            pretrained="",
-            remat=False,
-            **fields,
-        ),
+        backbone=frozen_resnet(depth, stride_in_1x1=True, **fields),
         dtype="float32",
         pixel_std=(1.0, 1.0, 1.0),
     )
@@ -436,15 +440,7 @@ def msra_resnet(depth: int, **fields: Any) -> dict[str, Any]:
 def resnext101() -> dict[str, Any]:
     """The group `model`, in part: Detectron2's ResNeXt-101 32x8d, stride in its 3x3."""
     return dict(  # models.build_detector
-        backbone=dict(
-            name="resnet",
-            depth=101,
-            groups=32,
-            group_width=8,
-            norm="frozen",
-            pretrained="",
-            remat=False,
-        ),
+        backbone=frozen_resnet(101, groups=32, group_width=8),
         dtype="float32",
         pixel_std=(58.395, 57.12, 57.375),
     )
@@ -453,15 +449,7 @@ def resnext101() -> dict[str, Any]:
 def keras_resnet50() -> dict[str, Any]:
     """The group `model`, in part: ResNet-50 with the conventions of Keras' weights."""
     return dict(  # models.build_detector
-        backbone=dict(
-            name="resnet",
-            depth=50,
-            stride_in_1x1=True,
-            norm="frozen",
-            norm_eps=1e-3,
-            pretrained="",
-            remat=False,
-        ),
+        backbone=frozen_resnet(50, stride_in_1x1=True, norm_eps=1e-3),
         dtype="float32",
         pixel_mean=(123.68, 116.779, 103.939),
         pixel_std=(1.0, 1.0, 1.0),

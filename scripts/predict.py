@@ -27,7 +27,6 @@ import logging
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -39,7 +38,7 @@ from frcnn_jax.data import images as image_files
 from frcnn_jax.detector import Detector, load
 from frcnn_jax.evaluation import draw, files
 from frcnn_jax.training import cli, devices
-from frcnn_jax.training.metrics import duration, log_to_stderr
+from frcnn_jax.training.metrics import Countdown, log_to_stderr
 from frcnn_jax.types import Detections
 
 log = logging.getLogger("frcnn_jax.predict")
@@ -106,25 +105,6 @@ def find_files(patterns: list[str], output: str) -> tuple[list[str], list[str]]:
 
 def is_video(path: str) -> bool:
     return pathlib.Path(path).suffix.lower() in VIDEO_NAMES
-
-
-class Countdown:
-    """Says every ten seconds how far it is."""
-
-    def __init__(self, total: int, what: str):
-        self.total, self.what, self.done = total, what, 0
-        self.start = self.said = time.perf_counter()
-
-    def __call__(self, count: int) -> None:
-        """Counts what is done."""
-        self.done += count
-        now = time.perf_counter()
-        if now - self.said > 10:
-            self.said = now
-            left = (now - self.start) / self.done * (self.total - self.done)
-            log.info(
-                "%d/%d %s, %s left", self.done, self.total, self.what, duration(left)
-            )
 
 
 class Writer:

@@ -2,7 +2,6 @@
 
 import logging
 import pathlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from frcnn_jax.data.source import Example, Source, image_ids
 from frcnn_jax.evaluation import draw, files
 from frcnn_jax.training import checkpoint, devices
 from frcnn_jax.training import config as configs
-from frcnn_jax.training.metrics import duration
+from frcnn_jax.training.metrics import Countdown
 from frcnn_jax.training.step import predict_step
 
 log = logging.getLogger(__name__)
@@ -56,8 +55,7 @@ def predict_all(predict: Callable, variables: Any, data: pipeline.Data) -> list[
     would have found them in.
     """
     ids = image_ids(data.eval)
-    batches, done, start = [], 0, time.perf_counter()
-    said = start
+    batches, tell = [], Countdown(len(data.eval), "images evaluated")
     for batch in data.eval_batches():
         found = devices.gather(predict(variables, devices.shard(batch)))
         results = []
@@ -69,14 +67,8 @@ def predict_all(predict: Callable, variables: Any, data: pipeline.Data) -> list[
                 original_size=batch.original_size[i],
                 category_ids=data.eval.category_ids,
             )
-            done += jax.process_count()
         batches.append(results)
-        if (now := time.perf_counter()) - said > 20:
-            left = (now - start) / max(done, 1) * (len(data.eval) - done)
-            log.info(
-                "evaluated %d/%d images, %s left", done, len(data.eval), duration(left)
-            )
-            said = now
+        tell(int(batch.valid.sum()) * jax.process_count())
     parts = zip(*devices.from_all(batches), strict=True)
     return [row for batch in parts for results in batch for row in results]
 

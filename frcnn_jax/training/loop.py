@@ -145,7 +145,7 @@ def train_and_evaluate(
 
     def read(step, metrics, batch):
         """Fetches a step's metrics; only now does the host wait for the device."""
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: float(x) for name, x in jax.device_get(metrics).items()}
         try:
             faults.check(values, batch, step=step, workdir=workdir)
         except FloatingPointError as error:

@@ -171,6 +171,27 @@ def device_memory() -> float | None:
     return max(found) / 2**30 if found else None
 
 
+class Countdown:
+    """Says every twenty seconds how much of something long is done, and what is left.
+
+    `what` is counted: "images evaluated" reads "12/87 images evaluated, 3m10s left".
+    """
+
+    def __init__(self, total: int, what: str):
+        self.total, self.what, self.done = total, what, 0
+        self.start = self.said = time.perf_counter()
+
+    def __call__(self, count: int) -> None:
+        """Counts what is done."""
+        self.done += count
+        if (now := time.perf_counter()) - self.said > 20:
+            self.said = now
+            left = (now - self.start) / max(self.done, 1) * (self.total - self.done)
+            log.info(
+                "%d/%d %s, %s left", self.done, self.total, self.what, duration(left)
+            )
+
+
 def duration(seconds: float) -> str:
     """`3h12m`, `4m05s` or `12s`; `?` if unknown."""
     if seconds != seconds:

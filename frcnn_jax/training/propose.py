@@ -1,9 +1,7 @@
 """Proposals of a data set: those of a checkpoint's RPN, and whose objects they meet."""
 
 import inspect
-import logging
 import pathlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,10 +15,8 @@ from frcnn_jax.models import FasterRCNN
 from frcnn_jax.training import checkpoint, devices
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.evaluate import build_eval_data
-from frcnn_jax.training.metrics import duration
+from frcnn_jax.training.metrics import Countdown
 from frcnn_jax.training.step import propose_step
-
-log = logging.getLogger(__name__)
 
 
 def rpn_of_checkpoint(
@@ -44,7 +40,7 @@ def rpn_of_checkpoint(
         partial(propose_step, model=model, config=c), in_axes=(None, 0)
     )
     variables = devices.replicated(variables)
-    proposals, start, said = {}, time.perf_counter(), 0.0
+    proposals, tell = {}, Countdown(len(data.eval), "images with proposals")
     for batch in data.eval_batches():
         found = devices.gather(propose(variables, devices.shard(batch)))
         for i in np.flatnonzero(batch.valid):
@@ -55,11 +51,7 @@ def rpn_of_checkpoint(
             proposals[image_id] = Scored(
                 found.boxes[i][rows] * scale, found.scores[i][rows]
             )
-        if (now := time.perf_counter() - start) - said > 20:
-            left = now / max(len(proposals), 1) * (len(data.eval) - len(proposals))
-            counts = len(proposals), len(data.eval)
-            log.info("proposals of %d/%d images, %s left", *counts, duration(left))
-            said = now
+        tell(int(batch.valid.sum()))
     return data.eval, proposals
 
 

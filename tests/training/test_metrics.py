@@ -50,3 +50,13 @@ def test_waiting_is_the_share_spent_on_data(monkeypatch):
     values = progress(2, dict(total=1.0, learning_rate=0.1, padding=0.2))
     assert values["waiting"] == (0.5 + 1.0) / 4
     assert values["images_per_second"] == 1.0
+
+
+def test_countdown_says_every_twenty_seconds_what_is_left(monkeypatch, caplog):
+    clock = iter([0.0, 10.0, 30.0, 40.0])  # at the start, then at each count
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    tell = metrics.Countdown(12, "images evaluated")
+    with caplog.at_level("INFO"):
+        for _ in range(3):
+            tell(1)
+    assert caplog.messages == ["2/12 images evaluated, 2m30s left"]
