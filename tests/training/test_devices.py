@@ -45,6 +45,7 @@ def trained(how, *, steps=3, images=2):
     return losses, jax.device_get(state)
 
 
+@pytest.mark.slow
 def test_shard_map_gives_what_pmap_gives():
     for a, b in zip(trained("pmap"), trained("shard_map"), strict=True):
         small.assert_trees_equal(a, b)

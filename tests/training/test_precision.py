@@ -103,6 +103,7 @@ def equations(jaxpr):
                 yield from equations(value.jaxpr)
 
 
+@pytest.mark.slow
 def test_losses_of_50_steps_on_shapes_agree():
     """Each of the same 50 steps within 25 %, every ten within 8 %, all within 3 %.
 
