@@ -99,7 +99,7 @@ class RPNHead(nn.Module):
         for stride in sorted(features):
             x = features[stride]
             for layer in hidden:
-                x = nn.relu(layer(x))
+                x = layers.relu(layer(x))
             logits.append(to_logits(x).reshape((x.shape[0], -1, per_anchor)))
             deltas.append(to_deltas(x).reshape((x.shape[0], -1, 4)))
         logits = jnp.concatenate(logits, axis=1).astype(jnp.float32)
@@ -144,7 +144,7 @@ class BoxHead(nn.Module):
                 name=f"conv{i}",
             )(x)
             x = layers.norm(self.norm, dtype=self.dtype, name=f"conv{i}_norm")(x)
-            x = nn.relu(x)
+            x = layers.relu(x)
         x = x.reshape((b, r, -1))
         for i, width in enumerate(self.widths, start=1):
             x = nn.Dense(
@@ -153,7 +153,7 @@ class BoxHead(nn.Module):
                 dtype=self.dtype,
                 name=f"fc{i}",
             )(x)
-            x = nn.relu(x)
+            x = layers.relu(x)
         return layers.box_predictors(
             x,
             num_classes=self.num_classes,

@@ -56,7 +56,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         """Return the block's map, `ceil(h / stride)` high."""
-        activation = jax.nn.hard_swish if self.hard_swish else nn.relu
+        activation = jax.nn.hard_swish if self.hard_swish else layers.relu
 
         def conv(x, features, name, **kwargs):
             return layers.Conv(features, 1, dtype=self.dtype, name=name, **kwargs)(x)
@@ -76,7 +76,7 @@ class Block(nn.Module):
         y = activation(norm(depthwise(y), "depthwise_bn"))
         if self.squeeze:
             mean = y.mean((1, 2), keepdims=True)
-            weight = nn.relu(conv(mean, eighths(self.expanded // 4), "squeeze"))
+            weight = layers.relu(conv(mean, eighths(self.expanded // 4), "squeeze"))
             y = y * jax.nn.hard_sigmoid(conv(weight, self.expanded, "excite"))
         y = norm(conv(y, self.out, "project", use_bias=False), "project_bn")
         return x + y if self.stride == 1 and x.shape[-1] == self.out else y

@@ -74,16 +74,16 @@ class Block(nn.Module):
 
         if self.bottleneck:
             first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-            y = nn.relu(conv_norm(x, self.width, 1, first, "conv1", "bn1"))
+            y = layers.relu(conv_norm(x, self.width, 1, first, "conv1", "bn1"))
             y = conv_norm(y, self.width, 3, second, "conv2", "bn2", self.groups)
-            y = nn.relu(y)
+            y = layers.relu(y)
             y = conv_norm(y, out, 1, 1, "conv3", "bn3")
         else:
-            y = nn.relu(conv_norm(x, out, 3, self.stride, "conv1", "bn1"))
+            y = layers.relu(conv_norm(x, out, 3, self.stride, "conv1", "bn1"))
             y = conv_norm(y, out, 3, 1, "conv2", "bn2")
         if self.stride > 1 or x.shape[-1] != out:
             x = conv_norm(x, out, 1, self.stride, "shortcut", "shortcut_bn")
-        return nn.relu(x + y)
+        return layers.relu(x + y)
 
 
 class Stage(nn.Module):
@@ -170,7 +170,7 @@ class Backbone(nn.Module):
             64, 7, 2, use_bias=False, dtype=self.dtype, name="conv1"
         )(images)  # fmt: skip
         x = layers.norm(self.norm, name="bn1", eps=self.norm_eps, dtype=self.dtype)(x)
-        x = layers.max_pool(nn.relu(x), window=3, stride=2, padding=1)
+        x = layers.max_pool(layers.relu(x), window=3, stride=2, padding=1)
         features = {}
         strides = (4, 8, 16, 16) if self.dilated_c5 else (4, 8, 16, 32)
         for index, stride in enumerate(strides, start=1):

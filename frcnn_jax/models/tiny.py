@@ -55,13 +55,13 @@ class Backbone(nn.Module):
             norm = nn.GroupNorm(self.groups, dtype=self.dtype, name=f"{name}_norm")
             return norm(x)
 
-        x = nn.relu(conv_norm(images, self.widths[0], 2, "stem"))
+        x = layers.relu(conv_norm(images, self.widths[0], 2, "stem"))
         features = {}
         for i, width in enumerate(self.widths):
-            x = nn.relu(conv_norm(x, width, 2, f"stage{i + 1}_down"))
+            x = layers.relu(conv_norm(x, width, 2, f"stage{i + 1}_down"))
             for j in range(self.blocks):
                 name = f"stage{i + 1}_block{j}"
-                y = nn.relu(conv_norm(x, width, 1, f"{name}_conv1"))
-                x = nn.relu(x + conv_norm(y, width, 1, f"{name}_conv2"))
+                y = layers.relu(conv_norm(x, width, 1, f"{name}_conv1"))
+                x = layers.relu(x + conv_norm(y, width, 1, f"{name}_conv2"))
             features[4 * 2**i] = x
         return {s: features[s] for s in sorted(self.out_strides or features)}

@@ -40,7 +40,7 @@ class Backbone(nn.Module):
                 x = layers.max_pool(x, window=2, stride=2, same=True)
             for j in range(1, count + 1):
                 name = f"conv{i}_{j}"
-                x = nn.relu(layers.Conv(channels, dtype=self.dtype, name=name)(x))
+                x = layers.relu(layers.Conv(channels, dtype=self.dtype, name=name)(x))
         return {16: x}
 
 
@@ -69,7 +69,7 @@ class BoxHead(nn.Module):
         ):
             init = nn.initializers.normal(0.01)
             x = nn.Dense(width, kernel_init=init, dtype=self.dtype, name=name)(x)
-            x = nn.relu(x)
+            x = layers.relu(x)
             if keys is not None:
                 layer_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
                 x = layers.dropout(layer_keys, x, rate=self.dropout)

@@ -42,7 +42,7 @@ class Backbone(nn.Module):
 
         def conv(x, channels, size, stride, name):
             layer = layers.Conv(channels, size, stride, dtype=self.dtype, name=name)
-            return nn.relu(layer(x))
+            return layers.relu(layer(x))
 
         def shrink(x):
             x = layers.local_response_norm(x, window=self.lrn_window)
