@@ -83,14 +83,25 @@ class RPNHead(nn.Module):
         """
         k, per_anchor = self.num_anchors, 2 if self.objectness == "softmax" else 1
 
-        def conv(channels, size, name):
-            init = nn.initializers.normal(0.01)
+        def conv(channels, size, name, gradient_cells=0):
             return layers.Conv(
-                channels, size, kernel_init=init, dtype=self.dtype, name=name
+                channels,
+                size,
+                kernel_init=nn.initializers.normal(0.01),
+                dtype=self.dtype,
+                gradient_cells=gradient_cells,
+                name=name,
             )
 
+        # The loss samples 256 anchors of an image (Sec 3.1.3): no other place of the
+        # last hidden layer has a gradient.
         hidden = [
-            conv(self.channels, 3, f"conv{i}" if i > 1 else "conv")
+            conv(
+                self.channels,
+                3,
+                f"conv{i}" if i > 1 else "conv",
+                gradient_cells=256 if i == self.depth else 0,
+            )
             for i in range(1, self.depth + 1)
         ]
         to_logits = conv(per_anchor * k, 1, "objectness")

@@ -73,6 +73,66 @@ def test_wide_conv_gradient_under_vmap(rng):
     np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("transform", ["eager", "jit", "vmap"])
+@pytest.mark.parametrize("used", [0, 1, 6, 7, 60])
+def test_sparse_gradient_conv_equals_the_plain_one(used, transform, rng):
+    """With fewer, as many and more cells in use than the bound of 6, borders too."""
+    shape = (2, 5, 6)
+    x = jnp.float32(rng.normal(size=(*shape, 7)))
+    kernel = jnp.float32(rng.normal(size=(3, 3, 7, 4)))
+    at = [0, 59, 29, 30, *rng.permutation(np.r_[1:29, 31:59])][:used]  # corners first
+    g = np.zeros((60, 4), np.float32)
+    g[at] = rng.normal(size=(used, 4))
+    g = jnp.asarray(g.reshape(*shape, 4))
+
+    def both(x, kernel, g):
+        ours, pull = jax.vjp(
+            lambda *a: layers.sparse_gradient_conv3x3(*a, 6), x, kernel
+        )
+        plain, pull_plain = jax.vjp(lambda *a: layers._xla_conv(*a, 1, 1), x, kernel)
+        return (ours, *pull(g)), (plain, *pull_plain(g))
+
+    if transform == "vmap":
+        twice = jax.vmap(both, (0, None, 0))(x[None], kernel, g[None])
+        pairs = jax.tree.map(lambda a: a[0], twice)
+    else:
+        pairs = (jax.jit(both) if transform == "jit" else both)(x, kernel, g)
+    for ours, plain in zip(*pairs, strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-5 * (1 + np.abs(plain).max()))
+
+
+def test_sparse_gradient_conv_passes_a_nan_on():
+    x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+    _, pull = jax.vjp(lambda *a: layers.sparse_gradient_conv3x3(*a, 3), x, kernel)
+    d_x, d_kernel = pull(jnp.zeros((1, 4, 4, 2)).at[0, 1, 1, 0].set(jnp.nan))
+    assert np.isnan(d_x[0, :3, :3]).all() and np.isnan(d_kernel).any()
+
+
+def test_relu_and_its_derivative():
+    x = jnp.array([-2.0, -0.0, 0.0, 3.0, jnp.inf, jnp.nan])
+    np.testing.assert_array_equal(layers.relu(x), [0, 0, 0, 3, jnp.inf, jnp.nan])
+    slopes = jax.vmap(jax.grad(layers.relu))(x[:5])
+    np.testing.assert_array_equal(slopes, [0, 0, 0, 1, 1])
+    assert layers.relu(jnp.bfloat16(2)).dtype == jnp.bfloat16
+
+
+def test_relu_is_computed_once(rng):
+    """Residual blocks keep one map each for their gradients, not all their terms."""
+    kernels = jnp.float32(rng.normal(size=(4, 1, 1, 16, 16)))
+
+    def loss(relu, kernels, x):
+        for kernel in kernels:
+            x = relu(x + layers.conv(x, kernel))
+        return (x * x).sum()
+
+    def planned(relu):
+        x = jax.ShapeDtypeStruct((1, 64, 64, 16), jnp.float32)
+        grad = jax.jit(jax.grad(lambda k, x: loss(relu, k, x)))
+        return grad.lower(kernels, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert planned(layers.relu) <= planned(jax.nn.relu)
+
+
 def primitives(*shapes, **kwargs):
     args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
     return str(jax.make_jaxpr(lambda x, k: layers.conv(x, k, **kwargs))(*args))
