@@ -77,9 +77,8 @@ def format_table(results: dict[str, dict]) -> str:
     >>> print(table[:45])
     proposals          AR  @0.50  @0.55  @0.60  @
     """
-    width = max(
-        16, *(len(f"{name} {c}") for name, r in results.items() for c in r["curves"])
-    )
+    labels = [f"{name} {c}" for name, r in results.items() for c in r["curves"]]
+    width = max(16, *(len(label) + 1 for label in labels))
     head = " ".join(f"{f'@{iou:.2f}':>6}" for iou in IOUS)
     lines = [f"{'proposals':{width}} {'AR':>4} {head}"]
     for name, result in results.items():

@@ -80,11 +80,11 @@ def test_table_and_plot_have_a_row_and_a_line_for_each_set(rng):
     near, far = objects + rng.normal(0, 1, (6, 4)), random_boxes(rng, 6)
     results = {
         name: recall.evaluate([(objects, p)], counts=(3, 6))
-        for name, p in (("near", near), ("far", far))
+        for name, p in (("near", near), ("as long a name", far))
     }
     table = recall.format_table(results).splitlines()
-    assert [line.split()[:2] for line in table[1:]] == [
-        *(["near", "3"], ["near", "6"], ["far", "3"], ["far", "6"])
+    assert [line.rsplit(maxsplit=11)[0] for line in table[1:]] == [
+        *("near 3", "near 6", "as long a name 3", "as long a name 6")
     ]
     assert len({len(line) for line in table}) == 1
     picture = recall.plot(results)
