@@ -82,40 +82,40 @@ class RPNHead(nn.Module):
         Strides ascend; inside a level the order is (y, x, anchor).
         """
         k, per_anchor = self.num_anchors, 2 if self.objectness == "softmax" else 1
+        init = nn.initializers.normal(0.01)
 
-        def conv(channels, size, name, gradient_cells=0):
-            return layers.Conv(
-                channels,
-                size,
-                kernel_init=nn.initializers.normal(0.01),
-                dtype=self.dtype,
-                gradient_cells=gradient_cells,
-                name=name,
-            )
+        def weights(features, size, name):
+            return layers.ConvWeights(features, size, init, self.dtype, name=name)
 
-        # The loss samples 256 anchors of an image (Sec 3.1.3): no other place of the
-        # last hidden layer has a gradient.
-        hidden = [
-            conv(
-                self.channels,
-                3,
-                f"conv{i}" if i > 1 else "conv",
-                gradient_cells=256 if i == self.depth else 0,
-            )
-            for i in range(1, self.depth + 1)
+        names = ["conv", *(f"conv{i}" for i in range(2, self.depth + 1))]
+        before = [
+            layers.Conv(self.channels, kernel_init=init, dtype=self.dtype, name=name)
+            for name in names[:-1]
         ]
-        to_logits = conv(per_anchor * k, 1, "objectness")
-        to_deltas = conv(4 * k, 1, "deltas")
+        conv = weights(self.channels, 3, names[-1])
+        objectness = weights(per_anchor * k, 1, "objectness")
+        offsets = weights(4 * k, 1, "deltas")
         logits, deltas = [], []
         for stride in sorted(features):
-            x = features[stride]
-            for layer in hidden:
+            x = features[stride].astype(self.dtype)
+            for layer in before:
                 x = layers.relu(layer(x))
-            logits.append(to_logits(x).reshape((x.shape[0], -1, per_anchor)))
-            deltas.append(to_deltas(x).reshape((x.shape[0], -1, 4)))
+            last = conv(x.shape[-1]), objectness(self.channels), offsets(self.channels)
+            sampled = 256 * len(x)  # the anchors that the loss looks at, Sec 3.1.3
+            of_level = layers.sampled_head(last_layers, sampled, last, x)
+            logits.append(of_level["logits"].reshape((x.shape[0], -1, per_anchor)))
+            deltas.append(of_level["deltas"].reshape((x.shape[0], -1, 4)))
         logits = jnp.concatenate(logits, axis=1).astype(jnp.float32)
         deltas = jnp.concatenate(deltas, axis=1).astype(jnp.float32)
         return logits if per_anchor == 2 else logits[..., 0], deltas
+
+
+def last_layers(weights, x, padding):
+    """The RPN's last 3x3 convolution with ReLU, and the two 1x1 ones, on one level."""
+    (kernel, bias), *outputs = weights
+    x = layers.relu(layers.conv(x, kernel, padding=padding) + bias[None, None, None])
+    maps = (layers.conv(x, kernel) + bias[None, None, None] for kernel, bias in outputs)
+    return dict(zip(("logits", "deltas"), maps, strict=True))
 
 
 class BoxHead(nn.Module):

@@ -9,6 +9,7 @@ Which formulation is fastest depends on backend and shape:
 
 | backend | convolution | forward | gradient of the input | gradient of the kernel |
 | --- | --- | --- | --- | --- |
+| any | kernel as large as the map | matrix product | matrix product | matrix product |
 | CPU | 1x1 | matrix product | matrix product | matrix product |
 | CPU | 3x3, stride 1, 96 channels or more | XLA | XLA | nine shifted matrix products |
 | CPU | depthwise | shifted products | shifted products | shifted products |
@@ -45,6 +46,9 @@ def conv(
 
     All formulations agree to rounding (1e-5 relative in float32), gradients included.
     """
+    if padding == 0 and x.shape[1:3] == kernel.shape[:2]:  # one cell comes out
+        out = x.reshape((len(x), -1)) @ kernel.reshape((-1, kernel.shape[-1]))
+        return out[:, None, None]
     if jax.default_backend() == "cpu" and padding == kernel.shape[0] // 2:
         if kernel.shape[:2] == (1, 1):
             return _conv1x1(x[:, ::stride, ::stride], kernel[0, 0])
@@ -113,55 +117,92 @@ def _conv3x3_backward(residuals, g):
 _conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def sparse_gradient_conv3x3(
-    x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"], cells: int
-) -> Float[Array, "n h w o"]:
-    """`conv` with padding 1 for an output whose gradient is zero in all but few cells.
+def sampled_head(
+    head: Callable[[Any, Array, int], Any],
+    cells: int,
+    weights: Any,
+    x: Float[Array, "n h w i"],
+) -> Any:
+    """`head(weights, x, 1)`, for a loss that looks at few cells of what it gives.
 
-    Both gradients are computed from the cells, over all n images, in which that of the
-    output is not zero: exact, whichever they are. Are there more than `cells`, it is
-    `conv`'s own gradient.
+    `head(weights, x, padding)` is a 3x3 convolution with that padding and, after it,
+    what looks at one cell at a time; it returns maps `[n, h, w, _]`. Its gradients come
+    from the 3x3 patches under those cells, over all n images, in which the gradient of
+    an output is not zero: exact, whichever they are, and nothing but x is kept for
+    them. Are there more than `cells`, the whole map is computed again.
     """
+    return _sampled_head(head, cells, weights, x)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sampled_head(head, cells, weights, x):
     del cells
-    return conv(x, kernel, padding=1)
+    return head(weights, x, 1)
 
 
-def _sparse_gradient_forward(x, kernel, cells):
-    return sparse_gradient_conv3x3(x, kernel, cells), (x, kernel)
+def _sampled_forward(head, cells, weights, x):
+    return _sampled_head(head, cells, weights, x), (weights, x)
 
 
-def _sparse_gradient_backward(cells, residuals, g):
-    x, kernel = residuals
+def _sampled_backward(head, cells, residuals, g):
+    weights, x = residuals
     n, h, w, i = x.shape
-    used = (g != 0).any(-1).reshape(-1)
+    used = [(leaf != 0).any(-1).reshape(-1) for leaf in jax.tree.leaves(g)]
+    used = jnp.stack(used).any(0)
 
-    def dense():
-        return jax.vjp(partial(conv, padding=1), x, kernel)[1](g)
+    def dense():  # image by image: what one needs in memory is there once
+        def add(d_weights, image):
+            x, g = jax.tree.map(lambda a: a[None], image)
+            more, d_x = jax.vjp(lambda *args: head(*args, 1), weights, x)[1](g)
+            return jax.tree.map(jnp.add, d_weights, more), d_x[0]
+
+        return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, weights), (x, g))
 
     def sparse():
         (at,) = jnp.nonzero(used, size=cells, fill_value=n * h * w)
-        values = g.reshape((-1, g.shape[-1])).at[at].get(mode="fill", fill_value=0)
-        image, row, column = (p[None] for p in jnp.unravel_index(at, (n, h, w)))
-        taps = jnp.arange(-1, 2)[:, None]
-        row, column = (row + taps)[:, None], (column + taps)[None]
+        image, row, column = (
+            p[:, None, None] for p in jnp.unravel_index(at, (n, h, w))
+        )
+        taps = jnp.arange(-1, 2)
+        row, column = row + taps[None, :, None], column + taps[None, None]
         inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
-        # [3, 3, cells]: the input cell under each value of the kernel
-        under = (image[None] * h + row) * w + column
-        under = jnp.where(inside & (at < n * h * w)[None, None], under, n * h * w)
-        flat_x = x.reshape((-1, i))
-        patches = flat_x.at[under].get(mode="fill", fill_value=0)
-        d_kernel = jnp.einsum("uvci,co->uvio", patches, values)
-        d_patches = jnp.einsum("uvio,co->uvci", kernel, values)
-        d_x = jnp.zeros_like(flat_x).at[under].add(d_patches, mode="drop")
-        return d_x.reshape(x.shape), d_kernel
+        inside &= at[:, None, None] < n * h * w
+        under = jnp.where(inside, (image * h + row) * w + column, n * h * w)
+
+        def rows(a, at):
+            flat = a.reshape((-1, a.shape[-1]))
+            return flat.at[at].get(mode="fill", fill_value=0)
+
+        patches = rows(x, under)  # [cells, 3, 3, i]
+        values = jax.tree.map(lambda leaf: rows(leaf, at)[:, None, None], g)
+        pull = jax.vjp(lambda *args: head(*args, 0), weights, patches)[1]
+        d_weights, d_patches = pull(values)
+        d_x = jnp.zeros((n * h * w, i), x.dtype).at[under].add(d_patches, mode="drop")
+        return d_weights, d_x.reshape(x.shape)
 
     if cells >= n * h * w:
         return dense()
     return jax.lax.cond(used.sum() <= cells, sparse, dense)
 
 
-sparse_gradient_conv3x3.defvjp(_sparse_gradient_forward, _sparse_gradient_backward)
+_sampled_head.defvjp(_sampled_forward, _sampled_backward)
+
+
+class ConvWeights(nn.Module):
+    """`kernel` (HWIO) and `bias` of a convolution, for a function that convolves."""
+
+    features: int
+    kernel_size: int
+    kernel_init: Callable = he_normal
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[Array, Array]:
+        """Return kernel and bias in `dtype` for an input of so many channels."""
+        shape = (self.kernel_size, self.kernel_size, channels, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return jnp.asarray(kernel, self.dtype), jnp.asarray(bias, self.dtype)
 
 
 class Conv(nn.Module):
@@ -169,8 +210,6 @@ class Conv(nn.Module):
 
     `padding=-1` means `dilation * (kernel_size // 2)`. With `groups`, output channels
     read an equal share of the input each (ResNeXt), and I is the size of that share.
-    Where a loss looks at few cells of the output only, `gradient_cells` is how many of
-    an image (see `sparse_gradient_conv3x3`); it changes the time, not the gradient.
     """
 
     features: int
@@ -182,7 +221,6 @@ class Conv(nn.Module):
     use_bias: bool = True
     kernel_init: Callable = he_normal
     dtype: Any = jnp.float32
-    gradient_cells: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h2 w2 o"]:
@@ -192,9 +230,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape)
         padding = self.dilation * (k // 2) if self.padding < 0 else self.padding
         x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
-        if self.gradient_cells and shape[:2] == (3, 3):
-            x = sparse_gradient_conv3x3(x, kernel, self.gradient_cells * len(x))
-        elif self.groups == self.dilation == 1:
+        if self.groups == self.dilation == 1:
             x = conv(x, kernel, stride=self.stride, padding=padding)
         else:
             x = _xla_conv(x, kernel, self.stride, padding, self.dilation, self.groups)
@@ -327,17 +363,22 @@ def check_norm(group: str, kind: str, *, none: bool = True) -> None:
         raise ValueError(f"{group}.norm={kind!r}: expected one of {known}")
 
 
-@jax.custom_jvp
-def relu(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
+def relu(x: Float[Array, "*d c"]) -> Float[Array, "*d c"]:
     """max(x, 0) and its derivative, 0 at 0, kept in memory as one array.
 
     XLA computes `jax.nn.relu` again wherever it is read, from the sums of all residual
-    blocks before it, and keeps their terms for that; a selection it computes once.
+    blocks before it, and keeps their terms for that. A selection it computes once, if
+    those who read it see one shape: rows of c channels, as 1x1 convolutions do.
     """
+    return _relu(x.reshape((-1, x.shape[-1]))).reshape(x.shape)
+
+
+@jax.custom_jvp
+def _relu(x):
     return jnp.where(x < 0, jnp.zeros_like(x), x)
 
 
-relu.defjvps(lambda tangent, out, x: jnp.where(out > 0, tangent, 0))
+_relu.defjvps(lambda tangent, out, x: jnp.where(out > 0, tangent, 0))
 
 
 def max_pool(

@@ -239,7 +239,9 @@ def _scatter_rows(p):
     @jax.custom_batching.custom_vmap
     def scatter(cotangent, index, weight):
         cotangent = cotangent.astype(jnp.float32)
-        grad = jnp.zeros((p, cotangent.shape[-1]))
+        # 0, but no constant: that XLA fills as the program starts, and keeps.
+        zero = jnp.min(index, initial=0).astype(jnp.float32)
+        grad = jnp.full((p, cotangent.shape[-1]), zero)
         if _loops_are_cheap():
             return _scatter_in_turn(grad, cotangent, index, weight)
         for k in range(index.shape[1]):

@@ -64,6 +64,12 @@ def test_conv_gradients_equal_those_of_the_plain_convolution(case, rng):
         np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max())
 
 
+def test_conv_of_a_map_as_large_as_the_kernel(rng):
+    x, kernel = rng.normal(size=(4, 3, 3, 5)), rng.normal(size=(3, 3, 5, 2))
+    out = layers.conv(jnp.float32(x), jnp.float32(kernel))
+    np.testing.assert_allclose(out, slow_conv(x, kernel, 1, 0), atol=1e-5)
+
+
 def test_wide_conv_gradient_under_vmap(rng):
     x = jnp.float32(rng.normal(size=(3, 1, 4, 4, 128)))
     kernel = jnp.float32(rng.normal(size=(3, 3, 128, 128)))
@@ -73,47 +79,67 @@ def test_wide_conv_gradient_under_vmap(rng):
     np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-2)
 
 
+def two_outputs(weights, x, padding):
+    """A head for `sampled_head`: 3x3, ReLU, then two 1x1."""
+    kernel, bias, first, second = weights
+    x = layers.relu(layers._xla_conv(x, kernel, 1, padding) + bias[None, None, None])
+    return x @ first, x @ second
+
+
+def head_inputs(rng):
+    shapes = (3, 3, 7, 5), (5,), (5, 2), (5, 4)
+    weights = [jnp.float32(rng.normal(size=shape)) for shape in shapes]
+    return weights, jnp.float32(rng.normal(size=(2, 5, 6, 7)))
+
+
 @pytest.mark.parametrize("transform", ["eager", "jit", "vmap"])
 @pytest.mark.parametrize("used", [0, 1, 6, 7, 60])
-def test_sparse_gradient_conv_equals_the_plain_one(used, transform, rng):
-    """With fewer, as many and more cells in use than the bound of 6, borders too."""
-    shape = (2, 5, 6)
-    x = jnp.float32(rng.normal(size=(*shape, 7)))
-    kernel = jnp.float32(rng.normal(size=(3, 3, 7, 4)))
-    at = [0, 59, 29, 30, *rng.permutation(np.r_[1:29, 31:59])][:used]  # corners first
-    g = np.zeros((60, 4), np.float32)
-    g[at] = rng.normal(size=(used, 4))
-    g = jnp.asarray(g.reshape(*shape, 4))
+def test_sampled_head_has_the_gradients_of_the_plain_one(used, transform, rng):
+    """With fewer, as many and more cells in use than the bound of 6, corners first."""
+    weights, x = head_inputs(rng)
+    at = [0, 59, 29, 30, *rng.permutation(np.r_[1:29, 31:59])][:used]
+    g = [np.zeros((60, c), np.float32) for c in (2, 4)]
+    g[0][at[::2]] = rng.normal(size=(len(at[::2]), 2))  # a cell may have one gradient
+    g[1][at[1:]] = rng.normal(size=(len(at[1:]), 4))  # or the other, or both
+    g[0][at[:1]] = 1
+    g = tuple(jnp.asarray(a.reshape(2, 5, 6, -1)) for a in g)
 
-    def both(x, kernel, g):
+    def both(weights, x, g):
         ours, pull = jax.vjp(
-            lambda *a: layers.sparse_gradient_conv3x3(*a, 6), x, kernel
+            lambda *args: layers.sampled_head(two_outputs, 6, *args), weights, x
         )
-        plain, pull_plain = jax.vjp(lambda *a: layers._xla_conv(*a, 1, 1), x, kernel)
+        plain, pull_plain = jax.vjp(lambda *a: two_outputs(*a, 1), weights, x)
         return (ours, *pull(g)), (plain, *pull_plain(g))
 
     if transform == "vmap":
-        twice = jax.vmap(both, (0, None, 0))(x[None], kernel, g[None])
-        pairs = jax.tree.map(lambda a: a[0], twice)
+        first = jax.tree.map(lambda a: a[None], (x, g))
+        pairs = jax.vmap(both, (None, 0, 0))(weights, *first)
+        pairs = jax.tree.map(lambda a: a[0], pairs)
     else:
-        pairs = (jax.jit(both) if transform == "jit" else both)(x, kernel, g)
-    for ours, plain in zip(*pairs, strict=True):
-        np.testing.assert_allclose(ours, plain, atol=1e-5 * (1 + np.abs(plain).max()))
+        pairs = (jax.jit(both) if transform == "jit" else both)(weights, x, g)
+    ours, plain = (jax.tree.leaves(one) for one in pairs)
+    assert len(ours) == len(plain) == 7
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * (1 + np.abs(b).max()))
 
 
-def test_sparse_gradient_conv_passes_a_nan_on():
-    x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
-    _, pull = jax.vjp(lambda *a: layers.sparse_gradient_conv3x3(*a, 3), x, kernel)
-    d_x, d_kernel = pull(jnp.zeros((1, 4, 4, 2)).at[0, 1, 1, 0].set(jnp.nan))
-    assert np.isnan(d_x[0, :3, :3]).all() and np.isnan(d_kernel).any()
+def test_sampled_head_passes_a_nan_on(rng):
+    weights, x = head_inputs(rng)
+    _, pull = jax.vjp(
+        lambda *args: layers.sampled_head(two_outputs, 3, *args), weights, x
+    )
+    g = jnp.zeros((2, 5, 6, 2)).at[0, 1, 1, 0].set(jnp.nan), jnp.zeros((2, 5, 6, 4))
+    d_weights, d_x = pull(g)
+    assert all(np.isnan(d).any() for d in d_weights[:3])
+    assert np.isnan(d_x[0, :3, :3]).any() and np.isfinite(d_x[1]).all()
 
 
 def test_relu_and_its_derivative():
     x = jnp.array([-2.0, -0.0, 0.0, 3.0, jnp.inf, jnp.nan])
     np.testing.assert_array_equal(layers.relu(x), [0, 0, 0, 3, jnp.inf, jnp.nan])
-    slopes = jax.vmap(jax.grad(layers.relu))(x[:5])
+    slopes = jax.grad(lambda x: layers.relu(x).sum())(x[:5])
     np.testing.assert_array_equal(slopes, [0, 0, 0, 1, 1])
-    assert layers.relu(jnp.bfloat16(2)).dtype == jnp.bfloat16
+    assert layers.relu(jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_relu_is_computed_once(rng):

@@ -268,13 +268,13 @@ def test_no_step_compiles_what_the_first_has_compiled(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "shard", marked)
     jax.monitoring.register_event_duration_secs_listener(listener)
     try:
-        for steps in (4, 8):
+        for steps in (6, 12):  # the last one saves, and Orbax compiles too
             config = small.config(
                 total_steps=steps, eval_every=steps, checkpoint_every=steps
             )
             compiled.clear()
             loop.train_and_evaluate(config, tmp_path, allow_changes=True)
-            first, *rest = compiled[:4]
+            first, *rest = compiled[:5]
             assert len(first) == 1  # the step itself
             assert not any(first[0] in later for later in rest)
             assert not any(rest[1:])  # a first line of progress has its own in step 2
