@@ -150,13 +150,17 @@ def _sampled_backward(head, cells, residuals, g):
     used = [(leaf != 0).any(-1).reshape(-1) for leaf in jax.tree.leaves(g)]
     used = jnp.stack(used).any(0)
 
+    def whole(x, g):
+        return jax.vjp(lambda *args: head(*args, 1), weights, x)[1](g)
+
     def dense():  # image by image: what one needs in memory is there once
         def add(d_weights, image):
-            x, g = jax.tree.map(lambda a: a[None], image)
-            more, d_x = jax.vjp(lambda *args: head(*args, 1), weights, x)[1](g)
+            more, d_x = whole(*jax.tree.map(lambda a: a[None], image))
             return jax.tree.map(jnp.add, d_weights, more), d_x[0]
 
-        return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, weights), (x, g))
+        zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
+        d_weights, d_x = jax.lax.scan(add, zeros, (x, g))
+        return jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights), d_x
 
     def sparse():
         (at,) = jnp.nonzero(used, size=cells, fill_value=n * h * w)
@@ -181,7 +185,7 @@ def _sampled_backward(head, cells, residuals, g):
         return d_weights, d_x.reshape(x.shape)
 
     if cells >= n * h * w:
-        return dense()
+        return whole(x, g)
     return jax.lax.cond(used.sum() <= cells, sparse, dense)
 
 

@@ -123,6 +123,24 @@ def test_sampled_head_has_the_gradients_of_the_plain_one(used, transform, rng):
         np.testing.assert_allclose(a, b, atol=1e-5 * (1 + np.abs(b).max()))
 
 
+def test_sampled_head_in_bfloat16(rng):
+    """The whole map and the patches give gradients in the dtype of what they are of."""
+    weights, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), head_inputs(rng))
+    for cells in (1, 6, 60):
+        out, pull = jax.vjp(
+            lambda *args, c=cells: layers.sampled_head(two_outputs, c, *args),
+            weights,
+            x,
+        )
+        g = jax.tree.map(lambda a: jnp.zeros_like(a).at[0, 2, 1:4].set(1), out)
+        plain = jax.vjp(lambda *a: two_outputs(*a, 1), weights, x)[1](g)
+        ours = pull(g)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+            assert a.dtype == b.dtype == jnp.bfloat16
+            a, b = np.float32(a), np.float32(b)
+            np.testing.assert_allclose(a, b, atol=0.02 * np.abs(b).max())
+
+
 def test_sampled_head_passes_a_nan_on(rng):
     weights, x = head_inputs(rng)
     _, pull = jax.vjp(
