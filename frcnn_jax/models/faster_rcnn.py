@@ -60,6 +60,10 @@ class RPNHead(nn.Module):
     `objectness` is "sigmoid" (k logits a place) or "softmax" (2k, as in the paper).
     `depth` counts the 3x3 convolutions. All kernels start as N(0, 0.01), biases at 0.
     Names: `conv` (then `conv2`, ...), `objectness`, `deltas`.
+
+    Its gradients are fast where at most 256 anchors an image have one, as after Sec
+    3.1.3; with more they are exact too, and take the time of the whole map. Forward
+    mode (`jax.jvp`) does not go through it.
     """
 
     num_anchors: int
@@ -73,6 +77,8 @@ class RPNHead(nn.Module):
             raise ValueError(
                 f"rpn objectness={self.objectness!r}: expected 'sigmoid' or 'softmax'"
             )
+        if self.depth < 1:
+            raise ValueError(f"rpn depth={self.depth}: expected at least one layer")
         super().__post_init__()
 
     @nn.compact
@@ -101,8 +107,8 @@ class RPNHead(nn.Module):
             for layer in before:
                 x = layers.relu(layer(x))
             last = conv(x.shape[-1]), objectness(self.channels), offsets(self.channels)
-            sampled = 256 * len(x)  # the anchors that the loss looks at, Sec 3.1.3
-            of_level = layers.sampled_head(last_layers, sampled, last, x)
+            # 256 anchors of an image are what the loss looks at (Sec 3.1.3).
+            of_level = layers.sampled_head(last_layers, 256, last, x)
             logits.append(of_level["logits"].reshape((x.shape[0], -1, per_anchor)))
             deltas.append(of_level["deltas"].reshape((x.shape[0], -1, 4)))
         logits = jnp.concatenate(logits, axis=1).astype(jnp.float32)

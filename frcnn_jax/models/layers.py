@@ -9,7 +9,7 @@ Which formulation is fastest depends on backend and shape:
 
 | backend | convolution | forward | gradient of the input | gradient of the kernel |
 | --- | --- | --- | --- | --- |
-| any | kernel as large as the map | matrix product | matrix product | matrix product |
+| any | of the map's size, unpadded | matrix product | matrix product | matrix product |
 | CPU | 1x1 | matrix product | matrix product | matrix product |
 | CPU | 3x3, stride 1, 96 channels or more | XLA | XLA | nine shifted matrix products |
 | CPU | depthwise | shifted products | shifted products | shifted products |
@@ -47,8 +47,8 @@ def conv(
     All formulations agree to rounding (1e-5 relative in float32), gradients included.
     """
     if padding == 0 and x.shape[1:3] == kernel.shape[:2]:  # one cell comes out
-        out = x.reshape((len(x), -1)) @ kernel.reshape((-1, kernel.shape[-1]))
-        return out[:, None, None]
+        kernel = kernel.reshape((-1, kernel.shape[-1]))
+        return (x.reshape((x.shape[0], len(kernel))) @ kernel)[:, None, None]
     if jax.default_backend() == "cpu" and padding == kernel.shape[0] // 2:
         if kernel.shape[:2] == (1, 1):
             return _conv1x1(x[:, ::stride, ::stride], kernel[0, 0])
@@ -129,7 +129,8 @@ def sampled_head(
     what looks at one cell at a time; it returns maps `[n, h, w, _]`. Its gradients come
     from the 3x3 patches under those cells, over all n images, in which the gradient of
     an output is not zero: exact, whichever they are, and nothing but x is kept for
-    them. Are there more than `cells`, the whole map is computed again.
+    them. Are there more than `cells` an image, the whole map is computed again. Reverse
+    mode only; a second derivative leaves out the cells whose first is exactly 0.
     """
     return _sampled_head(head, cells, weights, x)
 
@@ -147,6 +148,7 @@ def _sampled_forward(head, cells, weights, x):
 def _sampled_backward(head, cells, residuals, g):
     weights, x = residuals
     n, h, w, i = x.shape
+    cells = cells * n
     used = [(leaf != 0).any(-1).reshape(-1) for leaf in jax.tree.leaves(g)]
     used = jnp.stack(used).any(0)
 
@@ -158,7 +160,10 @@ def _sampled_backward(head, cells, residuals, g):
             more, d_x = whole(*jax.tree.map(lambda a: a[None], image))
             return jax.tree.map(jnp.add, d_weights, more), d_x[0]
 
-        zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
+        zeros = jax.tree.map(
+            lambda w: jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)),
+            weights,
+        )
         d_weights, d_x = jax.lax.scan(add, zeros, (x, g))
         return jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights), d_x
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from frcnn_jax.models import layers
+from frcnn_jax.models import faster_rcnn, layers
 
 
 def slow_conv(x, kernel, stride, padding):
@@ -68,6 +68,7 @@ def test_conv_of_a_map_as_large_as_the_kernel(rng):
     x, kernel = rng.normal(size=(4, 3, 3, 5)), rng.normal(size=(3, 3, 5, 2))
     out = layers.conv(jnp.float32(x), jnp.float32(kernel))
     np.testing.assert_allclose(out, slow_conv(x, kernel, 1, 0), atol=1e-5)
+    assert layers.conv(jnp.zeros((0, 3, 3, 5)), jnp.float32(kernel)).shape[0] == 0
 
 
 def test_wide_conv_gradient_under_vmap(rng):
@@ -95,7 +96,7 @@ def head_inputs(rng):
 @pytest.mark.parametrize("transform", ["eager", "jit", "vmap"])
 @pytest.mark.parametrize("used", [0, 1, 6, 7, 60])
 def test_sampled_head_has_the_gradients_of_the_plain_one(used, transform, rng):
-    """With fewer, as many and more cells in use than the bound of 6, corners first."""
+    """Fewer, as many and more cells in use than the bound of 2 x 3, corners first."""
     weights, x = head_inputs(rng)
     at = [0, 59, 29, 30, *rng.permutation(np.r_[1:29, 31:59])][:used]
     g = [np.zeros((60, c), np.float32) for c in (2, 4)]
@@ -106,7 +107,7 @@ def test_sampled_head_has_the_gradients_of_the_plain_one(used, transform, rng):
 
     def both(weights, x, g):
         ours, pull = jax.vjp(
-            lambda *args: layers.sampled_head(two_outputs, 6, *args), weights, x
+            lambda *args: layers.sampled_head(two_outputs, 3, *args), weights, x
         )
         plain, pull_plain = jax.vjp(lambda *a: two_outputs(*a, 1), weights, x)
         return (ours, *pull(g)), (plain, *pull_plain(g))
@@ -123,10 +124,58 @@ def test_sampled_head_has_the_gradients_of_the_plain_one(used, transform, rng):
         np.testing.assert_allclose(a, b, atol=1e-5 * (1 + np.abs(b).max()))
 
 
+@pytest.mark.parametrize("cells", [3, 4, 30])
+def test_layers_of_the_rpn_as_a_sampled_head(cells, rng):
+    """Wide enough for the formulations of a CPU; 8 cells have a gradient."""
+    shapes = ((3, 3, 96, 96), (96,)), ((1, 1, 96, 3), (3,)), ((1, 1, 96, 12), (12,))
+    weights = [
+        tuple(jnp.float32(0.1 * rng.normal(size=s)) for s in pair) for pair in shapes
+    ]
+    x = jnp.float32(rng.normal(size=(2, 5, 6, 96)))
+    g = {
+        name: np.zeros((60, c), np.float32)
+        for name, c in (("logits", 3), ("deltas", 12))
+    }
+    at = [0, 5, 24, 29, 30, 35, 44, 59]
+    g["logits"][at], g["deltas"][at[::2], 4:8] = 1, rng.normal(size=(4, 4))
+    g = {name: jnp.asarray(a.reshape(2, 5, 6, -1)) for name, a in g.items()}
+
+    @jax.jit
+    def both(weights, x):
+        head = faster_rcnn.last_layers
+        ours = jax.vjp(lambda *a: layers.sampled_head(head, cells, *a), weights, x)
+        plain = jax.vjp(lambda *a: head(*a, 1), weights, x)
+        return (ours[0], ours[1](g)), (plain[0], plain[1](g))
+
+    for a, b in zip(*map(jax.tree.leaves, both(weights, x)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * (1 + np.abs(b).max()))
+
+
+def test_rpn_head_lowers_for_any_batch_and_for_float64():
+    head = faster_rcnn.RPNHead(3, 8)
+    features = {4: jnp.zeros((2, 40, 40, 4)), 64: jnp.zeros((2, 1, 1, 4))}
+    variables = head.init(jax.random.key(0), features)
+    (batch,) = jax.export.symbolic_shape("b")
+    symbolic = {
+        s: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype)
+        for s, a in features.items()
+    }
+    exported = jax.export.export(jax.jit(head.apply))(variables, symbolic)
+    assert str(exported.out_avals[0].shape[0]) == "b"
+    with jax.enable_x64(True):
+        double = jax.tree.map(
+            lambda a: jnp.asarray(np.asarray(a, np.float64)), (variables, features)
+        )
+        wide = faster_rcnn.RPNHead(3, 8, dtype=jnp.float64)
+        loss = lambda *a: sum(x.sum() for x in wide.apply(*a))  # noqa: E731
+        grads = jax.eval_shape(jax.grad(loss), *double)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(grads)} == {"float64"}
+
+
 def test_sampled_head_in_bfloat16(rng):
     """The whole map and the patches give gradients in the dtype of what they are of."""
     weights, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), head_inputs(rng))
-    for cells in (1, 6, 60):
+    for cells in (1, 2, 30):
         out, pull = jax.vjp(
             lambda *args, c=cells: layers.sampled_head(two_outputs, c, *args),
             weights,
