@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 import optax
+import pytest
 
 from frcnn_jax import models
 from frcnn_jax.training import devices
@@ -66,6 +67,7 @@ def test_batch_norm_moves_and_learns_and_frozen_norm_keeps_its_bits():
     assert params["backbone"]["stem_norm"] == dict(scale=True, bias=True)  # groups
 
 
+@pytest.mark.slow
 def test_synchronised_norm_on_two_devices_equals_one_device_with_all_images():
     _, _, one, metrics = trained("batch")
     _, _, two, metrics_of_two = trained("sync", "batch")

@@ -459,6 +459,7 @@ def compiled_fast(axis=None):
     return model, devices.replicated(state), step
 
 
+@pytest.mark.slow
 def test_fast_rcnn_trains_alike_on_one_and_two_devices():
     """With dropout and padded proposals; it learns, and has no losses of an RPN."""
     batch = with_proposals(small.batch(0, images=4))

@@ -41,6 +41,7 @@ def padded(batch):
     )
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_training_on_the_valid_images_alone():
     c, model, variables, _, validate = setup()
     batch = padded(small.batch(0, images=4))
