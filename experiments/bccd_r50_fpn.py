@@ -35,8 +35,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         common.run(batch_size=2 if local else 8, total_steps=1000 if local else 2000)
     )
     c.update(common.faster_rcnn())
-    c.eval_every = 500 if local else 500
-    c.checkpoint_every = 250 if local else 250
+    c.eval_every = 500
+    c.checkpoint_every = 250
     c.frozen = common.RESNET_FROZEN
     if local:
         c.frozen += ("backbone/layer2",)

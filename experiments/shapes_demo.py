@@ -11,7 +11,8 @@ Sweeps: `scripts/sweep.py --sweep=rate`, grid, random or (a search) optimizer.
 
 Measured on two Xeon cores, 2026-11-24: 2 min 30 s with both evaluations, without the
 installation; on the 200 test images AP 0.869, AP50 0.983; the same
-day on two EPYC cores, at commit 1907600, AP 0.863, AP50 0.981.
+day on two EPYC cores, at commit 1907600, AP 0.863, AP50 0.981; on 2026-11-25, at
+commit 0e9e7fc, AP 0.861, AP50 0.977.
 """
 
 import itertools

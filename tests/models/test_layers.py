@@ -223,7 +223,7 @@ def test_relu_is_computed_once(rng):
         grad = jax.jit(jax.grad(lambda k, x: loss(relu, k, x)))
         return grad.lower(kernels, x).compile().memory_analysis().temp_size_in_bytes
 
-    assert planned(layers.relu) <= planned(jax.nn.relu)
+    assert planned(layers.relu) < planned(jax.nn.relu)
 
 
 def primitives(*shapes, **kwargs):
