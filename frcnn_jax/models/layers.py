@@ -11,9 +11,12 @@ Which formulation is fastest depends on backend and shape:
 | --- | --- | --- | --- | --- |
 | any | of the map's size, unpadded | matrix product | matrix product | matrix product |
 | CPU | 1x1 | matrix product | matrix product | matrix product |
-| CPU | 3x3, stride 1, 96 channels or more | XLA | XLA | nine shifted matrix products |
+| CPU | wide 3x3, many cells | Winograd | Winograd | Winograd |
+| CPU | wide 3x3, few cells or bfloat16 | XLA | XLA | nine shifted matrix products |
 | CPU | depthwise | shifted products | shifted products | shifted products |
 | any | everything else, grouped and dilated ones included | XLA | XLA | XLA |
+
+Wide is SHIFTED_CHANNELS or more and stride 1, many what `models.winograd.pays` says.
 """
 
 import math
@@ -25,6 +28,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
+
+from frcnn_jax.models import winograd
 
 # With so many input and output channels nine matrix products beat XLA's CPU kernel
 # gradient of a 3x3 convolution, on every map: 3 times at 256 channels and 120x160, 1.6
@@ -44,7 +49,8 @@ def conv(
 ) -> Float[Array, "n h2 w2 o"]:
     """Cross-correlate `x` with `kernel`, in the fastest way for backend and shape.
 
-    All formulations agree to rounding (1e-5 relative in float32), gradients included.
+    All formulations agree to rounding (1e-5 relative in float32), gradients included;
+    Winograd's (`models.winograd`) to that of the largest value among 6x6 neighbours.
     """
     if padding == 0 and x.shape[1:3] == kernel.shape[:2]:  # one cell comes out
         kernel = kernel.reshape((-1, kernel.shape[-1]))
@@ -54,7 +60,7 @@ def conv(
             return _conv1x1(x[:, ::stride, ::stride], kernel[0, 0])
         wide = min(kernel.shape[2:]) >= SHIFTED_CHANNELS
         if kernel.shape[:2] == (3, 3) and stride == 1 and wide:
-            return _conv3x3(x, kernel)
+            return (winograd.conv3x3 if winograd.pays(x) else _conv3x3)(x, kernel)
     return _xla_conv(x, kernel, stride, padding)
 
 

@@ -1,0 +1,124 @@
+"""Winograd's convolution against the sum it stands for, exactly and in float64."""
+
+from fractions import Fraction
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frcnn_jax.models import layers, winograd
+from tests.models.test_layers import slow_conv
+
+
+def exactly(array):
+    return np.array([[Fraction(float(v)) for v in row] for row in array])
+
+
+def test_the_matrices_are_an_identity_of_polynomials(rng):
+    """y = A^T [(G k) * (B^T d)] gives each of the 18 products its one place, exactly.
+
+    G's thirds are no binary fractions; they are recovered from its scaled rows.
+    """
+    a, g, b = winograd.matrices()
+    a, b = exactly(a), exactly(b)
+    g = np.array(
+        [[Fraction(float(v)).limit_denominator(10**6) for v in row] for row in g]
+    )
+    for i in range(6):
+        for k in range(3):
+            d, kernel = np.arange(6) == i, np.arange(3) == k
+            out = a @ ((g @ kernel) * (b @ d))
+            assert list(out) == [int(y + k == i) for y in range(4)]
+
+
+SHAPES = [  # n, h, w, input channels, output channels
+    (1, 4, 4, 3, 5),  # one tile
+    (2, 1, 3, 3, 5),  # a part of one
+    (1, 13, 22, 4, 3),  # odd sides
+    (2, 50, 101, 3, 2),  # bands of two maps
+    (130, 7, 7, 3, 4),  # groups of small maps
+    (1, 9, 10, 128, 96),  # wide
+]
+TRANSFORMS = dict(
+    eager=lambda f, *args: f(*args),
+    jit=lambda f, *args: jax.jit(f)(*args),
+    vmap=lambda f, *args: [
+        a[0] for a in jax.jit(jax.vmap(f))(*(a[None] for a in args))
+    ],
+)
+CASES = [(s, t) for s in SHAPES for t in ("jit", "vmap")] + [(SHAPES[1], "eager")]
+
+
+def pair(function, x, kernel, g):
+    out, pull = jax.vjp(function, x, kernel)
+    return out, *pull(g)
+
+
+@pytest.mark.parametrize(("shape", "transform"), CASES)
+def test_winograd_is_the_windowed_sum_and_so_are_its_gradients(shape, transform, rng):
+    n, h, w, i, o = shape
+    shapes = (n, h, w, i), (3, 3, i, o), (n, h, w, o)
+    x, kernel, g = (jnp.float32(rng.normal(size=s)) for s in shapes)
+    found = TRANSFORMS[transform](partial(pair, winograd.conv3x3), x, kernel, g)
+    out = slow_conv(x, kernel, 1, 1)
+    d_x = slow_conv(g, np.asarray(kernel)[::-1, ::-1].swapaxes(2, 3), 1, 1)
+    # of the kernel: a convolution of x with g, images as channels
+    padded = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    places = [padded[:, u : u + h, v : v + w] for u in range(3) for v in range(3)]
+    d_kernel = [np.einsum("nhwi,nhwo->io", place, np.float64(g)) for place in places]
+    d_kernel = np.reshape(d_kernel, kernel.shape)
+    for ours, expected in zip(found, (out, d_x, d_kernel), strict=True):
+        error = ours - expected
+        np.testing.assert_allclose(error, 0, atol=1e-5 * np.abs(expected).max())
+        assert np.linalg.norm(error) < 3e-6 * np.linalg.norm(expected)
+
+
+def test_one_large_value_stays_near_where_it_is():
+    """Beyond the tiles it lies in nothing changes; there by rounding of its size."""
+    x = jnp.ones((1, 16, 16, 2)).at[0, 5, 6, 1].set(1e6)
+    kernel = jnp.zeros((3, 3, 2, 1)).at[1, 1].set(1.0)  # the sum over channels
+    out = np.asarray(winograd.conv3x3(x, kernel))[0, :, :, 0]
+    expected = np.full((16, 16), 2.0)
+    expected[5, 6] = 1e6 + 1
+    error = np.abs(out - expected)
+    assert error.max() < 1e-5 * 1e6
+    error[4:8, 4:8] = 0
+    assert error.max() < 1e-5
+
+
+def test_a_value_that_is_not_finite_is_not_lost():
+    x = jnp.zeros((1, 16, 16, 2)).at[0, 5, 6, 1].set(jnp.nan)
+    bad = np.isnan(winograd.conv3x3(x, jnp.ones((3, 3, 2, 1))))[0, :, :, 0]
+    assert bad[4:7, 5:8].all()
+    bad[4:8, 4:8] = False
+    assert not bad.any()
+
+
+def test_blocks_cover_the_map_without_much_beyond_it():
+    for h, w in ((200, 336), (100, 168), (50, 84), (123, 160), (1, 4096), (4096, 4)):
+        images, rows, columns, groups, bands = winograd._cut((1, h, w, 1))
+        assert images == groups == 1
+        assert rows * columns <= max(winograd.TILES, columns)
+        assert 4 * columns - w < 4 and h <= 4 * rows * bands < 1.1 * h + 4
+    for n in (7, 512, 1000):  # RoIs
+        images, rows, columns, groups, bands = winograd._cut((n, 7, 7, 1))
+        assert (rows, columns, bands) == (2, 2, 1)
+        assert n <= images * groups < n + winograd.TILES / 4 and images <= n
+
+
+def test_layers_choose_it_for_large_maps_of_float32(monkeypatch):
+    def used(*shape, dtype=jnp.float32, channels=96):
+        x = jax.ShapeDtypeStruct((*shape, channels), dtype)
+        k = jax.ShapeDtypeStruct((3, 3, channels, channels), dtype)
+        conv = jax.jit(lambda x, k: layers.conv(x, k, padding=1))
+        return "while" in conv.lower(x, k).as_text()
+
+    assert used(1, 64, 64) and used(4, 32, 29) and used(64, 7, 7)
+    assert (
+        not used(1, 64, 60) and not used(64, 5, 5) and not used(1, 64, 64, channels=95)
+    )
+    assert not used(1, 64, 64, dtype=jnp.bfloat16)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not used(1, 64, 64)
