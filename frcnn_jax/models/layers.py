@@ -11,12 +11,10 @@ Which formulation is fastest depends on backend and shape:
 | --- | --- | --- | --- | --- |
 | any | of the map's size, unpadded | matrix product | matrix product | matrix product |
 | CPU | 1x1 | matrix product | matrix product | matrix product |
-| CPU | wide 3x3, many cells | Winograd | Winograd | Winograd |
-| CPU | wide 3x3, few cells or bfloat16 | XLA | XLA | nine shifted matrix products |
+| CPU | 3x3, stride 1, where `winograd.pays` | Winograd | Winograd | Winograd |
+| CPU | 3x3, stride 1, else, 96 channels or more | XLA | XLA | nine shifted products |
 | CPU | depthwise | shifted products | shifted products | shifted products |
 | any | everything else, grouped and dilated ones included | XLA | XLA | XLA |
-
-Wide is SHIFTED_CHANNELS or more and stride 1, many what `models.winograd.pays` says.
 """
 
 import math
@@ -58,9 +56,11 @@ def conv(
     if jax.default_backend() == "cpu" and padding == kernel.shape[0] // 2:
         if kernel.shape[:2] == (1, 1):
             return _conv1x1(x[:, ::stride, ::stride], kernel[0, 0])
-        wide = min(kernel.shape[2:]) >= SHIFTED_CHANNELS
-        if kernel.shape[:2] == (3, 3) and stride == 1 and wide:
-            return (winograd.conv3x3 if winograd.pays(x) else _conv3x3)(x, kernel)
+        if kernel.shape[:2] == (3, 3) and stride == 1:
+            if winograd.pays(x, kernel):
+                return winograd.conv3x3(x, kernel)
+            if min(kernel.shape[2:]) >= SHIFTED_CHANNELS:
+                return _conv3x3(x, kernel)
     return _xla_conv(x, kernel, stride, padding)
 
 
