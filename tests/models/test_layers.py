@@ -26,6 +26,7 @@ CASES = {  # n, h, w, input channels, output channels, kernel, stride
     "3x3 narrow": (2, 6, 5, 5, 4, 3, 1),
     "3x3 wide": (2, 6, 5, 128, 130, 3, 1),
     "3x3 wide, one row": (3, 1, 4, 128, 128, 3, 1),
+    "3x3 Winograd": (4, 32, 29, 64, 65, 3, 1),
     "3x3 stride 2, odd": (2, 7, 5, 5, 4, 3, 2),
     "7x7 stride 2": (1, 10, 12, 3, 4, 7, 2),
 }
@@ -124,21 +125,23 @@ def test_sampled_head_has_the_gradients_of_the_plain_one(used, transform, rng):
         np.testing.assert_allclose(a, b, atol=1e-5 * (1 + np.abs(b).max()))
 
 
-@pytest.mark.parametrize("cells", [3, 4, 30])
-def test_layers_of_the_rpn_as_a_sampled_head(cells, rng):
-    """Wide enough for the formulations of a CPU; 8 cells have a gradient."""
+@pytest.mark.parametrize(
+    ("cells", "h", "w"), [(3, 5, 6), (4, 5, 6), (30, 5, 6), (4, 48, 44)]
+)
+def test_layers_of_the_rpn_as_a_sampled_head(cells, h, w, rng):
+    """Wide, and in the last case large enough for all a CPU has; 8 cells are used."""
     shapes = ((3, 3, 96, 96), (96,)), ((1, 1, 96, 3), (3,)), ((1, 1, 96, 12), (12,))
     weights = [
         tuple(jnp.float32(0.1 * rng.normal(size=s)) for s in pair) for pair in shapes
     ]
-    x = jnp.float32(rng.normal(size=(2, 5, 6, 96)))
+    x = jnp.float32(rng.normal(size=(2, h, w, 96)))
     g = {
-        name: np.zeros((60, c), np.float32)
+        name: np.zeros((2 * h * w, c), np.float32)
         for name, c in (("logits", 3), ("deltas", 12))
     }
     at = [0, 5, 24, 29, 30, 35, 44, 59]
     g["logits"][at], g["deltas"][at[::2], 4:8] = 1, rng.normal(size=(4, 4))
-    g = {name: jnp.asarray(a.reshape(2, 5, 6, -1)) for name, a in g.items()}
+    g = {name: jnp.asarray(a.reshape(2, h, w, -1)) for name, a in g.items()}
 
     @jax.jit
     def both(weights, x):
