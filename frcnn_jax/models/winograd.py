@@ -98,14 +98,19 @@ def _conv3x3(x, kernel):
     weights = jax.lax.optimization_barrier(weights)
 
     blocks = _cut(x.shape)
-    slices = _slices(x, blocks, margin=1)
+    padded = _padded(x, blocks, margin=1)
 
-    def block(at):
-        tiles = _tiles(B_T, slices(at), 6)
-        products = [t @ k for t, k in zip(tiles, weights, strict=True)]
-        return _outputs(jax.lax.optimization_barrier(products), blocks.columns)
+    def group(at):
+        band = padded(at)
 
-    out = jax.lax.map(block, jnp.arange(blocks.groups * blocks.bands))
+        def block(at):
+            tiles = _tiles(B_T, band(at), 6)
+            products = [t @ k for t, k in zip(tiles, weights, strict=True)]
+            return _outputs(jax.lax.optimization_barrier(products), blocks.columns)
+
+        return jax.lax.map(block, jnp.arange(blocks.bands))
+
+    out = jax.lax.map(group, jnp.arange(blocks.groups))
     n, h, w, _ = x.shape
     sides = 4 * blocks.bands * blocks.rows, 4 * blocks.columns
     return out.reshape((-1, *sides, out.shape[-1]))[:n, :h, :w]
@@ -119,15 +124,20 @@ def _forward(x, kernel):
 def _backward(residuals, g):
     x, kernel = residuals
     blocks = _cut(x.shape)
-    x_slices, g_slices = _slices(x, blocks, margin=1), _slices(g, blocks, margin=0)
+    padded_x, padded_g = _padded(x, blocks, margin=1), _padded(g, blocks, margin=0)
 
-    def add(total, at):
-        d, dy = _tiles(B_T, x_slices(at), 6), _tiles(A_T.T, g_slices(at), 4)
-        products = [a.swapaxes(1, 2) @ b for a, b in zip(d, dy, strict=True)]
-        return jax.tree.map(jnp.add, total, products), None
+    def add_group(total, at):
+        band, band_g = padded_x(at), padded_g(at)
+
+        def add(total, at):
+            d, dy = _tiles(B_T, band(at), 6), _tiles(A_T.T, band_g(at), 4)
+            products = [a.swapaxes(1, 2) @ b for a, b in zip(d, dy, strict=True)]
+            return jax.tree.map(jnp.add, total, products), None
+
+        return jax.lax.scan(add, total, jnp.arange(blocks.bands))
 
     zeros = [jnp.zeros((6, *kernel.shape[2:]), jnp.float32)] * 6
-    total, _ = jax.lax.scan(add, zeros, jnp.arange(blocks.groups * blocks.bands))
+    total, _ = jax.lax.scan(add_group, zeros, jnp.arange(blocks.groups))
     d_kernel = jnp.einsum("pu,qv,qpio->uvio", G, G, jnp.stack(total))
     return conv3x3(g, kernel[::-1, ::-1].swapaxes(2, 3)), d_kernel
 
@@ -157,24 +167,27 @@ def _cut(shape) -> _Blocks:
     return _Blocks(images, size, columns, groups, -(-rows // size))
 
 
-def _slices(x, blocks, *, margin):
-    """A function from a number to that block: its tiles' cells and `margin` around.
+def _padded(x, blocks, *, margin):
+    """A function from a group to a function from a band of it to that block's cells.
 
-    Cells off the map and images beyond the last are zeros.
+    They are those of its tiles and `margin` around; cells off the map and images beyond
+    the last are zeros. One group at a time is padded, so that one copy is in memory.
     """
     n, h, w, c = x.shape
     images, rows, columns, groups, bands = blocks
-    beyond = images * groups - n, 4 * rows * bands - h, 4 * columns - w
-    around = (0, beyond[0]), *((margin, b + margin) for b in beyond[1:]), (0, 0)
-    padded = jnp.pad(x, around)
+    if images * groups > n:
+        x = jnp.pad(x, ((0, images * groups - n), (0, 0), (0, 0), (0, 0)))
+    below, right = 4 * rows * bands - h + margin, 4 * columns - w + margin
     shape = images, 4 * rows + 2 * margin, 4 * columns + 2 * margin, c
 
-    def block(at):
-        group, band = at // bands, at % bands
-        start = group * images, 4 * rows * band, 0, 0
-        return jax.lax.dynamic_slice(padded, start, shape)
+    def group(at):
+        maps = jax.lax.dynamic_slice_in_dim(x, at * images, images)
+        maps = jnp.pad(maps, ((0, 0), (margin, below), (margin, right), (0, 0)))
+        return lambda band: jax.lax.dynamic_slice(
+            maps, (0, 4 * rows * band, 0, 0), shape
+        )
 
-    return block
+    return group
 
 
 def _tiles(matrix, block, side):
