@@ -131,13 +131,9 @@ def test_exported_for_other_devices_it_is_a_convolution():
     def text(*platforms):
         return jax.export.export(conv, platforms=platforms)(x, kernel).mlir_module()
 
-    assert "stablehlo.while" in text("cpu") and "stablehlo.convolution" not in text(
-        "cpu"
-    )
-    assert "stablehlo.convolution" in text("cuda") and "stablehlo.while" not in text(
-        "cuda"
-    )
-    both = text("cpu", "cuda", "tpu")
+    cpu, cuda, both = text("cpu"), text("cuda"), text("cpu", "cuda", "tpu")
+    assert "stablehlo.while" in cpu and "stablehlo.convolution" not in cpu
+    assert "stablehlo.convolution" in cuda and "stablehlo.while" not in cuda
     assert "stablehlo.while" in both and "stablehlo.convolution" in both
 
 
@@ -161,8 +157,7 @@ def test_layers_choose_it_for_large_maps_of_float32(monkeypatch):
         conv = jax.jit(lambda x, k: layers.conv(x, k, padding=1))
         return "while" in conv.lower(x, k).as_text()
 
-    with pytest.raises(AssertionError):  # the batch is not known
-        assert used(*jax.export.symbolic_shape("b, 64, 64"))
+    assert not used(*jax.export.symbolic_shape("b, 64, 64"))  # the batch is not known
     assert used(1, 64, 64) and used(4, 32, 29) and used(64, 7, 7)
     assert (
         not used(1, 64, 60) and not used(64, 5, 5) and not used(1, 64, 64, channels=63)
