@@ -96,24 +96,18 @@ def _direct(x, kernel):
 def _conv3x3(x, kernel):
     weights = jnp.einsum("pu,qv,uvio->qpio", G, G, kernel)
     weights = jax.lax.optimization_barrier(weights)
+    blocks, cells = _cut(x.shape[:3]), _cells(x)
 
-    blocks = _cut(x.shape)
-    padded = _padded(x, blocks, margin=1)
+    def write(at, out):
+        tiles = _tiles(B_T, blocks.read(cells, at, margin=1), 6)
+        products = [t @ k for t, k in zip(tiles, weights, strict=True)]
+        products = jax.lax.optimization_barrier(products)
+        return blocks.write(out, at, _outputs(products, blocks))
 
-    def group(at):
-        band = padded(at)
-
-        def block(at):
-            tiles = _tiles(B_T, band(at), 6)
-            products = [t @ k for t, k in zip(tiles, weights, strict=True)]
-            return _outputs(jax.lax.optimization_barrier(products), blocks.columns)
-
-        return jax.lax.map(block, jnp.arange(blocks.bands))
-
-    out = jax.lax.map(group, jnp.arange(blocks.groups))
-    n, h, w, _ = x.shape
-    sides = 4 * blocks.bands * blocks.rows, 4 * blocks.columns
-    return out.reshape((-1, *sides, out.shape[-1]))[:n, :h, :w]
+    # All is written over. XLA would make zeros at the start and keep them to the end.
+    out = jnp.broadcast_to(cells[0, 0], (len(cells), kernel.shape[-1]))
+    out = jax.lax.fori_loop(0, blocks.groups * blocks.bands, write, out)
+    return out.reshape((*x.shape[:3], kernel.shape[-1]))
 
 
 def _forward(x, kernel):
@@ -123,21 +117,16 @@ def _forward(x, kernel):
 @jax.jit
 def _backward(residuals, g):
     x, kernel = residuals
-    blocks = _cut(x.shape)
-    padded_x, padded_g = _padded(x, blocks, margin=1), _padded(g, blocks, margin=0)
+    blocks, cells, cells_g = _cut(x.shape[:3]), _cells(x), _cells(g)
 
-    def add_group(total, at):
-        band, band_g = padded_x(at), padded_g(at)
-
-        def add(total, at):
-            d, dy = _tiles(B_T, band(at), 6), _tiles(A_T.T, band_g(at), 4)
-            products = [a.swapaxes(1, 2) @ b for a, b in zip(d, dy, strict=True)]
-            return jax.tree.map(jnp.add, total, products), None
-
-        return jax.lax.scan(add, total, jnp.arange(blocks.bands))
+    def add(at, total):
+        d = _tiles(B_T, blocks.read(cells, at, margin=1), 6)
+        dy = _tiles(A_T.T, blocks.read(cells_g, at, margin=0, once=True), 4)
+        products = [a.swapaxes(1, 2) @ b for a, b in zip(d, dy, strict=True)]
+        return jax.tree.map(jnp.add, total, products)
 
     zeros = [jnp.zeros((6, *kernel.shape[2:]), jnp.float32)] * 6
-    total, _ = jax.lax.scan(add_group, zeros, jnp.arange(blocks.groups))
+    total = jax.lax.fori_loop(0, blocks.groups * blocks.bands, add, zeros)
     d_kernel = jnp.einsum("pu,qv,qpio->uvio", G, G, jnp.stack(total))
     return conv3x3(g, kernel[::-1, ::-1].swapaxes(2, 3)), d_kernel
 
@@ -145,49 +134,78 @@ def _backward(residuals, g):
 conv3x3.defvjp(_forward, _backward)
 
 
-class _Blocks(NamedTuple):
-    """Blocks of `images` images, or of one, by `rows` rows of `columns` tiles each."""
+def _cells(x):
+    """One row a cell: so 1x1 convolutions see a map too, and XLA keeps one of it."""
+    return x.reshape((-1, x.shape[-1]))
 
+
+class _Blocks(NamedTuple):
+    """Blocks of `images` images, or of one, by `rows` rows of `columns` tiles each.
+
+    A block's cells follow each other in memory. The last group and the last band begin
+    earlier where they would go beyond the last image or row: so nothing but a block is
+    ever padded, and what two blocks have is computed twice.
+    """
+
+    shape: tuple[int, int, int]  # n, h, w of the map
     images: int
     rows: int
     columns: int
     groups: int  # of images
     bands: int  # of rows, in an image
 
+    def read(self, cells, at, *, margin, once=False):
+        """The cells of a block's tiles and `margin` around; off the map zeros.
+
+        With `once`, also those which an earlier block has.
+        """
+        image, row, height = self._place(at)
+        _, h, w = self.shape
+
+        def maps(row, height):
+            start, size = (image * h + row) * w, self.images * height * w
+            found = jax.lax.dynamic_slice_in_dim(cells, start, size)
+            return found.reshape((self.images, height, w, -1))
+
+        block = maps(row, height)
+        if once:
+            new = image + np.arange(self.images) >= at // self.bands * self.images
+            below = row + np.arange(height) >= at % self.bands * 4 * self.rows
+            block = jnp.where((new[:, None] & below[None])[..., None, None], block, 0)
+        top, bottom = margin, margin + 4 * self.rows - height
+        if margin and self.bands > 1:
+            above = jnp.where(row > 0, maps(jnp.maximum(row - 1, 0), 1), 0)
+            below = jnp.where(row + height < h, maps(row + height, 1), 0)
+            block = jnp.concatenate([above, block, below], axis=1)
+            top, bottom = 0, 0
+        sides = (margin, margin + 4 * self.columns - w)
+        return jnp.pad(block, ((0, 0), (top, bottom), sides, (0, 0)))
+
+    def write(self, cells, at, block):
+        """`cells` with a block's where they belong; those off the map are left."""
+        image, row, height = self._place(at)
+        _, h, w = self.shape
+        new = _cells(block[:, :height, :w])
+        return jax.lax.dynamic_update_slice(cells, new, ((image * h + row) * w, 0))
+
+    def _place(self, at):
+        """First image, first row and rows of block `at`."""
+        n, h, _ = self.shape
+        height = min(4 * self.rows, h)
+        image = jnp.minimum(at // self.bands * self.images, n - self.images)
+        return image, jnp.minimum(at % self.bands * 4 * self.rows, h - height), height
+
 
 def _cut(shape) -> _Blocks:
     """Bands of a large map, or many small maps, in blocks of up to TILES tiles."""
-    n, h, w, _ = shape
+    n, h, w = shape
     rows, columns = -(-h // 4), -(-w // 4)
     groups = -(-n // max(1, TILES // (rows * columns)))
     images = -(-n // groups)
     sizes = range(1, min(rows, max(1, TILES // columns)) + 1)
     size = min(sizes, key=lambda s: -(-rows // s) * (s * columns + OVERHEAD))
     size = rows if images > 1 else size
-    return _Blocks(images, size, columns, groups, -(-rows // size))
-
-
-def _padded(x, blocks, *, margin):
-    """A function from a group to a function from a band of it to that block's cells.
-
-    They are those of its tiles and `margin` around; cells off the map and images beyond
-    the last are zeros. One group at a time is padded, so that one copy is in memory.
-    """
-    n, h, w, c = x.shape
-    images, rows, columns, groups, bands = blocks
-    if images * groups > n:
-        x = jnp.pad(x, ((0, images * groups - n), (0, 0), (0, 0), (0, 0)))
-    below, right = 4 * rows * bands - h + margin, 4 * columns - w + margin
-    shape = images, 4 * rows + 2 * margin, 4 * columns + 2 * margin, c
-
-    def group(at):
-        maps = jax.lax.dynamic_slice_in_dim(x, at * images, images)
-        maps = jnp.pad(maps, ((0, 0), (margin, below), (margin, right), (0, 0)))
-        return lambda band: jax.lax.dynamic_slice(
-            maps, (0, 4 * rows * band, 0, 0), shape
-        )
-
-    return group
+    return _Blocks(shape, images, size, columns, groups, -(-rows // size))
 
 
 def _tiles(matrix, block, side):
@@ -203,16 +221,16 @@ def _tiles(matrix, block, side):
     return _sums(matrix, [a.reshape(shape) for a in across])
 
 
-def _outputs(products, columns):
+def _outputs(products, blocks):
     """A^T m A of the tiles, put together to the cells of the block.
 
     Put side by side in the last axis, values of neighbours are neighbours in memory.
     """
-    c = products[0].shape[-1]
+    c, width = products[0].shape[-1], 4 * blocks.columns
     beside = jnp.concatenate(_sums(A_T, products), axis=-1)
-    beside = jax.lax.optimization_barrier(beside.reshape((6, -1, 4 * columns * c)))
+    beside = jax.lax.optimization_barrier(beside.reshape((6, -1, width * c)))
     below = jnp.concatenate(_sums(A_T, list(beside)), axis=-1)
-    return below.reshape((-1, 4 * columns, c))
+    return below.reshape((blocks.images, 4 * blocks.rows, width, c))
 
 
 def _sums(matrix: np.ndarray, parts: Sequence[Array]) -> list[Array]:

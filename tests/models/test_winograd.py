@@ -139,13 +139,13 @@ def test_exported_for_other_devices_it_is_a_convolution():
 
 def test_blocks_cover_the_map_without_much_beyond_it():
     for h, w in ((200, 336), (100, 168), (50, 84), (123, 160), (1, 4096), (4096, 4)):
-        images, rows, columns, groups, bands = winograd._cut((1, h, w, 1))
+        _, images, rows, columns, groups, bands = winograd._cut((1, h, w))
         assert images == groups == 1
         assert rows * columns <= max(winograd.TILES, columns)
         assert 4 * columns - w < 4 and h <= 4 * rows * bands < 1.1 * h + 4
-    assert winograd._cut((2, 101, 90, 1)).bands == 2
+    assert winograd._cut((2, 101, 90)).bands == 2
     for n in (7, 129, 130, 300, 512, 1000):  # RoIs
-        images, rows, columns, groups, bands = winograd._cut((n, 7, 7, 1))
+        _, images, rows, columns, groups, bands = winograd._cut((n, 7, 7))
         assert (rows, columns, bands) == (2, 2, 1)
         assert n <= images * groups < n + groups
 
