@@ -118,10 +118,14 @@ class RPNHead(nn.Module):
 
 def last_layers(weights, x, padding):
     """The RPN's last 3x3 convolution with ReLU, and the two 1x1 ones, on one level."""
-    (kernel, bias), *outputs = weights
+    (kernel, bias), (_, first), _ = weights
     x = layers.relu(layers.conv(x, kernel, padding=padding) + bias[None, None, None])
-    maps = (layers.conv(x, kernel) + bias[None, None, None] for kernel, bias in outputs)
-    return dict(zip(("logits", "deltas"), maps, strict=True))
+    # One product, and so one gradient of x.
+    kernel, bias = (
+        jnp.concatenate(pair, -1) for pair in zip(*weights[1:], strict=True)
+    )
+    both = layers.conv(x, kernel) + bias[None, None, None]
+    return dict(logits=both[..., : len(first)], deltas=both[..., len(first) :])
 
 
 class BoxHead(nn.Module):

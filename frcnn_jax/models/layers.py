@@ -12,7 +12,7 @@ Which formulation is fastest depends on backend and shape:
 | any | of the map's size, unpadded | matrix product | matrix product | matrix product |
 | CPU | 1x1 | matrix product | matrix product | matrix product |
 | CPU | 3x3, stride 1, where `winograd.pays` | Winograd | Winograd | Winograd |
-| CPU | 3x3, stride 1, else, 96 channels or more | XLA | XLA | nine shifted products |
+| CPU | else 3x3, stride 1 or 2, 96 channels or more | XLA | XLA | nine products |
 | CPU | depthwise | shifted products | shifted products | shifted products |
 | any | everything else, grouped and dilated ones included | XLA | XLA | XLA |
 """
@@ -32,6 +32,8 @@ from frcnn_jax.models import winograd
 # With so many input and output channels nine matrix products beat XLA's CPU kernel
 # gradient of a 3x3 convolution, on every map: 3 times at 256 channels and 120x160, 1.6
 # at 128 and 60x80, 1.1 at 512 and 15x20. With 64 they lose (0.6). Two cores, float32.
+# At stride 2 it is 1.8 times at 128 channels and 200x336, 1.1 at 512 and 50x84; XLA's
+# would keep, from the forward pass on, a copy of the map with its axes turned around.
 SHIFTED_CHANNELS = 96
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -57,11 +59,11 @@ def conv(
     if jax.default_backend() == "cpu" and padding == kernel.shape[0] // 2:
         if kernel.shape[:2] == (1, 1):
             return _conv1x1(x[:, ::stride, ::stride], kernel[0, 0])
-        if kernel.shape[:2] == (3, 3) and stride == 1:
-            if winograd.pays(x, kernel):
+        if kernel.shape[:2] == (3, 3) and stride in (1, 2):
+            if stride == 1 and winograd.pays(x, kernel):
                 return winograd.conv3x3(x, kernel)
             if min(kernel.shape[2:]) >= SHIFTED_CHANNELS:
-                return _conv3x3(x, kernel)
+                return _conv3x3(x, kernel, stride)
     return _xla_conv(x, kernel, stride, padding)
 
 
@@ -87,38 +89,37 @@ def _xla_conv(x, kernel, stride, padding, dilation=1, groups=1):
     )
 
 
-@jax.custom_vjp
-def _conv3x3(x, kernel):
-    """A 3x3, stride 1, padding 1 convolution with a kernel gradient fit for CPUs."""
-    return _xla_conv(x, kernel, 1, 1)
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv3x3(x, kernel, stride):
+    """A 3x3 convolution of padding 1 with a kernel gradient fit for CPUs.
 
-
-def _conv3x3_forward(x, kernel):
-    return _conv3x3(x, kernel), (x, kernel)
-
-
-def _conv3x3_backward(residuals, g):
-    """dL/dK[u, v] = sum_p x[p + (u, v) - 1]^T g[p]: nine products of shifted maps.
-
-    A zero column after each row and a zero row after each image make every shift of the
-    map one contiguous slice of its flattened cells. The products follow each other, so
-    one slice is in memory at a time: the same time, a third of the memory.
+    dL/dK[u, v] = sum_p x[stride p + (u, v) - 1]^T g[p]: nine products, one after the
+    other, so that one shifted map is in memory at a time.
     """
+    return _xla_conv(x, kernel, stride, 1)
+
+
+def _conv3x3_forward(x, kernel, stride):
+    return _conv3x3(x, kernel, stride), (x, kernel)
+
+
+def _conv3x3_backward(stride, residuals, g):
     x, kernel = residuals
-    w = x.shape[2] + 1
-    flat_x, flat_g = (
-        jnp.pad(a, ((0, 0), (0, 1), (0, 1), (0, 0))).reshape((-1, a.shape[-1]))
-        for a in (x, g)
-    )
-    around = jnp.pad(flat_x, ((w + 1, w + 1), (0, 0)))
+    (n, h, w, _), (_, h2, w2, _) = x.shape, g.shape
+    cells, flat_g = (a.reshape((-1, a.shape[-1])) for a in (x, g))
+    image = jnp.arange(n)[:, None, None] * (h * w)
 
-    def product(at):
-        return jax.lax.dynamic_slice_in_dim(around, at, len(flat_g)).T @ flat_g
+    def product(shift):
+        row = (stride * jnp.arange(h2) + shift[0] - 1)[None, :, None]
+        column = (stride * jnp.arange(w2) + shift[1] - 1)[None, None]
+        inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
+        at = jnp.where(inside, image + row * w + column, len(cells)).reshape(-1)
+        return cells.at[at].get(mode="fill", fill_value=0).T @ flat_g
 
-    shifts = jnp.array([u * w + v for u in range(3) for v in range(3)])
+    shifts = jnp.array([(u, v) for u in range(3) for v in range(3)])
     d_kernel = jax.lax.map(product, shifts).reshape(kernel.shape)
-    d_x = _xla_conv(g, kernel[::-1, ::-1].swapaxes(2, 3), 1, 1)
-    return d_x, d_kernel
+    pull = jax.linear_transpose(lambda x: _xla_conv(x, kernel, stride, 1), x)
+    return *pull(g), d_kernel
 
 
 _conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
@@ -139,40 +140,48 @@ def sampled_head(
     them. Are there more than `cells` an image, the whole map is computed again. Reverse
     mode only; a second derivative leaves out the cells whose first is exactly 0.
     """
-    return _sampled_head(head, cells, weights, x)
+    # One row a cell: Winograd's convolution sees it so too, and XLA keeps one of it.
+    rows = x.reshape((-1, x.shape[-1]))
+    return _sampled_head(head, cells, x.shape, weights, rows)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sampled_head(head, cells, weights, x):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _sampled_head(head, cells, shape, weights, rows):
     del cells
-    return head(weights, x, 1)
+    return head(weights, rows.reshape(shape), 1)
 
 
-def _sampled_forward(head, cells, weights, x):
-    return _sampled_head(head, cells, weights, x), (weights, x)
+def _sampled_forward(head, cells, shape, weights, rows):
+    return _sampled_head(head, cells, shape, weights, rows), (weights, rows)
 
 
-def _sampled_backward(head, cells, residuals, g):
+def _sampled_backward(head, cells, shape, residuals, g):
     weights, x = residuals
-    n, h, w, i = x.shape
+    n, h, w, i = shape
     cells = cells * n
     used = [(leaf != 0).any(-1).reshape(-1) for leaf in jax.tree.leaves(g)]
     used = jnp.stack(used).any(0)
 
     def whole(x, g):
-        return jax.vjp(lambda *args: head(*args, 1), weights, x)[1](g)
+        def maps(weights, x):
+            return head(weights, x.reshape((-1, h, w, i)), 1)
+
+        return jax.vjp(maps, weights, x)[1](g)
 
     def dense():  # image by image: what one needs in memory is there once
         def add(d_weights, image):
-            more, d_x = whole(*jax.tree.map(lambda a: a[None], image))
-            return jax.tree.map(jnp.add, d_weights, more), d_x[0]
+            at, g = image
+            rows = jax.lax.dynamic_slice_in_dim(x, at * h * w, h * w)
+            more, d_x = whole(rows, jax.tree.map(lambda a: a[None], g))
+            return jax.tree.map(jnp.add, d_weights, more), d_x
 
         zeros = jax.tree.map(
             lambda w: jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)),
             weights,
         )
-        d_weights, d_x = jax.lax.scan(add, zeros, (x, g))
-        return jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights), d_x
+        d_weights, d_x = jax.lax.scan(add, zeros, (jnp.arange(n), g))
+        d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
+        return d_weights, d_x.reshape(x.shape)
 
     def sparse():
         (at,) = jnp.nonzero(used, size=cells, fill_value=n * h * w)
@@ -194,7 +203,7 @@ def _sampled_backward(head, cells, residuals, g):
         pull = jax.vjp(lambda *args: head(*args, 0), weights, patches)[1]
         d_weights, d_patches = pull(values)
         d_x = jnp.zeros((n * h * w, i), x.dtype).at[under].add(d_patches, mode="drop")
-        return d_weights, d_x.reshape(x.shape)
+        return d_weights, d_x
 
     if cells >= n * h * w:
         return whole(x, g)

@@ -28,6 +28,9 @@ CASES = {  # n, h, w, input channels, output channels, kernel, stride
     "3x3 wide, one row": (3, 1, 4, 128, 128, 3, 1),
     "3x3 Winograd": (4, 32, 29, 64, 65, 3, 1),
     "3x3 stride 2, odd": (2, 7, 5, 5, 4, 3, 2),
+    "3x3 stride 2, wide, odd": (2, 7, 5, 128, 96, 3, 2),
+    "3x3 stride 2, wide, even": (2, 6, 8, 96, 128, 3, 2),
+    "3x3 stride 2, wide, one row": (2, 1, 4, 96, 96, 3, 2),
     "7x7 stride 2": (1, 10, 12, 3, 4, 7, 2),
 }
 
@@ -238,7 +241,8 @@ def test_conv_formulation_depends_on_the_backend(monkeypatch):
     one, three = (1, 1, 128, 128), (3, 3, 128, 128)
     assert "dot_general" in primitives((1, 8, 8, 128), one)
     assert "custom_vjp" in primitives((1, 8, 8, 128), three, padding=1)
-    assert "custom_vjp" not in primitives((1, 8, 8, 128), three, padding=1, stride=2)
+    assert "custom_vjp" in primitives((1, 8, 8, 128), three, padding=1, stride=2)
+    assert "custom_vjp" not in primitives((1, 8, 8, 128), three, padding=1, stride=3)
     assert "custom_vjp" not in primitives((1, 8, 8, 128), three, padding=0)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for kernel, padding in ((one, 0), (three, 1)):
