@@ -119,12 +119,12 @@ class RPNHead(nn.Module):
 def last_layers(weights, x, padding):
     """The RPN's last 3x3 convolution with ReLU, and the two 1x1 ones, on one level."""
     (kernel, bias), (_, first), _ = weights
-    x = layers.relu(layers.conv(x, kernel, padding=padding) + bias[None, None, None])
+    x = layers.relu(layers.conv(x, kernel, bias, padding=padding))
     # One product, and so one gradient of x.
     kernel, bias = (
         jnp.concatenate(pair, -1) for pair in zip(*weights[1:], strict=True)
     )
-    both = layers.conv(x, kernel) + bias[None, None, None]
+    both = layers.conv(x, kernel, bias)
     return dict(logits=both[..., : len(first)], deltas=both[..., len(first) :])
 
 

@@ -75,25 +75,32 @@ def pays(x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]) -> bool:
 @jax.custom_vjp
 @jax.jit
 def conv3x3(
-    x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]
+    x: Float[Array, "n h w i"],
+    kernel: Float[Array, "3 3 i o"],
+    bias: Float[Array, " o"] | None = None,
 ) -> Float[Array, "n h w o"]:
     """Cross-correlate x with a 3x3 kernel, stride 1, one cell of zeros around the map.
+
+    A bias is added block by block, so that one map is made and not two.
 
     Gradients are computed the same way: that of x is such a convolution, and that of
     the kernel is G^T [sum over tiles of (B^T d B)^T (A dy A^T)] G. Reverse mode only.
     A program that is exported for GPU or TPU too has the direct convolution there.
     """
-    return jax.lax.platform_dependent(x, kernel, cpu=_conv3x3, default=_direct)
+    if bias is None:
+        bias = jnp.zeros(kernel.shape[-1], x.dtype)
+    return jax.lax.platform_dependent(x, kernel, bias, cpu=_conv3x3, default=_direct)
 
 
-def _direct(x, kernel):
+def _direct(x, kernel, bias):
     axes = "NHWC", "HWIO", "NHWC"
-    return jax.lax.conv_general_dilated(
+    out = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=axes
     )
+    return out + bias[None, None, None]
 
 
-def _conv3x3(x, kernel):
+def _conv3x3(x, kernel, bias):
     weights = jnp.einsum("pu,qv,uvio->qpio", G, G, kernel)
     weights = jax.lax.optimization_barrier(weights)
     blocks, cells = _cut(x.shape[:3]), _cells(x)
@@ -102,7 +109,9 @@ def _conv3x3(x, kernel):
         tiles = _tiles(B_T, blocks.read(cells, at, margin=1), 6)
         products = [t @ k for t, k in zip(tiles, weights, strict=True)]
         products = jax.lax.optimization_barrier(products)
-        return blocks.write(out, at, _outputs(products, blocks))
+        return blocks.write(
+            out, at, _outputs(products, blocks) + bias[None, None, None]
+        )
 
     # All is written over. XLA would make zeros at the start and keep them to the end.
     out = jnp.broadcast_to(cells[0, 0], (len(cells), kernel.shape[-1]))
@@ -110,13 +119,13 @@ def _conv3x3(x, kernel):
     return out.reshape((*x.shape[:3], kernel.shape[-1]))
 
 
-def _forward(x, kernel):
-    return conv3x3(x, kernel), (x, kernel)
+def _forward(x, kernel, bias):
+    return conv3x3(x, kernel, bias), (x, kernel, bias)
 
 
 @jax.jit
 def _backward(residuals, g):
-    x, kernel = residuals
+    x, kernel, bias = residuals
     blocks, cells, cells_g = _cut(x.shape[:3]), _cells(x), _cells(g)
 
     def add(at, total):
@@ -128,7 +137,8 @@ def _backward(residuals, g):
     zeros = [jnp.zeros((6, *kernel.shape[2:]), jnp.float32)] * 6
     total = jax.lax.fori_loop(0, blocks.groups * blocks.bands, add, zeros)
     d_kernel = jnp.einsum("pu,qv,qpio->uvio", G, G, jnp.stack(total))
-    return conv3x3(g, kernel[::-1, ::-1].swapaxes(2, 3)), d_kernel
+    d_x = conv3x3(g, kernel[::-1, ::-1].swapaxes(2, 3))
+    return d_x, d_kernel, None if bias is None else g.sum((0, 1, 2))
 
 
 conv3x3.defvjp(_forward, _backward)

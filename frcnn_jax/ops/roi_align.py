@@ -92,9 +92,11 @@ def multilevel_roi_align(
         canonical_level=canonical_level,
     )
     pixel_map = {name: jnp.asarray(x)[level] for name, x in table.items()}
-    flat = jnp.concatenate(
-        [m.reshape(n, m.shape[2]) for m, n in zip(maps, sizes, strict=True)]
-    )
+    rows = [m.reshape(n, m.shape[2]) for m, n in zip(maps, sizes, strict=True)]
+    # And a row that nothing reads but that waits for the RoIs: XLA would lay out the
+    # levels as soon as it has them, and keep both until there are RoIs.
+    last = jnp.full((1, maps[0].shape[2]), jnp.min(level, initial=0), maps[0].dtype)
+    flat = jnp.concatenate([*rows, last])
     return _align(flat, rois, pixel_map, output_size, sampling_ratio, aligned)
 
 
