@@ -56,12 +56,13 @@ def conv(
     """
     if jax.default_backend() == "cpu" and kernel.shape[:2] == (3, 3):
         if stride == padding == 1 and winograd.pays(x, kernel):
+            bias = None if bias is None else bias.astype(x.dtype)
             return winograd.conv3x3(x, kernel, bias)
     out = _conv(x, kernel, stride, padding)
     return out if bias is None else out + bias[None, None, None]
 
 
-def _conv(x, kernel, stride, padding):
+def _conv(x, kernel, stride, padding) -> Any:
     if padding == 0 and x.shape[1:3] == kernel.shape[:2]:  # one cell comes out
         kernel = kernel.reshape((-1, kernel.shape[-1]))
         return (x.reshape((x.shape[0], len(kernel))) @ kernel)[:, None, None]
@@ -148,18 +149,18 @@ def sampled_head(
     mode only; a second derivative leaves out the cells whose first is exactly 0.
     """
     # One row a cell: Winograd's convolution sees it so too, and XLA keeps one of it.
-    rows = x.reshape((-1, x.shape[-1]))
-    return _sampled_head(head, cells, x.shape, weights, rows)
+    flat = x.reshape((-1, x.shape[-1]))
+    return _sampled_head(head, cells, x.shape, weights, flat)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _sampled_head(head, cells, shape, weights, rows):
+def _sampled_head(head, cells, shape, weights, flat):
     del cells
-    return head(weights, rows.reshape(shape), 1)
+    return head(weights, flat.reshape(shape), 1)
 
 
-def _sampled_forward(head, cells, shape, weights, rows):
-    return _sampled_head(head, cells, shape, weights, rows), (weights, rows)
+def _sampled_forward(head, cells, shape, weights, flat):
+    return _sampled_head(head, cells, shape, weights, flat), (weights, flat)
 
 
 def _sampled_backward(head, cells, shape, residuals, g):
@@ -178,8 +179,8 @@ def _sampled_backward(head, cells, shape, residuals, g):
     def dense():  # image by image: what one needs in memory is there once
         def add(d_weights, image):
             at, g = image
-            rows = jax.lax.dynamic_slice_in_dim(x, at * h * w, h * w)
-            more, d_x = whole(rows, jax.tree.map(lambda a: a[None], g))
+            cells_of_image = jax.lax.dynamic_slice_in_dim(x, at * h * w, h * w)
+            more, d_x = whole(cells_of_image, jax.tree.map(lambda a: a[None], g))
             return jax.tree.map(jnp.add, d_weights, more), d_x
 
         zeros = jax.tree.map(

@@ -11,8 +11,9 @@ where the product * of 6x6 numbers is, over channels and tiles, 36 matrix produc
 `[t, i] @ [i, o]`. The three matrices interpolate a polynomial in six points. With 0,
 +-3/4, +-3/2 and infinity the relative error (norm, 256 channels, float32) is 1.3e-6
 where the sum itself has 2e-7; with the common 0, +-1, +-2 it is 2.6e-6. The rounding of
-a value that is far larger than its neighbours reaches the up to 5x5 outputs of the
-tiles it lies in, and an infinity comes out there as NaN.
+a value that is far larger than its neighbours reaches the up to 5x5 outputs (7x5 where
+the last band begins inside a tile) of the tiles it lies in, and an infinity comes out
+there as NaN.
 
 The work goes block by block, a few rows of tiles each, so that a block's 36 maps stay
 in a CPU's cache. Without the barriers XLA would compute each of the 36 from the 36
@@ -152,9 +153,10 @@ def _cells(x):
 class _Blocks(NamedTuple):
     """Blocks of `images` images, or of one, by `rows` rows of `columns` tiles each.
 
-    A block's cells follow each other in memory. The last group and the last band begin
-    earlier where they would go beyond the last image or row: so nothing but a block is
-    ever padded, and what two blocks have is computed twice.
+    A block's cells follow each other in memory: it has whole images, or rows of one.
+    The last group and the last band begin earlier where they would go beyond the last
+    image or row: so nothing but a block is ever padded, and what two blocks have is
+    computed twice.
     """
 
     shape: tuple[int, int, int]  # n, h, w of the map
@@ -167,10 +169,10 @@ class _Blocks(NamedTuple):
     def read(self, cells, at, *, margin, once=False):
         """The cells of a block's tiles and `margin` around; off the map zeros.
 
-        With `once`, also those which an earlier block has.
+        With `once`, those that an earlier block has are zeros too.
         """
-        image, row, height = self._place(at)
-        _, h, w = self.shape
+        image, row = self._place(at)
+        (_, h, w), height = self.shape, self.height
 
         def maps(row, height):
             start, size = (image * h + row) * w, self.images * height * w
@@ -179,9 +181,10 @@ class _Blocks(NamedTuple):
 
         block = maps(row, height)
         if once:
-            new = image + np.arange(self.images) >= at // self.bands * self.images
-            below = row + np.arange(height) >= at % self.bands * 4 * self.rows
-            block = jnp.where((new[:, None] & below[None])[..., None, None], block, 0)
+            images = image + np.arange(self.images) >= at // self.bands * self.images
+            rows = row + np.arange(height) >= at % self.bands * 4 * self.rows
+            fresh = images[:, None, None, None] & rows[None, :, None, None]
+            block = jnp.where(fresh, block, 0)
         top, bottom = margin, margin + 4 * self.rows - height
         if margin and self.bands > 1:
             above = jnp.where(row > 0, maps(jnp.maximum(row - 1, 0), 1), 0)
@@ -193,17 +196,21 @@ class _Blocks(NamedTuple):
 
     def write(self, cells, at, block):
         """`cells` with a block's where they belong; those off the map are left."""
-        image, row, height = self._place(at)
+        image, row = self._place(at)
         _, h, w = self.shape
-        new = _cells(block[:, :height, :w])
+        new = _cells(block[:, : self.height, :w])
         return jax.lax.dynamic_update_slice(cells, new, ((image * h + row) * w, 0))
 
+    @property
+    def height(self):
+        """Rows of cells of a block that are on the map."""
+        return min(4 * self.rows, self.shape[1])
+
     def _place(self, at):
-        """First image, first row and rows of block `at`."""
+        """First image and first row of block `at`."""
         n, h, _ = self.shape
-        height = min(4 * self.rows, h)
         image = jnp.minimum(at // self.bands * self.images, n - self.images)
-        return image, jnp.minimum(at % self.bands * 4 * self.rows, h - height), height
+        return image, jnp.minimum(at % self.bands * 4 * self.rows, h - self.height)
 
 
 def _cut(shape) -> _Blocks:

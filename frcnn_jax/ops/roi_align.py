@@ -1,7 +1,7 @@
 """RoIAlign, multilevel RoIAlign and RoIPool for one image.
 
 r RoIs · o output cells a side · s samples a cell a side · h w c feature map
-p = h w pixels, or those of all levels one after the other · m = r o o cells
+p = h w pixels, or those of all levels and one more · m = r o o cells
 k = (2 s)^2 pixels a cell: s x s samples of 2 x 2 corners
 
 RoIAlign is linear in the features,
@@ -93,10 +93,12 @@ def multilevel_roi_align(
     )
     pixel_map = {name: jnp.asarray(x)[level] for name, x in table.items()}
     rows = [m.reshape(n, m.shape[2]) for m, n in zip(maps, sizes, strict=True)]
-    # And a row that nothing reads but that waits for the RoIs: XLA would lay out the
-    # levels as soon as it has them, and keep both until there are RoIs.
-    last = jnp.full((1, maps[0].shape[2]), jnp.min(level, initial=0), maps[0].dtype)
-    flat = jnp.concatenate([*rows, last])
+    if len(rows) > 1:
+        # And a row that nothing reads but that waits for the RoIs: XLA would lay out
+        # the levels as soon as it has them, and keep both until there are RoIs.
+        first = jnp.min(level, initial=0)  # 0, but no constant
+        rows.append(jnp.full((1, maps[0].shape[2]), first, maps[0].dtype))
+    flat = jnp.concatenate(rows)
     return _align(flat, rois, pixel_map, output_size, sampling_ratio, aligned)
 
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,20 +54,38 @@ def test_conv_is_the_windowed_sum(case):
 
 def test_conv_gradients_equal_those_of_the_plain_convolution(case, rng):
     x, kernel, stride, padding = case
+    bias = jnp.float32(rng.normal(size=kernel.shape[-1]))
+
+    def plain(x, kernel, bias):
+        return layers._xla_conv(x, kernel, stride, padding) + bias[None, None, None]
 
     @jax.jit
-    def both(x, kernel):
-        ours, pull = jax.vjp(
-            lambda *a: layers.conv(*a, stride=stride, padding=padding), x, kernel
-        )
-        plain, pull_plain = jax.vjp(
-            lambda *a: layers._xla_conv(*a, stride, padding), x, kernel
-        )
-        g = jax.random.normal(jax.random.key(0), ours.shape)
-        return (ours, *pull(g)), (plain, *pull_plain(g))
+    def both(*args):
+        ours = partial(layers.conv, stride=stride, padding=padding)
+        g = jax.random.normal(jax.random.key(0), jax.eval_shape(plain, *args).shape)
+        pairs = (jax.vjp(function, *args) for function in (ours, plain))
+        return [(out, *pull(g)) for out, pull in pairs]
 
-    for ours, plain in zip(*both(x, kernel), strict=True):
-        np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max())
+    for ours, expected in zip(*both(x, kernel, bias), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_wide_conv_in_bfloat16(stride, rng):
+    shapes = (2, 7, 5, 128), (3, 3, 128, 96)
+    x, kernel = (jnp.bfloat16(rng.normal(size=s)) for s in shapes)
+    functions = (
+        partial(layers.conv, stride=stride, padding=1),
+        lambda x, k: layers._xla_conv(x, k, stride, 1),
+    )
+    ours, plain = (
+        jax.grad(lambda *a, f=f: (f(*a).astype(jnp.float32) ** 2).sum(), (0, 1))
+        for f in functions
+    )
+    for a, b in zip(ours(x, kernel), plain(x, kernel), strict=True):
+        assert a.dtype == b.dtype == jnp.bfloat16
+        a, b = np.float32(a), np.float32(b)
+        np.testing.assert_allclose(a, b, atol=0.02 * np.abs(b).max())
 
 
 def test_conv_of_a_map_as_large_as_the_kernel(rng):
@@ -75,12 +95,18 @@ def test_conv_of_a_map_as_large_as_the_kernel(rng):
     assert layers.conv(jnp.zeros((0, 3, 3, 5)), jnp.float32(kernel)).shape[0] == 0
 
 
-def test_wide_conv_gradient_under_vmap(rng):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_wide_conv_gradient_under_vmap(stride, rng):
     x = jnp.float32(rng.normal(size=(3, 1, 4, 4, 128)))
     kernel = jnp.float32(rng.normal(size=(3, 3, 128, 128)))
-    grad = jax.grad(lambda k, x: (layers.conv(x, k, padding=1) ** 2).sum())
+    conv = partial(layers.conv, stride=stride, padding=1)
+    grad = jax.grad(lambda k, x: (conv(x, k) ** 2).sum())
     together = jax.vmap(grad, (None, 0))(kernel, x)
     one_by_one = jnp.stack([grad(kernel, each) for each in x])
+    np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-2)
+    kernels = jnp.stack([kernel, -kernel, 2 * kernel])
+    together = jax.vmap(grad)(kernels, x)
+    one_by_one = jnp.stack([grad(*each) for each in zip(kernels, x, strict=True)])
     np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-2)
 
 

@@ -289,6 +289,39 @@ def test_multilevel_under_vmap(rng):
         np.testing.assert_allclose(out[i], one, atol=1e-6)
 
 
+@pytest.mark.parametrize("axes", [(0, 0), (None, 0), (0, None)])
+@pytest.mark.parametrize("count", [9, 0])
+def test_multilevel_gradient_under_vmap(axes, count, rng):
+    features, rois, g = {}, [], rng.normal(size=(2, count, 7, 7, 3)).astype(np.float32)
+    for s in (8, 16):
+        f = rng.normal(size=(2, 64 // s, 64 // s, 3)).astype(np.float32)
+        features[s] = jnp.asarray(f[0] if axes[0] is None else f)
+    rois = jnp.asarray(np.stack([some_rois(rng, 9, 64, 64)[:count] for _ in range(2)]))
+    rois = rois[0] if axes[1] is None else rois
+
+    def grad(features, rois, g):
+        align = functools.partial(ops.multilevel_roi_align, canonical_size=40.0)
+        return jax.vjp(lambda f: align(f, rois), features)[1](g)[0]
+
+    found = jax.jit(jax.vmap(grad, (*axes, 0)))(features, rois, jnp.asarray(g))
+    for i in range(2):
+        one = {s: f if axes[0] is None else f[i] for s, f in features.items()}
+        expected = grad(one, rois if axes[1] is None else rois[i], g[i])
+        for s, each in expected.items():
+            assert count == 0 or np.abs(each).max() > 0
+            np.testing.assert_allclose(found[s][i], each, atol=2e-5)
+
+
+def test_multilevel_keeps_what_is_not_finite_where_it_is():
+    """Neither padded RoIs nor the last pixel of a level reach any other RoI."""
+    features = {s: jnp.ones((64 // s, 64 // s, 2), jnp.bfloat16) for s in (8, 16)}
+    features[16] = features[16].at[-1, -1].set(jnp.nan)
+    rois = jnp.array([[8.0, 8, 24, 24], [jnp.nan] * 4, [0, 0, 0, 0], [40, 40, 64, 64]])
+    out = ops.multilevel_roi_align(features, rois, canonical_size=40.0)
+    assert out.dtype == jnp.bfloat16 and (np.float32(out[:1]) == 1).all()
+    assert np.isfinite(np.float32(out[2])).all()
+
+
 # RoIPool --------------------------------------------------------------------------
 
 
