@@ -268,10 +268,11 @@ def nearest_decision(
     """How close the unmatched detections came to a bound.
 
     `score`: to the one that the other side has in its place, or to the least score;
-    `iou`: with a box of its class on the other side, to the threshold of NMS.
+    `iou`: with a box of its class on the other side, to the threshold of NMS; `pixels`:
+    to the nearest box of its class there, which is the same one where this is small.
     """
     least, threshold = config["postprocess"]["score"], config["postprocess"]["nms_iou"]
-    score, iou = [np.inf], [np.inf]
+    score, iou, pixels = [np.inf], [np.inf], [np.inf]
     for x, y in ((a, b), (b, a)):
         for i in unmatched(x, y):
             gaps = np.abs(y["scores"][unmatched(y, x)] - x["scores"][i])
@@ -282,7 +283,9 @@ def nearest_decision(
                     jnp.asarray(x["boxes"][i][None]), jnp.asarray(y["boxes"][same])
                 )
                 iou.append(float(np.abs(np.asarray(overlaps) - threshold).min()))
-    return dict(score=float(min(score)), iou=float(min(iou)))
+                off = np.abs(y["boxes"][same] - x["boxes"][i][None]).max(1)
+                pixels.append(float(off.min()))
+    return dict(score=float(min(score)), iou=min(iou), pixels=min(pixels))
 
 
 def compare_seed(
