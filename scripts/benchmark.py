@@ -153,7 +153,7 @@ def compile_cases() -> dict[str, Case]:
     name = "memory_train_r50_fpn_800x1344_b2_remat"
     again = network("compiling", "r50_fpn", (800, 1344), 2, all_stages=False)
     cases[name] = dict(again, of="train", remat=True, weights="", peer=False)
-    for batch in (1, 2):
+    for batch in (1, 2, 4):
         cases[f"memory_train_r50_fpn_800x1344_b{batch}"] = dict(
             network("train", "r50_fpn", (800, 1344), batch, all_stages=False),
             **dict(ours_kind="compiling", of="train", weights="r50_fpn"),
