@@ -58,8 +58,8 @@ def pays(x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]) -> bool:
     """Whether this is faster than a direct convolution: float32, 64 channels or more.
 
     256 tiles repay the kernel's 36 maps, if at most a third of their cells is off the
-    map. Measured on two cores: 0.43 of the time at 256 channels and 200x336, 0.85 at 64
-    channels (forward), 0.37 and 0.13 (gradients).
+    map. Measured on two cores, of two kinds: 0.43 and 0.56 of the time at 256 channels
+    and 200x336, 0.85 at 64 channels (forward), 0.4 and 0.13 to 0.7 (gradients).
     """
     if not all(isinstance(size, int) for size in x.shape):  # exported for any batch
         return False
