@@ -7,6 +7,7 @@ from examples import rpn_equinox, rpn_nnx, rpn_plain_jax
 EXAMPLES = pytest.mark.parametrize("example", [rpn_plain_jax, rpn_nnx, rpn_equinox])
 
 
+@pytest.mark.slow
 @EXAMPLES
 def test_loss_falls(example):
     losses, recall = example.main(steps=15)

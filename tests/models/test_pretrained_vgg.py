@@ -77,6 +77,7 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path, variables, arrays):
         models.load_backbone(tmp_path / "short.npz", variables)
 
 
+@pytest.mark.slow
 def test_bgr_backbone_sees_the_channels_the_other_way_round():
     x = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
     rgb, bgr = vgg.Backbone(), vgg.Backbone(bgr=True)

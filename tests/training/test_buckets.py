@@ -49,6 +49,7 @@ def run(tmp_path_factory):
     return workdir, traced, result
 
 
+@pytest.mark.slow
 def test_one_compilation_for_each_canvas(run):
     workdir, traced, _ = run
     assert sorted(traced) == sorted(CANVAS)

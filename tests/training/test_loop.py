@@ -198,6 +198,7 @@ def test_mistakes_in_the_configuration_are_named(change, error, message, tmp_pat
         loop.train_and_evaluate(config, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [shapes.CLASSES, ("thing",)])
 def test_fine_tuning_starts_from_the_weights_of_the_run(
     classes, whole, config, tmp_path, caplog, monkeypatch
@@ -252,6 +253,7 @@ def with_classes(source, classes):
     )
 
 
+@pytest.mark.slow
 def test_no_step_compiles_what_the_first_has_compiled(tmp_path, monkeypatch):
     """Neither in a fresh run nor in a resumed one."""
     compiled: list[list[str]] = []  # names of programs, by step
@@ -282,6 +284,7 @@ def test_no_step_compiles_what_the_first_has_compiled(tmp_path, monkeypatch):
         jax.monitoring.unregister_event_duration_listener(listener)
 
 
+@pytest.mark.slow
 def test_a_picture_of_more_pixels_has_larger_boxes(whole):
     """Pixels repeated 2 or 3 times: what is resized for the network is the same.
 
@@ -353,6 +356,7 @@ def test_the_rpn_of_a_run_proposes_in_pixels_of_the_images_on_disk(whole):
         list(propose.with_objects(source, {}))
 
 
+@pytest.mark.slow
 def test_replay_tells_the_image_that_is_to_blame(whole, tmp_path):
     batch = small.batch(0)
     classes = batch.gt_classes.copy()

@@ -55,6 +55,7 @@ def moved(before, after):
     return jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), before, after)
 
 
+@pytest.mark.slow
 def test_batch_norm_moves_and_learns_and_frozen_norm_keeps_its_bits():
     _, before, after, _ = trained("batch")
     statistics = moved(before.model_state, after.model_state)["batch_stats"]

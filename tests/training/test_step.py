@@ -91,6 +91,7 @@ def run(batches, *, frozen=(), axis=None, accumulate=1):
     return state, metrics
 
 
+@pytest.mark.slow
 def test_two_devices_equal_one_device_with_the_whole_batch():
     batches = [small.batch(seed, images=4) for seed in range(3)]
     one, metrics_one = run(batches)
@@ -309,6 +310,7 @@ def two_images():
     return batch, image_keys(KEY, jnp.int32(0), batch.index)
 
 
+@pytest.mark.slow
 def test_papers_normaliser_is_the_number_of_locations(setup):
     """Eq. (1): lambda / N_reg in place of 1 / 256 changes the box term by its ratio."""
     c, model, _, state = setup
@@ -389,6 +391,7 @@ def test_anchors_across_the_border_do_not_train_and_proposals_are_clipped(setup)
     assert (found.boxes >= 0).all() and (found.boxes[..., 2:] <= limit).all()
 
 
+@pytest.mark.slow
 def test_rpn_without_its_parts_is_table_2s():
     """No NMS: all of them; no scores: another order; no deltas: the anchors."""
     rng = np.random.default_rng(0)
@@ -479,6 +482,7 @@ def test_fast_rcnn_trains_alike_on_one_and_two_devices():
     assert metrics[-1]["total"] < metrics[0]["total"]
 
 
+@pytest.mark.slow
 def test_fast_rcnn_ignores_what_lies_in_empty_slots():
     model, state, step = compiled_fast()
     batch = with_proposals(small.batch(0, images=4))

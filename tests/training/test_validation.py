@@ -65,6 +65,7 @@ def test_losses_are_those_of_training_on_the_valid_images_alone():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), alone, found)
 
 
+@pytest.mark.slow
 def test_two_devices_and_two_batches_give_the_same_means():
     _, _, variables, step, validate = setup()
     batch = padded(small.batch(0, images=4))
