@@ -55,10 +55,10 @@ def conv(
     the largest value, Winograd's (`models.winograd`) within 4e-6 in norm. Which is used
     may depend on the images per device, and equality over devices is of that kind.
     """
-    if jax.default_backend() == "cpu" and kernel.shape[:2] == (3, 3):
-        if stride == padding == 1 and winograd.pays(x, kernel):
-            bias = None if bias is None else bias.astype(x.dtype)
-            return winograd.conv3x3(x, kernel, bias)
+    fits = kernel.shape[:2] == (3, 3) and stride == padding == 1
+    if jax.default_backend() == "cpu" and fits and winograd.pays(x, kernel):
+        bias = None if bias is None else bias.astype(x.dtype)
+        return winograd.conv3x3(x, kernel, bias)
     out = _conv(x, kernel, stride, padding)
     return out if bias is None else out + bias[None, None, None]
 
