@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-wheel test-wheel-all lint docs check peer clean
+.PHONY: help demo test test-slow test-wheel test-wheel-all lint docs check peer clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	@echo "installing into $(VENV) (once; a few minutes)"
@@ -11,16 +11,19 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: $(VENV)/.installed
+help:  ## the targets and what they do
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/' | expand -t 20
+
+demo: $(VENV)/.installed  ## train on generated shapes, evaluate, draw: runs/demo
 	rm -rf runs/demo
 	$(BIN)/python scripts/train.py --config=experiments/shapes_demo.py --workdir=runs/demo
 	$(BIN)/python scripts/evaluate.py --checkpoint=runs/demo --split=test --pictures=12
 	@# annotations.json, detections.json and pictures/ of 200 images never seen: runs/demo
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed  ## the tests
 	$(BIN)/python -m pytest -n 2
 
-test-slow: $(VENV)/.installed
+test-slow: $(VENV)/.installed  ## the slow tests
 	$(BIN)/python -m pytest -n 2 -m slow
 
 # The wheel in an environment of its own, the tests in a folder of their own: the pure
@@ -28,7 +31,7 @@ test-slow: $(VENV)/.installed
 WHEEL := $(CURDIR)/build/wheel
 PURE := ops test_losses.py test_targets.py test_proposals.py test_goldens.py test_package.py
 
-test-wheel: $(VENV)/.installed
+test-wheel: $(VENV)/.installed  ## the wheel outside of the repository: the pure layer
 	rm -rf build/lib build/wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(WHEEL) .
 	$(PYTHON) -m venv $(WHEEL)/venv
@@ -37,27 +40,27 @@ test-wheel: $(VENV)/.installed
 	    $(WHEEL)/venv/bin/python -m pytest $(PURE:%=tests/%) --pyargs frcnn_jax.ops \
 	    frcnn_jax.targets frcnn_jax.losses frcnn_jax.proposals
 
-test-wheel-all: test-wheel
+test-wheel-all: test-wheel  ## the wheel outside of the repository: the rest
 	$(WHEEL)/venv/bin/python -m pip install --quiet "$$(echo $(WHEEL)/*.whl)[train]" \
 	    pytest-xdist pycocotools faster-coco-eval
 	away=$$(mktemp -d) && cp -r tests experiments pyproject.toml $$away && cd $$away && \
 	    $(WHEEL)/venv/bin/python -m pytest -n 2 tests --ignore=tests/scripts \
 	    --ignore=tests/examples --ignore=tests/test_docs.py
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed  ## ruff, pyright, import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
 # Warnings are errors, links included: build/site/index.html
-docs: $(VENV)/.installed
+docs: $(VENV)/.installed  ## the documentation: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-check: lint docs test
+check: lint docs test  ## lint, docs and tests
 
 # The peers (several GB): only to remake tests/goldens and to measure against them.
-peer: .venv-peer/.installed
+peer: .venv-peer/.installed  ## torch and torchvision in .venv-peer, to compare with
 
 .venv-peer/.installed: Makefile
 	test -x .venv-peer/bin/python || $(PYTHON) -m venv .venv-peer
@@ -65,5 +68,5 @@ peer: .venv-peer/.installed
 	.venv-peer/bin/python -c "import torch, torchvision; print(torch.__version__, torchvision.__version__, torchvision.ops.nms(torch.eye(4), torch.ones(4), .5).shape)"
 	touch $@
 
-clean:
+clean:  ## remove environments and runs
 	rm -rf $(VENV) .venv-peer runs

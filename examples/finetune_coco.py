@@ -19,8 +19,9 @@ import sys
 from typing import Any
 
 from experiments import common
-from frcnn_jax.data import images, shapes
+from frcnn_jax.data import images
 from frcnn_jax.data.example import decode
+from frcnn_jax.data.sources import shapes
 from frcnn_jax.training import checkpoint
 from frcnn_jax.training.loop import train_and_evaluate
 

@@ -19,8 +19,8 @@ Alone it prints what it reads:
 import pathlib
 import sys
 
-from frcnn_jax.data.dicts import from_dicts
 from frcnn_jax.data.source import Source
+from frcnn_jax.data.sources.dicts import from_dicts
 
 
 def load(*, split: str, root: str, classes: tuple[str, ...] = ()) -> Source:

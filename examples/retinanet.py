@@ -21,8 +21,8 @@ from flax import linen as nn
 
 import frcnn_jax as frcnn
 from examples.toy import pixels, shapes
-from frcnn_jax.data.coco import to_coco
 from frcnn_jax.data.source import image_ids
+from frcnn_jax.data.sources.coco import to_coco
 from frcnn_jax.evaluation import coco, files
 from frcnn_jax.models.fpn import FPN
 from frcnn_jax.models.tiny import Backbone

@@ -8,7 +8,7 @@ Arguments: `:practice` takes py-faster-rcnn's loss in place of eq. (1), `:runloc
 small, for two CPU cores.
 
 FILE has VGG-16 of ImageNet under torchvision's names: Caffe's weights, as the paper, or
-with `:torchvision` those of torchvision (`models/pretrained_vgg.py`).
+with `:torchvision` those of torchvision (`weights/vgg.py`).
 
 Published, trained on train2014 (80k images), AP50 / AP in % on val2014 (Table 11):
 41.5 / 21.2, Fast R-CNN 38.6 / 18.9; on test-dev 42.1 / 21.5. tf-faster-rcnn: AP 30.2
@@ -33,7 +33,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.update(common.paper(runlocal=local, practice=args["practice"]))
     c.optimizer.update(learning_rate=3e-3, boundaries=(240_000.0,))
     c.frozen = common.VGG_FROZEN
-    c.data = dict(  # data.pipeline.build, data.coco.load
+    c.data = dict(  # data.pipeline.build, data.sources.coco.load
         name="coco",
         root="",
         train_split="train2014",

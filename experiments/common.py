@@ -277,7 +277,7 @@ def paper_images(*, runlocal: bool) -> dict[str, Any]:
 def voc07(*, runlocal: bool, also12: bool, tfds: bool) -> dict[str, Any]:
     """The group `data`: VOC 2007 trainval (`also12`: and 2012's), tested on 2007.
 
-    From the folder VOCdevkit, or what TFDS has prepared (`data/tfds.py`).
+    From the folder VOCdevkit, or what TFDS has prepared (`data/sources/tfds.py`).
     """
     shared: dict[str, Any] = dict(max_boxes=64, **paper_images(runlocal=runlocal))
     if not tfds:

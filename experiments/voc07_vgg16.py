@@ -9,7 +9,7 @@ which needs no `data.root`, `:practice` takes py-faster-rcnn's loss in
 place of eq. (1), `:runlocal` is small, for two CPU cores.
 
 FILE has VGG-16 of ImageNet under torchvision's names: Caffe's weights, as the paper, or
-with `:torchvision` those of torchvision (`models/pretrained_vgg.py`).
+with `:torchvision` those of torchvision (`weights/vgg.py`).
 
 Published, VOC 2007 test, mAP of the 11-point metric in %:
 

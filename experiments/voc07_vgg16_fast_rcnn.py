@@ -13,7 +13,7 @@ Any other file of proposals does as well: `--config.data.proposals=FILE`. Argume
 two CPU cores.
 
 FILE has VGG-16 of ImageNet under torchvision's names: Caffe's weights, as the paper, or
-with `:torchvision` those of torchvision (`models/pretrained_vgg.py`).
+with `:torchvision` those of torchvision (`weights/vgg.py`).
 
 Published, VOC 2007 test, mAP of the 11-point metric in % (Table 3): 66.9 on 07 (68.1 in
 the authors' code), 70.0 on 07+12. Cost there: 1,830 ms an image on a K40, of which

@@ -7,7 +7,7 @@ data (grain, OpenCV) and the prediction API are imported by their own names:
 
 from frcnn_jax import losses, proposals, targets, types
 from frcnn_jax._version import __version__
-from frcnn_jax.ops import anchors, boxes, matching, nms, roi_align
+from frcnn_jax.ops import anchors, boxes, matching, nms, roi_align, roi_pool
 
 __all__ = [
     "__version__",
@@ -18,6 +18,7 @@ __all__ = [
     "nms",
     "proposals",
     "roi_align",
+    "roi_pool",
     "targets",
     "types",
 ]

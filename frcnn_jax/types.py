@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 else:  # the data pipeline makes numpy arrays, the step jax arrays
     Array = jax.Array | np.ndarray
 
+Features = dict[int, Float[jax.Array, "b _ _ _"]]  # maps by stride
+
 
 class Proposals(NamedTuple):
     """Proposals by falling score; boxes and scores are zero where not valid."""

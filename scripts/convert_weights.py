@@ -32,10 +32,10 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from frcnn_jax.models import pretrained_torch
-from frcnn_jax.models.weight_files import write_npz, write_safetensors
 from frcnn_jax.training import checkpoint, cli
 from frcnn_jax.training.convert import convert
+from frcnn_jax.weights import torchvision
+from frcnn_jax.weights.files import write_npz, write_safetensors
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -95,7 +95,7 @@ def rows_and_classes(count: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
 
 def from_peer(weights: str) -> dict[str, Any]:
     """Write a checkpoint at step 0."""
-    rows, classes = rows_and_classes(pretrained_torch.count_classes(weights))
+    rows, classes = rows_and_classes(torchvision.count_classes(weights))
     report = convert(
         weights,
         CONFIG.value,
@@ -120,7 +120,7 @@ def to_torchvision(run: str) -> dict[str, Any]:
             f"{tuple(writers)}"
         )
     variables = checkpoint.read_variables(checkpoint.find(run))
-    arrays = pretrained_torch.export_detector(variables)
+    arrays = torchvision.export_detector(variables)
     writers[suffix](OUTPUT.value, arrays)
     return dict(arrays=len(arrays))
 

@@ -16,7 +16,8 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from frcnn_jax.data import pipeline, records
+from frcnn_jax.data import pipeline
+from frcnn_jax.data.sources import records
 from frcnn_jax.training import cli
 
 # Experiments import their shared parts from the folder beside this one.

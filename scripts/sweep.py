@@ -42,7 +42,8 @@ from absl import app, flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from frcnn_jax.training import cli, launch, metrics, sweep
+from frcnn_jax.sweeps import launch, sweep
+from frcnn_jax.training import cli, metrics
 from frcnn_jax.training import config as configs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -17,6 +17,14 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Run by hand, some beside torch: no tests, and no doctests either.
+collect_ignore_glob = [
+    "parity/peer_*.py",
+    "parity/compare_*.py",
+    "parity/kill_*.py",
+    "goldens/make_*.py",
+]
+
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
 

@@ -10,9 +10,10 @@ import sys
 
 import numpy as np
 
-from frcnn_jax.data import coco, csv, images, pipeline, proposal_files, voc, yolo
-from frcnn_jax.data import tfds as prepared
-from frcnn_jax.models import weight_files
+from frcnn_jax.data import images, pipeline, proposal_files
+from frcnn_jax.data.sources import coco, csv, voc, yolo
+from frcnn_jax.data.sources import tfds as prepared
+from frcnn_jax.weights import files as weight_files
 
 READERS = dict(
     weights=weight_files.read_arrays,

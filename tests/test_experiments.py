@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from frcnn_jax import models
-from frcnn_jax.data import augment, mix, pipeline, records, shapes
+from frcnn_jax.data import augment, pipeline
 from frcnn_jax.data.images import canvases, check_canvas
+from frcnn_jax.data.sources import mix, records, shapes
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
 from frcnn_jax.training.step import (

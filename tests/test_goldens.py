@@ -1,8 +1,8 @@
 """Our functions against torchvision's answers, committed in tests/goldens.
 
-`scripts/make_goldens.py` says how they were made; torch is not needed here. Selections
-(labels, kept boxes, levels) must be equal; numbers may differ by float32 rounding, as
-stated in the line that compares.
+`tests/goldens/make_goldens.py` says how they were made; torch is not needed here.
+Selections (labels, kept boxes, levels) must be equal; numbers may differ by
+float32 rounding, as stated in the line that compares.
 """
 
 import functools
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax import losses, proposals
-from frcnn_jax.ops import anchors, boxes, matching, nms, roi_align
+from frcnn_jax.ops import anchors, boxes, matching, nms, roi_align, roi_pool
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 SIZES = {  # arrays in each file: a file that lost a case fails
@@ -204,7 +204,7 @@ def test_roi_align(case):
 def test_roi_pool(case):
     case = load("roi_pool")[case]
     function = functools.partial(
-        roi_align.roi_pool,
+        roi_pool.roi_pool,
         rois=case["rois"],
         stride=int(case["stride"]),
         output_size=tuple(case["output_size"].tolist()),

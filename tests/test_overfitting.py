@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import common
-from frcnn_jax.data import coco
+from frcnn_jax.data.sources import coco
 from frcnn_jax.training.loop import train_and_evaluate
 
 SIDE = 256

@@ -16,11 +16,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from frcnn_jax.data import records, shapes
+from frcnn_jax.data.sources import records, shapes
 from frcnn_jax.training import checkpoint
 from frcnn_jax.training import config as configs
-from tests.data import test_voc
-from tests.models.test_weight_files import Call, with_tensor, write_pth
+from tests.data.sources import test_voc
+from tests.weights.test_files import Call, with_tensor, write_pth
 
 JPEG = cv2.imencode(".jpg", np.zeros((20, 30, 3), np.uint8))[1].tobytes()
 TERA = 1 << 40

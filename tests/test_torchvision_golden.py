@@ -1,7 +1,8 @@
 """A whole torchvision detector against its committed answer, without torch.
 
-Its weights are made again from a seed; `scripts/compare_torchvision.py --golden=FILE`
-wrote the rest. Live comparisons on other seeds and sizes: the same script.
+Its weights are made again from a seed;
+`tests/parity/compare_torchvision.py --golden=FILE` wrote the rest. Live comparisons
+on other seeds and sizes: the same script.
 """
 
 import pathlib
@@ -16,7 +17,7 @@ GOLDENS = pathlib.Path(__file__).parent / "goldens"
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["r50_fpn", "mobilenet_v3_low"])
 def test_detector_gives_torchvisions_detections(name, tmp_path):
-    from scripts import compare_torchvision as compare
+    from tests.parity import compare_torchvision as compare
 
     with np.load(GOLDENS / f"torchvision_{name}.npz") as file:
         golden = {key: file[key] for key in file.files}

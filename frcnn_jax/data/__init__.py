@@ -5,9 +5,9 @@
 | `source` | what a data set is (`Source` of `Example`s); what happens to bad boxes |
 | `conventions` | what four numbers mean in which format, and back |
 | `images` | one image: decode, resize, choose and fill a canvas of static size |
-| `voc`, `coco`, `yolo`, `csv`, `dicts`, `tfds`, `shapes` | one format each: `load(*, split, ...) -> Source` |
-| `mix` | several of them as one, with a shared list of classes |
-| `records` | any of them written as a TFDS data set of sequential files |
+| `sources.voc`, `coco`, `yolo`, `csv`, `dicts`, `tfds`, `shapes` | one format each: `load(*, split, ...) -> Source` |
+| `sources.mix` | several of them as one, with a shared list of classes |
+| `sources.records` | any of them written as a TFDS data set of sequential files |
 | `sampling` | which examples make batch k |
 | `augment` | random scale, crop and colours; boxes follow |
 | `proposal_files`, `selective_search` | proposals from elsewhere |
@@ -15,7 +15,7 @@
 | `pipeline` | all of that to batches, shared among processes: `build(...) -> Data` |
 | `check` | what is in a set and what is wrong with it |
 
-A new format is one new file with one function `load`. NumPy, OpenCV, grain and TFDS
+A new format is one new file of `sources` with one function `load`. NumPy, OpenCV, grain and TFDS
 only; docs/data.md says how to use them.
 """  # noqa: E501
 

@@ -210,7 +210,7 @@ def build(
     """Both splits of a source, loaded by `load_source`, as batches.
 
     Args:
-        name: a module of `frcnn_jax.data`, or a dotted path to one of your own.
+        name: a module of `frcnn_jax.data.sources`, or a dotted path to one of your own.
         batch_size: examples per training step over all processes.
         eval_batch_size: the same for evaluation.
         seed: of the order and the flips.
@@ -297,7 +297,7 @@ def build(
 
 
 def load_source(name: str, *, split: str, **kwargs: Any) -> Source:
-    """`load` of the module `name`, of `frcnn_jax.data` or a dotted path.
+    """`load` of the module `name`, of `frcnn_jax.data.sources` or a dotted path.
 
     What follows a colon is its argument `dataset`: "tfds:voc/2007".
     `split` may end in a range of positions: "train[:100]", "val[50:]".
@@ -305,7 +305,7 @@ def load_source(name: str, *, split: str, **kwargs: Any) -> Source:
     name, colon, dataset = name.partition(":")
     if colon:
         kwargs["dataset"] = dataset
-    path = name if "." in name else f"frcnn_jax.data.{name}"
+    path = name if "." in name else f"frcnn_jax.data.sources.{name}"
     if "." not in name and importlib.util.find_spec(path) is None:
         raise ValueError(
             f"no data source {name!r}: there are {', '.join(_sources())}, or give the "
@@ -443,8 +443,8 @@ def _sides(shape: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sources() -> list[str]:
-    """The modules beside this one that have a function `load`; none is imported."""
-    files = sorted(pathlib.Path(__file__).parent.glob("*.py"))
+    """The modules of `sources` that have a function `load`; none is imported."""
+    files = sorted((pathlib.Path(__file__).parent / "sources").glob("*.py"))
     return [f.stem for f in files if "\ndef load(" in f.read_text(encoding="utf-8")]
 
 

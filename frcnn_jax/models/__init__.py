@@ -5,14 +5,8 @@ found by module name (`resnet` is `frcnn_jax.models.resnet`; `my.own.module` wor
 well). There is no registry: to add one, add a file.
 """
 
-from frcnn_jax.models.faster_rcnn import (
-    FasterRCNN,
-    FastRCNN,
-    RPNOutput,
-    build_backbone,
-    build_detector,
-)
-from frcnn_jax.models.pretrained import load_backbone
+from frcnn_jax.models.build import build_backbone, build_detector
+from frcnn_jax.models.faster_rcnn import FasterRCNN, FastRCNN, RPNOutput
 
 __all__ = [
     "FastRCNN",
@@ -20,5 +14,4 @@ __all__ = [
     "RPNOutput",
     "build_backbone",
     "build_detector",
-    "load_backbone",
 ]

@@ -22,6 +22,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from frcnn_jax.models import layers
+from frcnn_jax.models.box_head import box_predictors
 
 # depth: (blocks of each stage, whether they are bottlenecks)
 STAGES = {
@@ -232,7 +233,7 @@ class BoxHead(nn.Module):
             dtype=self.dtype,
             name="layer4",
         )(x.reshape((-1, *x.shape[2:])))
-        return layers.box_predictors(
+        return box_predictors(
             y.mean((1, 2)).reshape((*x.shape[:2], -1)),
             num_classes=self.num_classes,
             class_agnostic=self.class_agnostic,

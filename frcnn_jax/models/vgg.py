@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from frcnn_jax.models import layers
+from frcnn_jax.models.box_head import box_predictors
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions)
 
@@ -73,7 +74,7 @@ class BoxHead(nn.Module):
             if keys is not None:
                 layer_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
                 x = layers.dropout(layer_keys, x, rate=self.dropout)
-        return layers.box_predictors(
+        return box_predictors(
             x,
             num_classes=self.num_classes,
             class_agnostic=self.class_agnostic,

@@ -9,10 +9,10 @@ import ml_collections
 import optax
 
 from frcnn_jax import models
-from frcnn_jax.models import pretrained_torch
 from frcnn_jax.training import checkpoint
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.step import initial_state
+from frcnn_jax.weights import torchvision
 
 
 def convert(
@@ -27,14 +27,14 @@ def convert(
     """Write a checkpoint at step 0 in `output`, and return the report of every array.
 
     `rows` of the file (0 is background) become the `classes` 1..C with `category_ids`;
-    the files are those of `pretrained_torch.load_detector`, which raises what is raised
+    the files are those of `torchvision.load_detector`, which raises what is raised
     here.
     """
     c = configs.check(config)
     model = models.build_detector(num_classes=len(classes), **c["model"])
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    variables, report = pretrained_torch.load_detector(weights, variables, classes=rows)
+    variables, report = torchvision.load_detector(weights, variables, classes=rows)
     state = initial_state(
         jax.random.key(0),
         (64, 64, 3),
@@ -58,7 +58,7 @@ def rows_of(
     torchvision's 90 for the 80 categories of COCO, a category has that of its id.
     Raises ValueError where neither can be.
     """
-    count = pretrained_torch.count_classes(weights)
+    count = torchvision.count_classes(weights)
     if count == len(category_ids):
         return tuple(range(1, count + 1))
     if count < max(category_ids) or count < len(category_ids):

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from frcnn_jax.data import coco, images, pipeline
+from frcnn_jax.data import images, pipeline
 from frcnn_jax.data.example import decode
 from frcnn_jax.data.source import Example, Source, image_ids
+from frcnn_jax.data.sources import coco
 from frcnn_jax.evaluation import draw, files
 from frcnn_jax.training import checkpoint, devices
 from frcnn_jax.training import config as configs

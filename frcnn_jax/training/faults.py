@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from frcnn_jax.models.weight_files import read_arrays
 from frcnn_jax.training import checkpoint
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.step import (
@@ -19,6 +18,7 @@ from frcnn_jax.training.step import (
     norms,
 )
 from frcnn_jax.types import Batch, Proposals
+from frcnn_jax.weights.files import read_arrays
 
 
 def check(

@@ -10,11 +10,10 @@ from typing import Any
 import jax
 import ml_collections
 
-from frcnn_jax import models
+from frcnn_jax import models, weights
 from frcnn_jax.data.images import canvases
 from frcnn_jax.data.pipeline import padding_share
 from frcnn_jax.evaluation import coco as coco_metrics
-from frcnn_jax.models import pretrained
 from frcnn_jax.training import checkpoint, devices, faults, preemption
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.evaluate import build_data, predict_all, write_results
@@ -67,7 +66,7 @@ def train_and_evaluate(
     image_shape = (*canvases(c["data"]["canvas"])[0], 3)
     variables = init_variables(key, image_shape, model=model)
     if path := c["model"]["backbone"].get("pretrained"):
-        variables = pretrained.load_backbone(path, variables)
+        variables = weights.load_backbone(path, variables)
         log.info("backbone initialised from %s", path)
     if c["init_from"]:
         source = checkpoint.find(c["init_from"])

@@ -16,8 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from frcnn_jax import losses, proposals, targets
 from frcnn_jax.models import FasterRCNN, RPNOutput
-from frcnn_jax.models.faster_rcnn import Features
-from frcnn_jax.types import Batch, Detections, Proposals
+from frcnn_jax.types import Batch, Detections, Features, Proposals
 
 
 class TrainState(NamedTuple):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frcnn_jax.data import check, coco, voc
+from frcnn_jax.data import check
 from frcnn_jax.data.source import Example, Source
+from frcnn_jax.data.sources import coco, voc
 from frcnn_jax.ops import anchors as anchor_ops
 from frcnn_jax.ops import boxes as box_ops
 

@@ -8,7 +8,8 @@ import pytest
 PROGRAM = """
 import dataclasses, os, signal, sys
 import numpy as np
-from frcnn_jax.data import dicts, pipeline
+from frcnn_jax.data import pipeline
+from frcnn_jax.data.sources import dicts
 
 class Failing(list):
     def __getitem__(self, i):

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 
 from frcnn_jax import proposals
-from frcnn_jax.models import build_backbone, build_detector, faster_rcnn
-from frcnn_jax.ops import roi_align
+from frcnn_jax.models import (
+    box_head,
+    build,
+    build_backbone,
+    build_detector,
+    faster_rcnn,
+    rpn_head,
+)
+from frcnn_jax.ops import roi_align, roi_pool
 
 TINY = dict(
     num_classes=3,
@@ -141,7 +148,7 @@ def test_normalize_is_zero_outside_the_image():
 
 def planted_rpn(num_anchors, objectness="sigmoid"):
     """An RPN head that copies channel a of its input into the logit of anchor a."""
-    head = faster_rcnn.RPNHead(num_anchors, num_anchors, objectness)
+    head = rpn_head.RPNHead(num_anchors, num_anchors, objectness)
     logits = num_anchors * (2 if objectness == "softmax" else 1)
     conv = np.zeros((3, 3, num_anchors, num_anchors), np.float32)
     conv[1, 1] = np.eye(num_anchors)
@@ -172,7 +179,7 @@ def test_rpn_logits_stand_where_their_anchors_stand(objectness, stride, y, x, a)
     features = {s: np.zeros((1, n, n + 1, 6), np.float32) for s, n in ((8, 4), (16, 2))}
     features[stride][0, y, x, a] = 1
     logits, deltas = planted_rpn(6, objectness)(jax.tree.map(jnp.asarray, features))
-    anchors = faster_rcnn.anchor_pyramid(
+    anchors = build.anchor_pyramid(
         {s: f.shape[1:3] for s, f in features.items()},
         strides=(8, 16),
         sizes=tuple(sizes.values()),
@@ -192,7 +199,7 @@ def test_rpn_logits_stand_where_their_anchors_stand(objectness, stride, y, x, a)
 
 
 def test_anchor_rounding_of_other_codes():
-    one = partial(faster_rcnn.anchor_pyramid, {16: (1, 1)}, strides=(16,))
+    one = partial(build.anchor_pyramid, {16: (1, 1)}, strides=(16,))
     legacy = one(sizes=((128, 256, 512),), rounding="legacy")
     # The nine of py-faster-rcnn, inclusive pixels from one; our corners are continuous.
     listed = [
@@ -234,7 +241,7 @@ def test_detect_pools_each_image_from_its_own_maps(tiny, rng):
 
 
 def test_box_head_flattens_y_x_channel():
-    head = faster_rcnn.BoxHead(num_classes=1, widths=(1,))
+    head = box_head.BoxHead(num_classes=1, widths=(1,))
     x = jnp.arange(12.0).reshape((1, 1, 2, 3, 2))
     params = head.init(jax.random.key(0), x)["params"]
     pick = np.zeros((12, 1), np.float32)
@@ -393,9 +400,9 @@ def test_rpn_makes_k_guesses_at_each_place(sizes, ratios, k, objectness, scores)
 
 
 def test_tutorials_8_by_8_map_gives_192_proposals():
-    anchors = faster_rcnn.anchor_pyramid({16: (8, 8)}, strides=(16,), sizes=(128.0,))
+    anchors = build.anchor_pyramid({16: (8, 8)}, strides=(16,), sizes=(128.0,))
     features = {16: jax.random.normal(jax.random.key(1), (1, 8, 8, 16))}
-    head = faster_rcnn.RPNHead(3, 16, objectness="softmax")
+    head = rpn_head.RPNHead(3, 16, objectness="softmax")
     (logits, deltas), _ = head.init_with_output(jax.random.key(0), features)
     found = proposals.select_proposals(
         anchors, logits[0], deltas[0], jnp.array([128, 128]), nms_iou=1.0
@@ -411,7 +418,7 @@ def test_detect_pools_the_maximum_of_quantised_cells(rng):
     pooled = model.pool(features, rois)
     assert pooled.shape == (2, 2, 6, 6, 256)
     for b in range(2):
-        alone = roi_align.roi_pool(features[16][b], rois[b], stride=16, output_size=6)
+        alone = roi_pool.roi_pool(features[16][b], rois[b], stride=16, output_size=6)
         np.testing.assert_array_equal(pooled[b], alone)
     with pytest.raises(ValueError, match=r"roi_pool.stride=16.*\[8\]"):
         model.pool({8: features[16]}, rois)

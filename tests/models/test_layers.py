@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from frcnn_jax.models import faster_rcnn, layers
+from frcnn_jax.models import layers, rpn_head
+from frcnn_jax.ops.direct_conv import direct_conv
 
 
 def slow_conv(x, kernel, stride, padding):
@@ -57,7 +58,10 @@ def test_conv_gradients_equal_those_of_the_plain_convolution(case, rng):
     bias = jnp.float32(rng.normal(size=kernel.shape[-1]))
 
     def plain(x, kernel, bias):
-        return layers._xla_conv(x, kernel, stride, padding) + bias[None, None, None]
+        return (
+            direct_conv(x, kernel, stride=stride, padding=padding)
+            + bias[None, None, None]
+        )
 
     @jax.jit
     def both(*args):
@@ -76,7 +80,7 @@ def test_wide_conv_in_bfloat16(stride, rng):
     x, kernel = (jnp.bfloat16(rng.normal(size=s)) for s in shapes)
     functions = (
         partial(layers.conv, stride=stride, padding=1),
-        lambda x, k: layers._xla_conv(x, k, stride, 1),
+        lambda x, k: direct_conv(x, k, stride=stride, padding=1),
     )
     ours, plain = (
         jax.grad(lambda *a, f=f: (f(*a).astype(jnp.float32) ** 2).sum(), (0, 1))
@@ -113,7 +117,7 @@ def test_wide_conv_gradient_under_vmap(stride, rng):
 def two_outputs(weights, x, padding):
     """A head for `sampled_head`: 3x3, ReLU, then two 1x1."""
     kernel, bias, first, second = weights
-    x = layers.relu(layers._xla_conv(x, kernel, 1, padding) + bias[None, None, None])
+    x = layers.relu(direct_conv(x, kernel, padding=padding) + bias[None, None, None])
     return x @ first, x @ second
 
 
@@ -137,7 +141,7 @@ def test_sampled_head_has_the_gradients_of_the_plain_one(used, transform, rng):
 
     def both(weights, x, g):
         ours, pull = jax.vjp(
-            lambda *args: layers.sampled_head(two_outputs, 3, *args), weights, x
+            lambda *args: rpn_head.sampled_head(two_outputs, 3, *args), weights, x
         )
         plain, pull_plain = jax.vjp(lambda *a: two_outputs(*a, 1), weights, x)
         return (ours, *pull(g)), (plain, *pull_plain(g))
@@ -174,8 +178,8 @@ def test_layers_of_the_rpn_as_a_sampled_head(cells, h, w, rng):
 
     @jax.jit
     def both(weights, x):
-        head = faster_rcnn.last_layers
-        ours = jax.vjp(lambda *a: layers.sampled_head(head, cells, *a), weights, x)
+        head = rpn_head.last_layers
+        ours = jax.vjp(lambda *a: rpn_head.sampled_head(head, cells, *a), weights, x)
         plain = jax.vjp(lambda *a: head(*a, 1), weights, x)
         return (ours[0], ours[1](g)), (plain[0], plain[1](g))
 
@@ -184,7 +188,7 @@ def test_layers_of_the_rpn_as_a_sampled_head(cells, h, w, rng):
 
 
 def test_rpn_head_lowers_for_any_batch_and_for_float64():
-    head = faster_rcnn.RPNHead(3, 8)
+    head = rpn_head.RPNHead(3, 8)
     features = {4: jnp.zeros((2, 40, 40, 4)), 64: jnp.zeros((2, 1, 1, 4))}
     variables = head.init(jax.random.key(0), features)
     (batch,) = jax.export.symbolic_shape("b")
@@ -198,7 +202,7 @@ def test_rpn_head_lowers_for_any_batch_and_for_float64():
         double = jax.tree.map(
             lambda a: jnp.asarray(np.asarray(a, np.float64)), (variables, features)
         )
-        wide = faster_rcnn.RPNHead(3, 8, dtype=jnp.float64)
+        wide = rpn_head.RPNHead(3, 8, dtype=jnp.float64)
         loss = lambda *a: sum(x.sum() for x in wide.apply(*a))  # noqa: E731
         grads = jax.eval_shape(jax.grad(loss), *double)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(grads)} == {"float64"}
@@ -209,7 +213,7 @@ def test_sampled_head_in_bfloat16(rng):
     weights, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), head_inputs(rng))
     for cells in (1, 2, 30):
         out, pull = jax.vjp(
-            lambda *args, c=cells: layers.sampled_head(two_outputs, c, *args),
+            lambda *args, c=cells: rpn_head.sampled_head(two_outputs, c, *args),
             weights,
             x,
         )
@@ -225,7 +229,7 @@ def test_sampled_head_in_bfloat16(rng):
 def test_sampled_head_passes_a_nan_on(rng):
     weights, x = head_inputs(rng)
     _, pull = jax.vjp(
-        lambda *args: layers.sampled_head(two_outputs, 3, *args), weights, x
+        lambda *args: rpn_head.sampled_head(two_outputs, 3, *args), weights, x
     )
     g = jnp.zeros((2, 5, 6, 2)).at[0, 1, 1, 0].set(jnp.nan), jnp.zeros((2, 5, 6, 4))
     d_weights, d_x = pull(g)

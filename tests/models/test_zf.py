@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from frcnn_jax.models import faster_rcnn, vgg, zf
+from frcnn_jax.models import build, vgg, zf
 from tests.models.test_layers import slow_local_response_norm
 
 
@@ -57,5 +57,5 @@ def test_zf_is_its_table_step_by_step(rng):
 
 
 def test_zf_and_vgg_share_their_box_head():
-    head = faster_rcnn.build_box_head("zf", num_classes=2)
+    head = build.build_box_head("zf", num_classes=2)
     assert head == vgg.BoxHead(num_classes=2)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax.ops import roi_align as ops
+from frcnn_jax.ops import roi_pool
 
 
 def bilinear(features, y, x):
@@ -117,7 +118,7 @@ def test_roi_align_on_the_smallest_maps(rng, shape):
 
 
 @pytest.mark.parametrize("n", [0, 1])
-@pytest.mark.parametrize("op", [ops.roi_align, ops.roi_pool])
+@pytest.mark.parametrize("op", [ops.roi_align, roi_pool.roi_pool])
 def test_no_or_one_roi(op, n):
     def total(features):
         return op(features, jnp.ones((n, 4)), stride=8).sum()
@@ -136,7 +137,7 @@ def matrix_of(op, shape, rois, **options):
 
 @pytest.mark.parametrize("backend_loops", [True, False])
 def test_roi_align_backward_is_the_transpose(rng, monkeypatch, backend_loops):
-    monkeypatch.setattr(ops, "_loops_are_cheap", lambda: backend_loops)
+    monkeypatch.setattr(ops, "loops_are_cheap", lambda: backend_loops)
     ops._align.clear_cache()
     ops._scatter_rows.cache_clear()
     rois = jnp.asarray(some_rois(rng, 9, 50, 60))
@@ -154,12 +155,12 @@ def test_roi_align_backward_is_the_transpose(rng, monkeypatch, backend_loops):
 def test_no_gradient_to_the_rois(rng):
     features = jnp.asarray(rng.normal(size=(6, 6, 2)), jnp.float32)
     rois = jnp.asarray(some_rois(rng, 5, 60, 60))
-    for op in (ops.roi_align, ops.roi_pool):
+    for op in (ops.roi_align, roi_pool.roi_pool):
         grad = jax.grad(lambda rois, op=op: (op(features, rois, stride=10) ** 2).sum())
         np.testing.assert_array_equal(grad(rois), np.zeros((5, 4)))
 
 
-@pytest.mark.parametrize("op", [ops.roi_align, ops.roi_pool])
+@pytest.mark.parametrize("op", [ops.roi_align, roi_pool.roi_pool])
 def test_padded_rois_neither_read_nor_write(rng, op):
     features = jnp.asarray(rng.normal(size=(6, 6, 2)), jnp.float32)
     rois = some_rois(rng, 6, 60, 60)
@@ -178,7 +179,7 @@ def test_padded_rois_neither_read_nor_write(rng, op):
     np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("op", [ops.roi_align, ops.roi_pool])
+@pytest.mark.parametrize("op", [ops.roi_align, roi_pool.roi_pool])
 def test_vmap_and_its_gradient_are_loops_over_images(rng, op):
     features = jnp.asarray(rng.normal(size=(3, 6, 8, 2)), jnp.float32)
     rois = jnp.asarray(np.stack([some_rois(rng, 7, 60, 80) for _ in range(3)]))
@@ -202,7 +203,7 @@ def test_vmap_and_its_gradient_are_loops_over_images(rng, op):
     np.testing.assert_allclose(shared, [loss(f, rois[0]) for f in features], rtol=1e-5)
 
 
-@pytest.mark.parametrize("op", [ops.roi_align, ops.roi_pool])
+@pytest.mark.parametrize("op", [ops.roi_align, roi_pool.roi_pool])
 def test_half_precision_features_keep_their_type(rng, op):
     features = jnp.asarray(rng.normal(size=(6, 8, 4)), jnp.bfloat16)
     rois = jnp.asarray(some_rois(rng, 7, 60, 80))
@@ -338,7 +339,7 @@ def test_roi_pool_equals_the_loop_with_gradient(rng, output_size, stride):
     expected, where = pool_loop(features, rois, stride, oh, ow)
 
     pool = jax.jit(
-        lambda f: ops.roi_pool(
+        lambda f: roi_pool.roi_pool(
             f, jnp.asarray(rois), stride=stride, output_size=output_size
         )
     )
@@ -361,7 +362,7 @@ def test_roi_pool_borders_round_as_in_float32(rng, width):
     """Where 7 * (n / 7) is not n in float32, the last cell has one pixel more."""
     features = rng.normal(size=(3, 130, 4)).astype(np.float32)
     rois = np.array([[4, 0, 3 + width, 2], [9, 0, 8 + width, 2]], np.float32)
-    pool = functools.partial(ops.roi_pool, stride=1)
+    pool = functools.partial(roi_pool.roi_pool, stride=1)
     expected, _ = pool_loop(features, rois, 1, 7, 7)
     arguments = jnp.asarray(features), jnp.asarray(rois)
     np.testing.assert_array_equal(pool(*arguments), expected)
@@ -374,13 +375,13 @@ def test_roi_pool_in_one_step_equals_roi_by_roi(rng, monkeypatch):
     rois = jnp.asarray(some_rois(rng, 8, 90, 80))
 
     def run(f):
-        out, backward = jax.vjp(lambda f: ops.roi_pool(f, rois, stride=10), f)
+        out, backward = jax.vjp(lambda f: roi_pool.roi_pool(f, rois, stride=10), f)
         return out, backward(jnp.cos(out))[0]
 
     out, grad = run(features)
-    monkeypatch.setattr(ops, "_loops_are_cheap", lambda: False)
-    ops._pool.clear_cache()
+    monkeypatch.setattr(roi_pool, "loops_are_cheap", lambda: False)
+    roi_pool._pool.clear_cache()
     other_out, other_grad = run(features)
-    ops._pool.clear_cache()
+    roi_pool._pool.clear_cache()
     np.testing.assert_array_equal(out, other_out)
     np.testing.assert_allclose(grad, other_grad, atol=1e-5)

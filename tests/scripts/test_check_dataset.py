@@ -5,7 +5,7 @@ import json
 import cv2
 import numpy as np
 
-from tests.data import test_voc
+from tests.data.sources import test_voc
 from tests.scripts.test_scripts import last_json, script
 
 CONFIG = "--config=experiments/bccd_r50_fpn.py:runlocal"

@@ -13,8 +13,9 @@ import pytest
 from frcnn_jax import models
 from frcnn_jax.data.images import save_image
 from frcnn_jax.detector import load
-from frcnn_jax.models import pretrained_torch, weight_files
 from frcnn_jax.training.convert import rows_of
+from frcnn_jax.weights import files as weight_files
+from frcnn_jax.weights import torchvision as pretrained_torch
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = """

@@ -1,7 +1,7 @@
 """Records as a user writes them."""
 
-from frcnn_jax.data import tfds
-from tests.data import test_voc
+from frcnn_jax.data.sources import tfds
+from tests.data.sources import test_voc
 from tests.scripts.test_scripts import last_json, script
 
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from frcnn_jax.data import coco, shapes
+from frcnn_jax.data.sources import coco, shapes
 from frcnn_jax.evaluation import errors, files
 from tests.scripts.test_scripts import last_json, script
 from tests.training import small

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from frcnn_jax.training import launch
+from frcnn_jax.sweeps import launch
 from tests.scripts.test_scripts import ROOT, last_json, script
 
 EXPERIMENT = "tests/scripts/sweep_experiment.py"

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frcnn_jax.data import pipeline, shapes
+from frcnn_jax.data import pipeline
+from frcnn_jax.data.sources import shapes
 from frcnn_jax.detector import Detector
 from frcnn_jax.evaluation import files
 from frcnn_jax.training import checkpoint, devices, evaluate, faults, loop, propose

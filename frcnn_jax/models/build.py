@@ -1,0 +1,351 @@
+"""From plain dicts to a detector.
+
+`build_detector` takes one dict a part, each the keyword arguments of one function or
+class:
+
+| group | keyword arguments of | default |
+| --- | --- | --- |
+| `backbone` | `build_backbone` and the module's `Backbone` | required |
+| `fpn` | `fpn.FPN`; leave it out for one level (C4) | none |
+| `anchors` | `anchor_pyramid` | FPN: 32 to 512 on strides 4 to 64 |
+| `rpn` | `RPNHead` | |
+| `roi_align` | `pool_rois` | 7x7 on strides 4 to 32 |
+| or `roi_pool` | `max_pool_rois` | |
+| `box_head` | `build_box_head` and the module's `BoxHead` | two layers of 1024 |
+"""
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from frcnn_jax import models
+from frcnn_jax.models import fpn as fpn_module
+from frcnn_jax.models.faster_rcnn import FasterRCNN, FastRCNN
+from frcnn_jax.models.rpn_head import RPNHead
+from frcnn_jax.ops import anchors as anchor_ops
+from frcnn_jax.ops import roi_align as align_ops
+from frcnn_jax.ops import roi_pool as pool_ops
+from frcnn_jax.types import Features
+
+Number = int | float
+
+
+def legacy_cells(sizes, aspect_ratios):
+    """The anchors of `ops.anchors.legacy_cell_anchors` for `sizes` in pixels."""
+    return anchor_ops.legacy_cell_anchors(
+        aspect_ratios=aspect_ratios, scales=[s / 16 for s in np.ravel(sizes)]
+    )
+
+
+CELLS = dict(
+    none=anchor_ops.cell_anchors,
+    detectron2=anchor_ops.size_first_cell_anchors,
+    torchvision=anchor_ops.rounded_cell_anchors,
+    legacy=legacy_cells,
+)
+
+
+def build_detector(
+    *,
+    num_classes: int,
+    backbone: Mapping[str, Any],
+    fpn: Mapping[str, Any] | None = None,
+    anchors: Mapping[str, Any] | None = None,
+    rpn: Mapping[str, Any] | None = None,
+    roi_align: Mapping[str, Any] | None = None,
+    roi_pool: Mapping[str, Any] | None = None,
+    box_head: Mapping[str, Any] | None = None,
+    external_proposals: bool = False,
+    pixel_mean: tuple[Number, Number, Number] = (123.675, 116.28, 103.53),
+    pixel_std: tuple[Number, Number, Number] = (58.395, 57.12, 57.375),
+    dtype: str = "float32",
+) -> FastRCNN:
+    """Compose a FasterRCNN of `num_classes` (without background) from plain dicts.
+
+    `roi_pool` stands in place of `roi_align`. `external_proposals` leaves out the RPN:
+    a FastRCNN, which has neither `anchors` nor `rpn`.
+
+    `dtype` ("float32" or "bfloat16") is what the network computes in; parameters and
+    outputs stay float32. Raises TypeError for a misspelt key and ValueError for a value
+    that does not fit, each naming the group. A C4 detector:
+
+        build_detector(
+            num_classes=80,
+            backbone=dict(name="resnet", depth=50, out_strides=(16,)),
+            anchors=dict(strides=(16,), sizes=((32, 64, 128, 256, 512),)),
+            rpn=dict(channels=1024),
+            roi_align=dict(strides=(16,), output_size=14),
+            box_head=dict(name="resnet", depth=50),
+        )
+    """
+    compute = jnp.dtype(dtype)
+    neck = None
+    if fpn is not None:
+        neck = fpn_module.FPN(
+            dtype=compute, **_keywords("fpn", fpn_module.FPN, fpn, given=("dtype",))
+        )
+    parts: dict[str, Any] = dict(
+        backbone=build_backbone(dtype=compute, **_plain(backbone)),
+        fpn=neck,
+        box_head=build_box_head(
+            num_classes=num_classes, dtype=compute, **_plain(box_head or {})
+        ),
+        pool=_pooling(roi_align, roi_pool),
+        pixel_mean=_plain(pixel_mean),
+        pixel_std=_plain(pixel_std),
+    )
+    if external_proposals:
+        if anchors or rpn:
+            raise ValueError(
+                "external_proposals=True builds no RPN: leave out anchors and rpn"
+            )
+        return FastRCNN(**parts)
+    anchors = _keywords("anchors", anchor_pyramid, anchors, given=("feature_sizes",))
+    rpn = _keywords("rpn", RPNHead, rpn, given=("num_anchors", "dtype"))
+    return FasterRCNN(
+        **parts,
+        rpn_head=RPNHead(
+            num_anchors=anchors_per_place(**anchors), dtype=compute, **rpn
+        ),
+        anchors=partial(anchor_pyramid, **anchors),
+        levels=anchors.get("levels")
+        or anchors.get("strides", _default(anchor_pyramid, "strides")),
+    )
+
+
+def _pooling(roi_align, roi_pool) -> Callable[..., Array]:
+    """RoIPool where its group is given, else RoIAlign."""
+    given = ("features", "rois")
+    if roi_pool is None:
+        return partial(
+            pool_rois, **_keywords("roi_align", pool_rois, roi_align, given=given)
+        )
+    if roi_align is not None:
+        raise ValueError("both roi_align and roi_pool are given: leave out one")
+    return partial(
+        max_pool_rois, **_keywords("roi_pool", max_pool_rois, roi_pool, given=given)
+    )
+
+
+def build_backbone(
+    name: str, *, pretrained: str = "", dtype: Any = jnp.float32, **fields: Any
+) -> nn.Module:
+    """Return `Backbone(**fields)` of the module `frcnn_jax.models.<name>` (or a path).
+
+    `pretrained` is a file of weights: `weights.load_backbone` reads it after `init`,
+    nothing here does. A Backbone without a field `dtype` computes in its own. Raises
+    ValueError for an unknown name, TypeError for a misspelt field.
+    """
+    del pretrained
+    backbone = _lookup("backbone", name, "Backbone")
+    fields = _keywords(f"backbone {name!r}", backbone, fields, given=("dtype",))
+    if "dtype" in inspect.signature(backbone).parameters:
+        fields["dtype"] = dtype
+    return backbone(**fields)
+
+
+def build_box_head(
+    name: str = "box_head",
+    *,
+    num_classes: int,
+    dtype: Any = jnp.float32,
+    **fields: Any,
+) -> nn.Module:
+    """Return `BoxHead(**fields)` of a module, found as `build_backbone` does."""
+    if name == "faster_rcnn":  # where it stood when older checkpoints were written
+        name = "box_head"
+    head = _lookup("box_head", name, "BoxHead")
+    given = ("num_classes", "dtype")
+    fields = _keywords(f"box_head {name!r}", head, fields, given=given)
+    return head(num_classes=num_classes, dtype=dtype, **fields)
+
+
+def _lookup(group: str, name: str, attribute: str) -> Any:
+    """The class `attribute` of a module of this package or of a dotted path."""
+    path = name if "." in name else f"{models.__name__}.{name}"
+    try:
+        found = importlib.util.find_spec(path)
+    except (ImportError, ValueError):
+        found = None
+    if found is not None:
+        module = importlib.import_module(path)
+        if hasattr(module, attribute):
+            return getattr(module, attribute)
+    available = [
+        m.name
+        for m in pkgutil.iter_modules(models.__path__)
+        if hasattr(importlib.import_module(f"{models.__name__}.{m.name}"), attribute)
+    ]
+    raise ValueError(
+        f"{group}.name={name!r}: no module of that name with a class {attribute}; "
+        f"available are {available}, or the dotted path of your own module"
+    )
+
+
+def _keywords(
+    group: str,
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any] | None,
+    *,
+    given: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """A plain copy of `arguments`; TypeError where one is not a keyword of `function`.
+
+    `given` are the parameters that the caller fills.
+    """
+    hidden = {*given, "parent", "name"}
+    allowed = [p for p in inspect.signature(function).parameters if p not in hidden]
+    plain = _plain(arguments or {})
+    unknown = [key for key in plain if key not in allowed]
+    if unknown:
+        raise TypeError(f"{group}: unexpected {unknown}; expected some of {allowed}")
+    return plain
+
+
+def _default(function: Callable[..., Any], parameter: str) -> Any:
+    return inspect.signature(function).parameters[parameter].default
+
+
+def _plain(value: Any) -> Any:
+    """Dicts for mappings and tuples for lists, all the way down (fields are hashed)."""
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(v) for v in value)
+    return value
+
+
+def anchor_pyramid(
+    feature_sizes: Mapping[int, tuple[int, int]],
+    *,
+    strides: tuple[int, ...] = (4, 8, 16, 32, 64),
+    sizes: tuple[Number | tuple[Number, ...], ...] = (32.0, 64.0, 128.0, 256.0, 512.0),
+    aspect_ratios: tuple[Number, ...] = (0.5, 1.0, 2.0),
+    offset: Number = 0.0,
+    rounding: str = "none",
+    levels: tuple[int, ...] = (),
+) -> Float[Array, "a 4"]:
+    """Return the anchors of all `strides`, for feature maps of `{stride: (h, w)}`.
+
+    `sizes` has one entry a level: a length in pixels, or a tuple of them. `rounding` is
+    that of other codes' weights, their order of anchors included: "torchvision"
+    (`torchvision_strides` as well), "legacy" (py-faster-rcnn), "detectron2" (sizes
+    outside, nothing rounded), or "none". `levels` are the keys of the maps where they
+    are not the strides, as with two maps of one stride.
+    """
+    if rounding not in CELLS:
+        raise ValueError(
+            f"anchors.rounding={rounding!r}: expected one of {tuple(CELLS)}"
+        )
+    maps = [feature_sizes[key] for key in levels or strides]
+    torchvision = rounding == "torchvision"
+    return anchor_ops.pyramid(
+        maps,
+        torchvision_strides(maps, strides) if torchvision else strides,
+        sizes,
+        aspect_ratios,
+        offset=offset,
+        cells=CELLS[rounding],
+    )
+
+
+def torchvision_strides(
+    maps: Sequence[tuple[int, int]], strides: Sequence[int]
+) -> list[tuple[int, int]]:
+    """The strides (y, x) that torchvision gives the maps: whole pixels, image // map.
+
+    They differ from `strides` where a map was rounded up: 800 // 13 = 61 in place of 64
+    at 800 pixels. A canvas that is a multiple of 64 has the true ones.
+
+    >>> torchvision_strides([(200, 336), (13, 21)], (4, 64))
+    [(4, 4), (61, 64)]
+    """
+    (h, w), stride = maps[0], strides[0]
+    return [(h * stride // y, w * stride // x) for y, x in maps]
+
+
+def anchors_per_place(
+    *,
+    strides: tuple[int, ...] = (4, 8, 16, 32, 64),
+    sizes: tuple[Number | tuple[Number, ...], ...] = (32.0, 64.0, 128.0, 256.0, 512.0),
+    levels: tuple[int, ...] = (),
+    **kwargs: Any,
+) -> int:
+    """Return k, the same for all levels; raise ValueError where levels disagree."""
+    if list(strides) != sorted(strides):
+        raise ValueError(f"anchors.strides={strides}: expected them to ascend")
+    if len(strides) != len(sizes):
+        raise ValueError(
+            f"anchors: {len(strides)} strides {strides} but {len(sizes)} sizes "
+            f"{sizes}; give one size, or one tuple of sizes, for each stride"
+        )
+    if levels and len(levels) != len(strides):
+        raise ValueError(
+            f"anchors.levels={levels}: expected one key for each of strides={strides}"
+        )
+    counts = {
+        len(anchor_pyramid({8: (1, 1)}, strides=(8,), sizes=(size,), **kwargs))
+        for size in sizes
+    }
+    if len(counts) != 1:
+        raise ValueError(
+            f"anchors: sizes={sizes} give {sorted(counts)} anchors a place; the RPN "
+            "head is shared, so every level needs the same number"
+        )
+    return counts.pop()
+
+
+def pool_rois(
+    features: Features,
+    rois: Float[Array, "b r 4"],
+    *,
+    strides: tuple[int, ...] = (4, 8, 16, 32),
+    output_size: int = 7,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    canonical_size: Number = 224.0,
+    canonical_level: int = 4,
+) -> Float[Array, "b r o o c"]:
+    """RoIAlign each RoI from the level of `strides` that suits its size (FPN eq. 1)."""
+    missing = set(strides) - set(features)
+    if missing:
+        raise ValueError(
+            f"roi_align.strides={strides}: no features of stride {sorted(missing)}; "
+            f"there are {sorted(features)}"
+        )
+    one_image = partial(
+        align_ops.multilevel_roi_align,
+        output_size=output_size,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+        canonical_size=canonical_size,
+        canonical_level=canonical_level,
+    )
+    return jax.vmap(one_image)({s: features[s] for s in sorted(strides)}, rois)
+
+
+def max_pool_rois(
+    features: Features,
+    rois: Float[Array, "b r 4"],
+    *,
+    stride: int = 16,
+    output_size: int = 7,
+) -> Float[Array, "b r o o c"]:
+    """RoIPool each RoI from the one level of `stride` (Fast R-CNN, Sec 2.1)."""
+    if stride not in features:
+        raise ValueError(
+            f"roi_pool.stride={stride}: no features of that stride; there are "
+            f"{sorted(features)}"
+        )
+    one_image = partial(pool_ops.roi_pool, stride=stride, output_size=output_size)
+    return jax.vmap(one_image)(features[stride], rois)

@@ -1,0 +1,1 @@
+"""Many runs of one experiment: sweeps and searches (`sweep`), their jobs (`launch`)."""

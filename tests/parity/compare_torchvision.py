@@ -1,0 +1,631 @@
+r"""Ours against torchvision's detectors: same weights, same tensors, layer by layer.
+
+    make peer
+    python tests/parity/compare_torchvision.py --model=r50_fpn --seeds=0:100
+    python tests/parity/compare_torchvision.py --model=r50_fpn --training --steps=20
+    python tests/parity/compare_torchvision.py --model=r50_fpn --training --float64
+    python tests/parity/compare_torchvision.py --model=r50_fpn --border --canvas=448x512
+
+Each seed makes random weights under which the detectors have something to do: scores
+and deltas are spread, so that NMS suppresses within levels and classes. The weights go
+to torchvision's process as a state dict, and both sides get the same normalised
+tensor, padded to a multiple of 32. Detections agree when count and labels are the same,
+boxes within 0.01 pixels and scores within 1e-4; every seed where they do not is listed
+with what explains it.
+
+`--training` compares losses over SGD steps and the gradients of the first, on the
+peer's samples; `--float64` computes both sides' networks in double precision, where no
+ReLU changes sign by rounding. `--border` needs no peer: it compares our detector with
+itself, on the padding to 32 and on a larger static canvas. The last line on stdout is
+one JSON object.
+"""
+
+import functools
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from frcnn_jax import losses, models, proposals
+from frcnn_jax.ops import boxes as box_ops
+from frcnn_jax.ops import matching
+from frcnn_jax.training import cli
+from frcnn_jax.weights import torchvision as pretrained_torch
+from frcnn_jax.weights.files import write_npz
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))
+from tests.parity.random_weights import random_image, random_weights  # noqa: E402
+
+EXPERIMENTS = {  # the peer's name: our experiment and its argument
+    "r50_fpn": ("coco_r50_fpn_v1", ""),
+    "r50_fpn_v2": ("coco_r50_fpn_v2", ""),
+    "mobilenet_v3": ("coco_mobilenet_v3", ""),
+    "mobilenet_v3_low": ("coco_mobilenet_v3", "low"),
+}
+CLASSES = 90
+# The last layers, and the deviation of their outputs that gives NMS something to do.
+LOGITS, DELTAS = "rpn.head.cls_logits", "rpn.head.bbox_pred"
+SCORES, BOXES = (f"roi_heads.box_predictor.{x}" for x in ("cls_score", "bbox_pred"))
+DEVIATION = {LOGITS: 2.0, DELTAS: 0.2, SCORES: 2.5, BOXES: 1.0}
+
+MODEL = flags.DEFINE_enum("model", "r50_fpn", list(EXPERIMENTS), "The detector.")
+SEEDS = flags.DEFINE_string("seeds", "0:3", "FIRST:END.")
+SIZES = flags.DEFINE_list(
+    "sizes",
+    ["300x400", "410x290", "224x480"],
+    "HxW before padding, one a seed in turn.",
+)
+PEER = flags.DEFINE_string(
+    "peer", str(ROOT / ".venv-peer/bin/python"), "A Python with torch and torchvision."
+)
+GOLDEN = flags.DEFINE_string("golden", None, "Keep the last seed's answer here.")
+TRAINING = flags.DEFINE_bool("training", False, "Compare losses and gradients instead.")
+STEPS = flags.DEFINE_integer("steps", 20, "Steps of SGD to compare.")
+RATE = flags.DEFINE_float("rate", 1e-5, "Their learning rate.")
+FLOAT64 = flags.DEFINE_bool("float64", False, "Both networks in double precision.")
+BORDER = flags.DEFINE_bool("border", False, "Compare canvases instead of peers.")
+CANVAS = flags.DEFINE_string("canvas", "448x512", "HxW of the larger canvas.")
+
+
+# -- What both sides are given ---------------------------------------------------------
+
+
+def build(name: str, dtype: str = "float32") -> tuple[Any, dict[str, Any]]:
+    """Our model of the experiment, and its configuration."""
+    module, arg = EXPERIMENTS[name]
+    experiment = importlib.import_module(f"experiments.{module}")
+    config = experiment.get_config(arg).to_dict()
+    options = {**config["model"], "dtype": dtype}
+    return models.build_detector(num_classes=CLASSES, **options), config
+
+
+@functools.cache
+def variables_of(name: str) -> dict[str, Any]:
+    """The shapes of our model's variables."""
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    return jax.eval_shape(build(name)[0].init, jax.random.key(0), image)
+
+
+def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the state dict that torchvision's model has."""
+    zeros = jax.tree.map(
+        lambda x: np.broadcast_to(np.float32(0), x.shape), variables_of(name)
+    )
+    return {k: v.shape for k, v in pretrained_torch.export_detector(zeros).items()}
+
+
+Spread = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def spread(weights: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> Spread:
+    """Factors of rows and biases, by layer, that give outputs a useful deviation.
+
+    `outputs` are what the layers `[..., c]` give under `weights`; means become 0.
+    """
+    found = {}
+    for layer, output in outputs.items():
+        x = output.reshape(-1, output.shape[-1]).astype(np.float64)
+        scale, bias = DEVIATION[layer] / np.maximum(x.std(0), 1e-6), x.mean(0)
+        if len(scale) < len(weights[f"{layer}.bias"]):  # no box of the background here
+            scale, bias = (np.concatenate([np.zeros(4), a]) for a in (scale, bias))
+        bias = (weights[f"{layer}.bias"] - bias) * scale
+        found[layer] = (scale.astype(np.float32), bias.astype(np.float32))
+    return found
+
+
+def with_spread(weights: dict[str, np.ndarray], found: Spread) -> dict[str, np.ndarray]:
+    """The weights with the last layers scaled and their biases replaced."""
+    changed = dict(weights)
+    for layer, (scale, bias) in found.items():
+        weight = weights[f"{layer}.weight"]
+        rows = scale.reshape(-1, *[1] * (weight.ndim - 1))
+        changed |= {f"{layer}.weight": weight * rows, f"{layer}.bias": bias}
+    return changed
+
+
+# -- Our side --------------------------------------------------------------------------
+
+
+@functools.cache
+def compiled(name: str):
+    """`features, rpn`, `detect` and `postprocess` of our model, jitted."""
+    model, config = build(name)
+
+    def rpn(variables, images, size):
+        out = model.apply(variables, images, method="rpn")
+        props = proposals.select_proposals(
+            *(out.anchors, out.logits[0], out.deltas[0], size),
+            level_sizes=out.level_sizes,
+            **config["proposals"]["eval"],
+        )
+        return out._replace(level_sizes=()), props
+
+    def detect(variables, features, rois):
+        return model.apply(variables, features, rois[None], method="detect")
+
+    def post(rois, valid, logits, deltas, size):
+        return proposals.postprocess(
+            *(rois, valid, logits, deltas, size), **config["postprocess"]
+        )
+
+    return model, config, jax.jit(rpn), jax.jit(detect), jax.jit(post)
+
+
+def load(name: str, file: pathlib.Path) -> dict[str, Any]:
+    """Our variables from a state dict."""
+    return pretrained_torch.load_detector(file, variables_of(name))[0]
+
+
+def calibrated(
+    name: str, seed: int, size: tuple[int, int], file: pathlib.Path
+) -> Spread:
+    """Write the weights of a seed as a state dict, spread on its image of `size`."""
+    _, _, rpn, detect, _ = compiled(name)
+    weights = random_weights(shapes_of(name), seed)
+    image = random_image(seed, size)
+    k = weights[f"{LOGITS}.bias"].size
+    write_npz(file, weights)
+    out, _ = rpn(load(name, file), image, jnp.array(size))
+    logits, deltas = (np.asarray(x) for x in (out.logits, out.deltas))
+    outputs = {LOGITS: logits.reshape(-1, k), DELTAS: deltas.reshape(-1, 4 * k)}
+    first = spread(weights, outputs)
+    write_npz(file, with_spread(weights, first))
+    variables = load(name, file)  # the proposals follow from what the RPN says now
+    out, props = rpn(variables, image, jnp.array(size))
+    found = detect(variables, out.features, props.boxes)
+    logits, deltas = (np.asarray(x)[0][np.asarray(props.valid)] for x in found)
+    outputs = {SCORES: logits, BOXES: deltas.reshape(-1, 4 * CLASSES)}
+    both = first | spread(weights, outputs)
+    write_npz(file, with_spread(weights, both))
+    return both
+
+
+# -- The peer --------------------------------------------------------------------------
+
+
+class Peer:
+    """torchvision in a process of its own; requests and answers are .npz files."""
+
+    def __init__(self, python: str, folder: pathlib.Path):
+        self.folder, self.count = folder, 0
+        self.process = subprocess.Popen(
+            [python, str(ROOT / "tests/parity/peer_torchvision.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, **request: Any) -> dict[str, np.ndarray]:
+        """The answer to a request, as arrays by name."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        path = self.folder / "request.npz"
+        write_npz(path, request)
+        print(path, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline().strip()
+        if not answer:
+            raise RuntimeError("torchvision's process ended; its error is above")
+        with np.load(answer) as file:
+            return {name: file[name] for name in file.files}
+
+    def close(self) -> None:
+        """End the process, and close both its pipes."""
+        self.process.communicate()
+
+
+# -- Detections ------------------------------------------------------------------------
+
+
+def relative(ours: Any, theirs: np.ndarray) -> float:
+    """The largest difference, over the root mean square of the peer's."""
+    ours = np.asarray(ours, np.float64).reshape(theirs.shape)
+    return float(np.abs(ours - theirs).max() / np.sqrt((theirs**2.0).mean()))
+
+
+def unmatched(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[int]:
+    """Detections of `a` without one of `b`: same label, 0.01 pixels, 1e-4 of score."""
+    alone, free = [], np.ones(len(b["boxes"]), bool)
+    for i, (box, label, score) in enumerate(
+        zip(a["boxes"], a["labels"], a["scores"], strict=True)
+    ):
+        fits = free & (b["labels"] == label) & (np.abs(b["scores"] - score) <= 1e-4)
+        fits &= np.abs(b["boxes"] - box[None]).max(1, initial=0) <= 0.01
+        if fits.any():
+            free[np.argmax(fits)] = False
+        else:
+            alone.append(i)
+    return alone
+
+
+def differing(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> int:
+    return max(len(unmatched(a, b)), len(unmatched(b, a)))
+
+
+def picked(answer: dict[str, np.ndarray], kind: str = "") -> dict[str, np.ndarray]:
+    return {k: answer[kind + k] for k in ("boxes", "labels", "scores")}
+
+
+def ours_as_dict(found: Any) -> dict[str, np.ndarray]:
+    n = np.asarray(found.valid)
+    return dict(
+        boxes=np.asarray(found.boxes)[n],
+        labels=np.asarray(found.classes)[n],
+        scores=np.asarray(found.scores)[n],
+    )
+
+
+def nearest_decision(
+    a: dict[str, np.ndarray], b: dict[str, np.ndarray], config: dict[str, Any]
+) -> dict[str, float]:
+    """How close the unmatched detections came to a bound.
+
+    `score`: to the one that the other side has in its place, or to the least score;
+    `iou`: with a box of its class on the other side, to the threshold of NMS; `pixels`:
+    to the nearest box of its class there, which is the same one where this is small.
+    """
+    least, threshold = config["postprocess"]["score"], config["postprocess"]["nms_iou"]
+    score, iou, pixels = [np.inf], [np.inf], [np.inf]
+    for x, y in ((a, b), (b, a)):
+        for i in unmatched(x, y):
+            gaps = np.abs(y["scores"][unmatched(y, x)] - x["scores"][i])
+            score += [gaps.min(initial=np.inf), abs(x["scores"][i] - least)]
+            same = y["labels"] == x["labels"][i]
+            if same.any():
+                overlaps = box_ops.iou(
+                    jnp.asarray(x["boxes"][i][None]), jnp.asarray(y["boxes"][same])
+                )
+                iou.append(float(np.abs(np.asarray(overlaps) - threshold).min()))
+                off = np.abs(y["boxes"][same] - x["boxes"][i][None]).max(1)
+                pixels.append(float(off.min()))
+    return dict(score=float(min(score)), iou=min(iou), pixels=min(pixels))
+
+
+def compare_seed(
+    name: str, seed: int, size: tuple[int, int], peer: Peer
+) -> dict[str, Any]:
+    """Deviations of all layers and the detections that differ, for one seed."""
+    _, config, rpn, detect, post = compiled(name)
+    weights = peer.folder / "weights.npz"
+    found = calibrated(name, seed, size, weights)
+    image = random_image(seed, size)
+    theirs = peer(
+        model=name,
+        weights=str(weights),
+        images=image.transpose(0, 3, 1, 2),
+        sizes=np.array([size]),
+    )
+    if GOLDEN.value:
+        write_golden(seed, size, found, theirs)
+    variables, hw = load(name, weights), jnp.array(size)
+    out, props = rpn(variables, image, hw)
+    row: dict[str, Any] = dict(seed=seed, size=size)
+    row["anchors"] = relative(out.anchors, theirs["anchors"])
+    row["features"] = max(
+        relative(out.features[stride], theirs[f"features/{i}"])
+        for i, stride in enumerate(sorted(out.features))
+    )
+    row["rpn_logits"] = relative(out.logits, theirs["rpn_logits"])
+    row["rpn_deltas"] = relative(out.deltas, theirs["rpn_deltas"])
+    # The second stage on the peer's proposals, so that its rows are the same.
+    n, slots = len(theirs["proposals"]), len(props.boxes)
+    rois = np.zeros((slots, 4), np.float32)
+    rois[:n] = theirs["proposals"]
+    logits, deltas = detect(variables, out.features, jnp.asarray(rois))
+    row["class_logits"] = relative(logits[0, :n], theirs["class_logits"])
+    row["class_deltas"] = relative(deltas[0, :n], theirs["class_deltas"][:, 1:])
+    logits, deltas = detect(variables, out.features, props.boxes)
+    ours = ours_as_dict(post(props.boxes, props.valid, logits[0], deltas[0], hw))
+    row["proposals"], row["detections"] = n, len(theirs["boxes"])
+    row["candidates"] = int((_softmax(theirs["class_logits"])[:, 1:] > 0.05).sum())
+    row["differing"] = differing(ours, picked(theirs))
+    if row["differing"]:
+        row["differing_exact_nms"] = differing(ours, picked(theirs, "exact/"))
+        same = detect(variables, out.features, jnp.asarray(rois))
+        valid = jnp.arange(slots) < n
+        given = ours_as_dict(post(jnp.asarray(rois), valid, same[0][0], same[1][0], hw))
+        row["differing_same_proposals"] = differing(given, picked(theirs))
+        row["gaps"] = nearest_decision(ours, picked(theirs), config)
+    return row
+
+
+def write_golden(
+    seed: int, size: tuple[int, int], found: Spread, answer: dict[str, np.ndarray]
+) -> None:
+    """What tests/test_torchvision_golden.py needs to repeat this without torch."""
+    arrays: dict[str, Any] = dict(seed=seed, size=size, versions=answer["versions"])
+    for layer, (scale, bias) in found.items():
+        arrays |= {f"scale/{layer}": scale, f"bias/{layer}": bias}
+    arrays |= {k: v[:, ::7, ::7, ::16] for k, v in answer.items() if "features" in k}
+    arrays |= {k: answer[k][:, ::97] for k in ("rpn_logits", "rpn_deltas")}
+    arrays |= {k: answer[k][::50] for k in ("class_logits", "class_deltas")}
+    arrays |= {k: answer[k] for k in ("proposals", "boxes", "labels", "scores")}
+    np.savez_compressed(str(GOLDEN.value), **arrays)
+
+
+def _softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def image_sizes() -> list[tuple[int, int]]:
+    """--sizes as (h, w)."""
+    pairs = (text.split("x") for text in SIZES.value)
+    return [(int(h), int(w)) for h, w in pairs]
+
+
+def compare_detections(peer: Peer) -> dict[str, Any]:
+    first, end = map(int, SEEDS.value.split(":"))
+    sizes = image_sizes()
+    rows = []
+    for seed in range(first, end):
+        row = compare_seed(MODEL.value, seed, sizes[seed % len(sizes)], peer)
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    layers = (
+        *("anchors", "features", "rpn_logits", "rpn_deltas"),
+        *("class_logits", "class_deltas"),
+    )
+    summary: dict[str, Any] = dict(
+        model=MODEL.value, seeds=len(rows), sizes=SIZES.value
+    )
+    summary |= {layer: max(row[layer] for row in rows) for layer in layers}
+    for count in ("proposals", "candidates", "detections"):
+        summary[count] = [f(row[count] for row in rows) for f in (min, max)]
+    summary["equal"] = sum(not row["differing"] for row in rows)
+    summary["exceptions"] = [row for row in rows if row["differing"]]
+    return summary
+
+
+# -- Training --------------------------------------------------------------------------
+
+
+def training_batch(seed: int, sizes: list[tuple[int, int]]) -> dict[str, np.ndarray]:
+    """Images on one canvas and a few objects each."""
+    rng = np.random.default_rng(seed)
+    images = [random_image(seed + i, size) for i, size in enumerate(sizes)]
+    h, w = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    canvas = np.zeros((len(images), h, w, 3), np.float32)
+    boxes = np.zeros((len(images), 4, 4), np.float32)
+    for i, (image, size) in enumerate(zip(images, sizes, strict=True)):
+        canvas[i, : image.shape[1], : image.shape[2]] = image[0]
+        corner = rng.uniform(0, 0.5, (4, 2)) * size[::-1]
+        side = rng.uniform(0.1, 0.5, (4, 2)) * size[::-1]
+        boxes[i] = np.concatenate([corner, corner + side], 1)
+    labels = rng.integers(1, CLASSES + 1, (len(images), 4))
+    return dict(images=canvas, sizes=np.array(sizes), boxes=boxes, labels=labels)
+
+
+def our_losses(model: Any, variables: Any, batch: Any, sampled: Any) -> jax.Array:
+    """The four losses for the peer's anchor labels, RoIs and RoI labels."""
+    gt_valid = jnp.ones(batch["boxes"].shape[1], bool)
+
+    def targets(boxes, gt_boxes, stds):
+        matches = matching.match(
+            *(boxes, gt_boxes, gt_valid), fg_iou=0.5, bg_iou=0.5, force_best=False
+        )
+        return box_ops.encode(gt_boxes[matches.gt_index], boxes, stds=stds)
+
+    out = model.apply(variables, batch["images"], method="rpn")
+    logits, deltas = model.apply(
+        variables, out.features, sampled["rois"], method="detect"
+    )
+    anchor_deltas = jax.vmap(lambda g: targets(out.anchors, g, (1.0,) * 4))
+    roi_deltas = jax.vmap(lambda r, g: targets(r, g, (0.1, 0.1, 0.2, 0.2)))
+    rpn = losses.rpn_loss(
+        *(out.logits, out.deltas, sampled["anchor_labels"]),
+        anchor_deltas(batch["boxes"]),
+        normalizer=(sampled["anchor_labels"] >= 0).sum(),
+        beta=1 / 9,
+    )
+    roi = losses.detector_loss(
+        *(logits, deltas, sampled["roi_labels"]),
+        roi_deltas(sampled["rois"], batch["boxes"]),
+        normalizer=(sampled["roi_labels"] >= 0).sum(),
+        beta=1 / 9,
+    )
+    return jnp.stack([*rpn, *roi])
+
+
+def compare_training(peer: Peer) -> dict[str, Any]:
+    """Losses over the steps, and every gradient of the first, for one seed."""
+    seed = int(SEEDS.value.split(":")[0])
+    sizes = image_sizes()[:2]
+    dtype = "float64" if FLOAT64.value else "float32"
+    model, _ = build(MODEL.value, dtype)
+    file = peer.folder / "weights.npz"
+    calibrated(MODEL.value, seed, sizes[0], file)
+    batch = training_batch(seed, sizes)
+    theirs = peer(
+        **dict(batch, images=batch["images"].transpose(0, 3, 1, 2)),
+        **dict(
+            model=MODEL.value, weights=str(file), steps=STEPS.value, rate=RATE.value
+        ),
+        dtype=dtype,
+    )
+    variables = load(MODEL.value, file)
+    if FLOAT64.value:  # not before the proposals are made, whose indices are int32
+        jax.config.update("jax_enable_x64", True)
+        variables = jax.tree.map(lambda x: x.astype(np.float64), variables)
+        batch = {
+            k: v.astype(np.float64) if k == "images" else v for k, v in batch.items()
+        }
+    params, state = variables.pop("params"), variables
+
+    @jax.jit
+    def step(params, momentum, sampled):
+        def total(params):
+            terms = our_losses(model, {"params": params, **state}, batch, sampled)
+            return terms.sum(), terms
+
+        gradient, terms = jax.grad(total, has_aux=True)(params)
+        momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, gradient)
+        params = jax.tree.map(lambda p, m: p - RATE.value * m, params, momentum)
+        return params, momentum, gradient, terms
+
+    momentum = jax.tree.map(jnp.zeros_like, params)
+    worst, first, rows = 0.0, [], []
+    for i in range(STEPS.value):
+        names = ("anchor_labels", "rois", "roi_labels")
+        sampled = {
+            n: jnp.asarray(
+                theirs[f"{n}/{i}"].astype(np.float32 if n == "rois" else int)
+            )
+            for n in names
+        }
+        params, momentum, gradient, terms = step(params, momentum, sampled)
+        there = theirs[f"losses/{i}"]
+        deviation = np.abs(np.asarray(terms, np.float64) - there) / np.abs(there)
+        print(i, *there, "deviation", *deviation, file=sys.stderr, flush=True)
+        worst = max(worst, float(deviation.max()))
+        if i == 0:
+            first = deviation.tolist()
+            rows = compare_gradients(gradient, state, theirs)
+    return dict(
+        model=MODEL.value,
+        seed=seed,
+        float64=FLOAT64.value,
+        rate=RATE.value,
+        losses=theirs["losses/0"].tolist(),
+        losses_last=theirs[f"losses/{STEPS.value - 1}"].tolist(),
+        losses_deviation=first,
+        losses_deviation_all_steps=worst,
+        steps=STEPS.value,
+        gradients=len(rows),
+        gradients_above_1e_3=sum(deviation > 1e-3 for deviation, _ in rows),
+        gradient_deviation=max(rows)[0],
+        gradient_worst=max(rows)[1],
+    )
+
+
+def compare_gradients(
+    gradient: Any, state: Any, theirs: dict[str, np.ndarray]
+) -> list[tuple[float, str]]:
+    """||ours - theirs|| / ||theirs|| of every parameter that torchvision trains."""
+    ours = pretrained_torch.export_detector({"params": gradient, **state})
+    rows = []
+    for name in (n for n in theirs if n.startswith("gradient/")):
+        there = theirs[name].astype(np.float64)
+        here = ours[name.removeprefix("gradient/")].astype(np.float64)
+        rows.append(
+            (
+                float(np.linalg.norm(here - there) / np.linalg.norm(there)),
+                name.removeprefix("gradient/"),
+            )
+        )
+    for deviation, name in sorted(rows):
+        print(f"{deviation:.2e} {name}", file=sys.stderr)
+    return rows
+
+
+# -- A larger canvas -------------------------------------------------------------------
+
+
+def on_canvas(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+    """The image `[1, h, w, 3]` at the top left of zeros."""
+    placed = np.zeros((1, *canvas, 3), np.float32)
+    placed[:, : image.shape[1], : image.shape[2]] = image
+    return placed
+
+
+def rings(small: np.ndarray, large: np.ndarray) -> list[float]:
+    """Relative difference of two maps by distance to the right and lower border.
+
+    Cells 0, 1, 2, 4, 8, 16 and so on away from it, the largest of each ring.
+    """
+    h, w = small.shape[1:3]
+    difference = np.abs(large[:, :h, :w] - small).max((0, 3))
+    y, x = np.ogrid[:h, :w]
+    away = np.minimum(h - 1 - y, w - 1 - x)
+    scale, edges = np.sqrt((small.astype(np.float64) ** 2).mean()), [0, 1, 2]
+    while edges[-1] < away.max():
+        edges.append(2 * edges[-1])
+    inside = [(away >= a) & (away < b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [float(difference[ring].max() / scale) for ring in inside]
+
+
+def border_of_seed(seed: int, size: tuple[int, int], folder: pathlib.Path) -> Any:
+    """Features and detections of one seed on both canvases."""
+    name = MODEL.value
+    height, width = map(int, CANVAS.value.split("x"))
+    model, config, _, detect, post = compiled(name)
+    file, hw = folder / "weights.npz", jnp.array(size)
+    calibrated(name, seed, size, file)
+    variables, image = load(name, file), random_image(seed, size)
+    found: dict[str, Any] = {}
+    maps = {}
+    for kind, pixels in (
+        ("small", image),
+        ("large", on_canvas(image, (height, width))),
+    ):
+        out = jax.jit(lambda v, x: model.apply(v, x, method="rpn"))(variables, pixels)
+        maps[kind] = {s: np.asarray(f) for s, f in out.features.items()}
+        for exclude in (False, True):
+            props = proposals.select_proposals(
+                *(out.anchors, out.logits[0], out.deltas[0], hw),
+                level_sizes=tuple(int(n) for n in out.level_sizes),
+                **dict(config["proposals"]["eval"], exclude_padding=exclude),
+            )
+            logits, deltas = detect(variables, out.features, props.boxes)
+            given = (props.boxes, props.valid, logits[0], deltas[0], hw)
+            found[f"{kind}/{exclude}"] = ours_as_dict(post(*given))
+    reference = found["small/False"]
+    row: dict[str, Any] = dict(seed=seed, size=size)
+    for exclude in (False, True):
+        other = found[f"large/{exclude}"]
+        row[f"differing_exclude_{exclude}"] = differing(other, reference)
+        row[f"lost_at_iou_0.9_exclude_{exclude}"] = lost(reference, other)
+    row["differing_small_exclude_True"] = differing(found["small/True"], reference)
+    row["rings"] = {
+        s: rings(f, maps["large"][s]) for s, f in maps["small"].items() if s <= 32
+    }
+    return row
+
+
+def lost(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> int:
+    """Detections of `a` without one of `b` of the same label at an IoU of 0.9."""
+    overlaps = np.asarray(box_ops.iou(jnp.asarray(a["boxes"]), jnp.asarray(b["boxes"])))
+    same = (a["labels"][:, None] == b["labels"][None]) & (overlaps >= 0.9)
+    return int((~same.any(1)).sum())
+
+
+def compare_canvases(folder: pathlib.Path) -> dict[str, Any]:
+    first, end = map(int, SEEDS.value.split(":"))
+    sizes, rows = image_sizes(), []
+    for seed in range(first, end):
+        rows.append(border_of_seed(seed, sizes[seed % len(sizes)], folder))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    counts = [k for k in rows[0] if k.startswith(("differing", "lost"))]
+    summary: dict[str, Any] = dict(
+        model=MODEL.value, seeds=len(rows), canvas=CANVAS.value
+    )
+    summary |= {k: float(np.mean([row[k] for row in rows])) for k in counts}
+    for s in rows[0]["rings"]:
+        length = min(len(row["rings"][s]) for row in rows)
+        worst = np.max([row["rings"][s][:length] for row in rows], axis=0)
+        summary[f"rings_{s}"] = [float(f"{x:.2g}") for x in worst]
+    return summary
+
+
+def main(_):
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        if BORDER.value:
+            summary = compare_canvases(folder)
+        else:
+            peer = Peer(PEER.value, folder)
+            compare = compare_training if TRAINING.value else compare_detections
+            summary = compare(peer)
+            peer.close()
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    cli.run(main)
