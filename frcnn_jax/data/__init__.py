@@ -12,8 +12,10 @@
 | `augment` | random scale, crop and colours; boxes follow |
 | `proposal_files`, `selective_search` | proposals from elsewhere |
 | `example` | one example, from a file to a row of a batch |
+| `batches` | batches by number, made by threads and processes; the stream that resumes |
 | `pipeline` | all of that to batches, shared among processes: `build(...) -> Data` |
 | `check` | what is in a set and what is wrong with it |
+| `anchor_fit` | how well anchors suit its boxes, and better ones |
 
 A new format is one new file of `sources` with one function `load`. NumPy, OpenCV, grain and TFDS
 only; docs/data.md says how to use them.

@@ -3,6 +3,24 @@
 `data.augment=dict(...)` are the keyword arguments of `augment`. Everything is drawn
 from (seed, epoch, index), so that a resumed run sees the same pixels. Boxes follow the
 whole pixels of crop and resized image exactly. Mirroring is `data.flip`.
+
+Arguments of `augment`:
+
+    rng: the generator of this visit.
+    example: the annotation.
+    original: its image, boxes and proposals as they are on disk.
+    short_side: of the pipeline, as the two below.
+    max_side: no longer than this,
+    canvas: nor than the canvas.
+    short_sides: one of these in place of `short_side`: multi-scale training.
+    jitter: (low, high) factors on that scale; what does not fit the canvas then is
+        cropped at random: large-scale jitter (Ghiasi et al. 2021, (0.1, 2)).
+    min_visible: boxes of which a smaller share is left are ignored, neither object
+        nor background; those of which nothing is left are dropped.
+    brightness: the largest change, as a share of the range.
+    contrast: the largest change of the factor on the distance from gray.
+    saturation: the largest change of the factor on the saturation.
+    hue: the largest turn, as a share of the circle.
 """
 
 from collections.abc import Sequence
@@ -56,22 +74,7 @@ def augment(
 ) -> tuple[Example, Resized]:
     """An example and its image, still of original size, at random scale, crop, colours.
 
-    Args:
-        rng: the generator of this visit.
-        example: the annotation.
-        original: its image, boxes and proposals as they are on disk.
-        short_side: of the pipeline, as the two below.
-        max_side: no longer than this,
-        canvas: nor than the canvas.
-        short_sides: one of these in place of `short_side`: multi-scale training.
-        jitter: (low, high) factors on that scale; what does not fit the canvas then is
-            cropped at random: large-scale jitter (Ghiasi et al. 2021, (0.1, 2)).
-        min_visible: boxes of which a smaller share is left are ignored, neither object
-            nor background; those of which nothing is left are dropped.
-        brightness: the largest change, as a share of the range.
-        contrast: the largest change of the factor on the distance from gray.
-        saturation: the largest change of the factor on the saturation.
-        hue: the largest turn, as a share of the circle.
+    The head of this module says what each argument is.
     """
     window = draw_window(
         rng,

@@ -6,151 +6,69 @@ one canvas where there are several, and of these process p of n takes the p-th n
 part: the same examples make the same batch, in the same order, on any number of
 processes. What is random about an example is drawn from (seed, epoch, index) alone. An
 iterator's state is a number; a resumed run continues with the very next batch.
+
+Arguments of `build`, which are the group `data` of a configuration:
+
+    name: a module of `frcnn_jax.data.sources`, or a dotted path to one of your own.
+    batch_size: examples per training step over all processes.
+    eval_batch_size: the same for evaluation.
+    seed: of the order and the flips.
+    train_split: the split to train on; `"train[:100]"` is its first hundred.
+    eval_split: the split to evaluate on.
+    short_side: pixels of an image's short side after resizing,
+    max_side: but no more than this for its long side,
+    canvas: and no more than the (h, w) of the static shape it is padded to; or a
+        list of such shapes, of which each image takes the one that suits it best
+        (a batch has images of one; a step is compiled for each).
+    max_boxes: slots for ground truth.
+    on_overflow: "error", or "drop_smallest" when there are more boxes than slots.
+    flip: mirror every other training image.
+    augment: keyword arguments of `augment.augment`; none for training as it is.
+    sampling: `name` of a function of `sampling`, and its keyword arguments; none
+        for every image once an epoch.
+    on_bad_image: "error", or "skip", which warns, reports and replaces the image:
+        in training by the next readable one, in evaluation by a slot with
+        `valid=False` (so that its objects count as missed).
+    cache: keep decoded and resized images in memory (of each worker).
+    reduced: resize an image that is more than twice too large from means of 2x2,
+        4x4 or 8x8 pixels, as which a JPEG is decoded faster; not with `augment`,
+        and not where every pixel should be as torchvision's.
+    proposals: a file of proposals for every image (`data.proposal_files`), whose
+        name may hold "{split}" where each split has its own; for a FastRCNN.
+    max_proposals: slots for them; the best are taken.
+    threads: batches made at the same time and ahead of their use.
+    workers: processes that make them; 0 for none but this one.
+    process_index: which share of each batch is this process's,
+    process_count: of how many.
+    **source_kwargs: what the source's `load` takes besides `split`.
 """
 
-import collections
 import dataclasses
 import functools
 import importlib
 import importlib.util
 import inspect
-import logging
 import pathlib
 import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-import grain
 import numpy as np
-from absl import flags
 from jaxtyping import Int
 
 from frcnn_jax.data import augment as augmentation
 from frcnn_jax.data import proposal_files
 from frcnn_jax.data import sampling as sampling_order
+from frcnn_jax.data.batches import ENDLESS, Batches, Made, Notes, Stream, collect
 from frcnn_jax.data.example import (
-    Row,
     eval_row,
     example_size,
     make_steps,
     proposals_of,
     train_row,
 )
-from frcnn_jax.data.images import (
-    Canvas,
-    canvases,
-    choose_canvas,
-)
-from frcnn_jax.data.source import Size, Source, subset
-from frcnn_jax.types import Batch
-
-log = logging.getLogger(__name__)
-
-
-ENDLESS = 2**40  # batches, as good as
-
-
-class Made(NamedTuple):
-    """A batch, and what the process that made it has to say: lines for the report."""
-
-    batch: Batch
-    skipped: tuple[str, ...]  # a line each time an image was skipped
-    noted: tuple[str, ...]  # what the source reported meanwhile
-
-
-class Batches:
-    """Batches by number, made by any process: `batches[k]`; or one after another.
-
-    `report` is the source's: whatever is skipped is added to it once, as its batch is
-    taken, and warned of; `skipped` counts how often.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[int], Made],
-        length: int,
-        report: list[str],
-        *,
-        threads: int = 1,
-        workers: int = 0,
-    ):
-        self._make, self._length, self._report = make, length, report
-        self._threads, self._workers = threads, workers
-        self._known = set(report)
-        self.skipped: collections.Counter[str] = collections.Counter()
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, k: int) -> Batch:
-        return self._noted(self._make(range(self._length)[k]))
-
-    def __iter__(self) -> "Stream":
-        return Stream(self)
-
-    def open(self, start: int) -> grain.DatasetIterator:
-        """What is made from batch `start` on, in threads and worker processes."""
-        options = grain.ReadOptions(self._threads, prefetch_buffer_size=self._threads)
-        numbers = grain.MapDataset.range(start, self._length)
-        made = numbers.map(self._make).to_iter_dataset(options)
-        if self._workers:
-            if not flags.FLAGS.is_parsed():  # grain reads its own; not every program
-                flags.FLAGS.mark_as_parsed()  # that trains has parsed any
-            processes = grain.MultiprocessingOptions(num_workers=self._workers)
-            made = made.mp_prefetch(processes)
-        return iter(made)
-
-    def _noted(self, made: Made) -> Batch:
-        self.skipped.update(made.skipped)
-        for line in dict.fromkeys(made.noted + made.skipped):
-            if line in self._known:
-                continue
-            self._known.add(line)
-            if line not in self._report:  # a source of this process has its own there
-                self._report.append(line)
-            if line in made.skipped:
-                warnings.warn(line, stacklevel=3)
-            else:
-                log.warning("data: %s", line)
-        return made.batch
-
-
-class Stream:
-    """Batches one after another, made ahead of their use.
-
-    The state is the number of batches taken, not of those made: it restores the very
-    next one, whatever the numbers of threads and workers were and are.
-    """
-
-    def __init__(self, batches: Batches):
-        self._batches, self._taken = batches, 0
-        self._made: grain.DatasetIterator | None = None
-
-    def __iter__(self) -> "Stream":
-        return self
-
-    def __next__(self) -> Batch:
-        if self._made is None:
-            self._made = self._batches.open(self._taken)
-        made = next(self._made)
-        self._taken += 1
-        return self._batches._noted(made)
-
-    def get_state(self) -> dict[str, int]:
-        """For `set_state`, of this stream or another; JSON can hold it."""
-        return {"next_index": self._taken}
-
-    def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes on (or back) to where `get_state` was called."""
-        self.close()
-        self._taken = int(state["next_index"])
-
-    def close(self) -> None:
-        """Ends the processes that make batches; the next batch starts new ones."""
-        if self._made is not None:
-            self._made.close()
-            self._made = None
+from frcnn_jax.data.images import Canvas, canvases, choose_canvas
+from frcnn_jax.data.source import Source, subset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,51 +125,8 @@ def build(
     process_count: int = 1,
     **source_kwargs: Any,
 ) -> Data:
-    """Both splits of a source, loaded by `load_source`, as batches.
-
-    Args:
-        name: a module of `frcnn_jax.data.sources`, or a dotted path to one of your own.
-        batch_size: examples per training step over all processes.
-        eval_batch_size: the same for evaluation.
-        seed: of the order and the flips.
-        train_split: the split to train on; `"train[:100]"` is its first hundred.
-        eval_split: the split to evaluate on.
-        short_side: pixels of an image's short side after resizing,
-        max_side: but no more than this for its long side,
-        canvas: and no more than the (h, w) of the static shape it is padded to; or a
-            list of such shapes, of which each image takes the one that suits it best
-            (a batch has images of one; a step is compiled for each).
-        max_boxes: slots for ground truth.
-        on_overflow: "error", or "drop_smallest" when there are more boxes than slots.
-        flip: mirror every other training image.
-        augment: keyword arguments of `augment.augment`; none for training as it is.
-        sampling: `name` of a function of `sampling`, and its keyword arguments; none
-            for every image once an epoch.
-        on_bad_image: "error", or "skip", which warns, reports and replaces the image:
-            in training by the next readable one, in evaluation by a slot with
-            `valid=False` (so that its objects count as missed).
-        cache: keep decoded and resized images in memory (of each worker).
-        reduced: resize an image that is more than twice too large from means of 2x2,
-            4x4 or 8x8 pixels, as which a JPEG is decoded faster; not with `augment`,
-            and not where every pixel should be as torchvision's.
-        proposals: a file of proposals for every image (`data.proposal_files`), whose
-            name may hold "{split}" where each split has its own; for a FastRCNN.
-        max_proposals: slots for them; the best are taken.
-        threads: batches made at the same time and ahead of their use.
-        workers: processes that make them; 0 for none but this one.
-        process_index: which share of each batch is this process's,
-        process_count: of how many.
-        **source_kwargs: what the source's `load` takes besides `split`.
-    """
-    train = load_source(name, split=train_split, **source_kwargs)
-    evaluation = train
-    if eval_split != train_split:
-        evaluation = load_source(name, split=eval_split, **source_kwargs)
-    if train.classes != evaluation.classes:
-        raise ValueError(
-            f"{train_split!r} has the classes {train.classes}, {eval_split!r} has "
-            f"{evaluation.classes}: both need the same, in the same order"
-        )
+    """Both splits of a source as batches; the module's head lists the arguments."""
+    train, evaluation = _load_splits(name, train_split, eval_split, source_kwargs)
     common: dict[str, Any] = dict(
         short_side=short_side,
         max_side=max_side,
@@ -266,34 +141,38 @@ def build(
         process_index=process_index,
         process_count=process_count,
     )
-    found = (None, None)
+    own: list[dict[str, Any]] = [{}, {}]  # what only one of the splits has
     if proposals:
         common["max_proposals"] = max_proposals
-        found = [
-            read_proposals(proposals, split, source)
-            for split, source in ((train_split, train), (eval_split, evaluation))
-        ]
+        splits = (train_split, train), (eval_split, evaluation)
+        own = [dict(proposals=read_proposals(proposals, *s)) for s in splits]
+    drawn: dict[str, Any] = dict(
+        seed=seed, flip=flip, augment=augment, sampling=sampling
+    )
     train_stream = train_dataset(
-        train,
-        batch_size=batch_size,
-        seed=seed,
-        flip=flip,
-        augment=augment,
-        sampling=sampling,
-        proposals=found[0],
-        **common,
+        train, batch_size=batch_size, **drawn, **common, **own[0]
     )
     eval_stream = eval_dataset(
-        evaluation, batch_size=eval_batch_size, proposals=found[1], **common
+        evaluation, batch_size=eval_batch_size, **common, **own[1]
     )
-    visits = sampling_order.repeats(train, sampling)
-    return Data(
-        train=train,
-        eval=evaluation,
-        steps_per_epoch=-(-round(sum(visits)) // batch_size),
-        train_stream=train_stream,
-        eval_stream=eval_stream,
-    )
+    steps = -(-round(sum(sampling_order.repeats(train, sampling))) // batch_size)
+    return Data(train, evaluation, steps, train_stream, eval_stream)
+
+
+def _load_splits(
+    name: str, train_split: str, eval_split: str, kwargs: Mapping[str, Any]
+) -> tuple[Source, Source]:
+    """Both splits, or one twice; ValueError where they have other classes."""
+    train = load_source(name, split=train_split, **kwargs)
+    if eval_split == train_split:
+        return train, train
+    evaluation = load_source(name, split=eval_split, **kwargs)
+    if train.classes != evaluation.classes:
+        raise ValueError(
+            f"{train_split!r} has the classes {train.classes}, {eval_split!r} has "
+            f"{evaluation.classes}: both need the same, in the same order"
+        )
+    return train, evaluation
 
 
 def load_source(name: str, *, split: str, **kwargs: Any) -> Source:
@@ -459,59 +338,13 @@ def _share(batch_size: int, process_index: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-# ---------------------------------------------------------------------------- batches
-
-
-class Notes:
-    """Called, says what was added to a report since the last call, in any process."""
-
-    def __init__(self, report: list[str]):
-        self._report, self._read = report, len(report)
-
-    def __call__(self) -> tuple[str, ...]:  # noqa: D102
-        start = self._read  # of two threads both may say a line, neither leaves one out
-        new = self._report[start:]
-        self._read = start + len(new)
-        return tuple(new)
-
-
 def _train_batch(order, canvas, part, make, notes, k: int) -> Made:
     """This process's part of batch k."""
     bucket, visits = order[k]
     n = len(order.repeats)
     rows = [make(canvas[bucket], n, visit) for visit in visits[part]]
-    return _made(rows, canvas[bucket], notes)
+    return collect(rows, canvas[bucket], notes)
 
 
 def _eval_batch(rows, canvas, make, notes, k: int) -> Made:
-    return _made([make(canvas[k], int(index)) for index in rows[k]], canvas[k], notes)
-
-
-def _made(rows: Sequence[Row], canvas: Size, notes: Notes) -> Made:
-    skipped = tuple(line for row in rows for line in row.skipped)
-    return Made(make_batch([row.row for row in rows], canvas), skipped, notes())
-
-
-def make_batch(rows: Sequence[Batch], canvas: Size) -> Batch:
-    """Rows as one batch, each image at the top left of a canvas of zeros."""
-    pixels = np.zeros((len(rows), *canvas, 3), np.uint8)
-    for slot, row in zip(pixels, rows, strict=True):
-        h, w = row.image.shape[:2]
-        slot[:h, :w] = row.image
-    rest = stack([row[1:] for row in rows])
-    return Batch(pixels, *rest)
-
-
-def padding_share(batch: Batch) -> float:
-    """The part of a batch's pixels that no image fills."""
-    b, h, w, _ = batch.image.shape
-    return float(1 - np.prod(batch.image_size, axis=-1).sum() / (b * h * w))
-
-
-def stack(rows: Sequence[Any]) -> Any:
-    """Tuples of arrays as a tuple of arrays with one more axis; None stays None."""
-    first = rows[0]
-    if isinstance(first, tuple):
-        columns = map(stack, zip(*rows, strict=True))
-        return type(first)(*columns) if hasattr(first, "_fields") else tuple(columns)
-    return None if first is None else np.stack(rows)
+    return collect([make(canvas[k], int(index)) for index in rows[k]], canvas[k], notes)

@@ -11,8 +11,8 @@ import jax
 import ml_collections
 
 from frcnn_jax import models, weights
+from frcnn_jax.data.batches import padding_share
 from frcnn_jax.data.images import canvases
-from frcnn_jax.data.pipeline import padding_share
 from frcnn_jax.evaluation import coco as coco_metrics
 from frcnn_jax.training import checkpoint, devices, faults, preemption
 from frcnn_jax.training import config as configs

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frcnn_jax.data import check
+from frcnn_jax.data import anchor_fit, check
 from frcnn_jax.data.source import Example, Source
 from frcnn_jax.data.sources import coco, voc
 from frcnn_jax.ops import anchors as anchor_ops
@@ -138,14 +138,14 @@ def test_best_iou_is_that_of_the_whole_grid(rng):
             grid = grid[(middle <= (size[1], size[0])).all(1)]
             iou = np.asarray(box_ops.iou(jnp.float32(boxes), jnp.float32(grid)))
             best = np.maximum(best, iou.max(1))
-        found = check.best_iou(boxes, np.tile(np.array(size), (40, 1)), LEVELS)
+        found = anchor_fit.best_iou(boxes, np.tile(np.array(size), (40, 1)), LEVELS)
         np.testing.assert_allclose(found, best, atol=1e-5)
 
 
 def test_coverage_by_size():
     boxes = np.array([[2.0, 2, 14, 14], [0, 0, 3, 3], [0, 0, 40, 40]])
     sizes = np.tile([64, 96], (3, 1))
-    found = check.coverage(boxes, sizes, LEVELS)
+    found = anchor_fit.coverage(boxes, sizes, LEVELS)
     assert found["all"]["boxes"] == 3
     assert found["by_side"]["0 to 16"]["boxes"] == 2
     assert found["by_side"]["0 to 16"]["0.5"] == 0.5  # 3x3 has no anchor
@@ -155,10 +155,12 @@ def test_coverage_by_size():
 def test_kmeans_finds_what_was_put_in(rng):
     truth = np.array([[10.0, 10], [30, 60], [200, 100]])
     shapes = np.repeat(truth, [50, 30, 20], axis=0) * rng.uniform(0.95, 1.05, (100, 2))
-    means, iou = check.kmeans(rng.permutation(shapes), 3)
+    means, iou = anchor_fit.kmeans(rng.permutation(shapes), 3)
     np.testing.assert_allclose(means, truth, rtol=0.05)
     assert iou > 0.9
-    means, iou = check.kmeans(np.tile([[3.0, 4.0]], (5, 1)), 4)  # fewer than asked for
+    means, iou = anchor_fit.kmeans(
+        np.tile([[3.0, 4.0]], (5, 1)), 4
+    )  # fewer than asked for
     assert means.tolist() == [[3, 4]] and iou == 1.0
 
 
@@ -167,13 +169,13 @@ def test_suggested_anchors_are_better_or_the_present_ones(rng):
     square = np.concatenate([low, low + rng.uniform(24, 27, (200, 1))], axis=1)
     sizes = np.tile([64, 96], (200, 1))
     poor = [(8, anchor_ops.cell_anchors((60,), (1.0,)).astype(np.float64))]
-    found = check.suggest(square, sizes, poor)
+    found = anchor_fit.suggest(square, sizes, poor)
     assert found["changes"] and 24 <= found["sizes"][0][0] <= 27
     assert found["coverage"]["0.5"] == 1.0
-    assert check.coverage(square, sizes, poor)["all"]["0.5"] == 0.0
+    assert anchor_fit.coverage(square, sizes, poor)["all"]["0.5"] == 0.0
     exact = np.array([[0.0, 0, 32, 32], [8, 8, 40, 40]])
     cells = [(8, np.array([[-16.0, -16, 16, 16]]))]
-    assert not check.suggest(exact, sizes[:2], cells)["changes"]
+    assert not anchor_fit.suggest(exact, sizes[:2], cells)["changes"]
 
 
 def test_the_table_names_everything():

@@ -108,7 +108,8 @@ def test_a_voc_folder(tmp_path):
 
 def test_nothing_needs_tensorflow():
     code = (
-        "import sys, tempfile; from frcnn_jax.data import records, shapes, tfds; "
+        "import sys, tempfile\n"
+        "from frcnn_jax.data.sources import records, shapes, tfds; "
         "d = tempfile.mkdtemp(); "
         "records.write({'a': shapes.load(split='val', num_images=1)}, d); "
         "print(len(tfds.load(split='a', root=d)[0].image) > 0, "
