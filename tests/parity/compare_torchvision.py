@@ -38,7 +38,7 @@ from frcnn_jax import losses, models, proposals
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.ops import matching
 from frcnn_jax.training import cli
-from frcnn_jax.weights import torchvision as pretrained_torch
+from frcnn_jax.weights import torchvision
 from frcnn_jax.weights.files import write_npz
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -100,7 +100,7 @@ def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
     zeros = jax.tree.map(
         lambda x: np.broadcast_to(np.float32(0), x.shape), variables_of(name)
     )
-    return {k: v.shape for k, v in pretrained_torch.export_detector(zeros).items()}
+    return {k: v.shape for k, v in torchvision.export_detector(zeros).items()}
 
 
 Spread = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -162,7 +162,7 @@ def compiled(name: str):
 
 def load(name: str, file: pathlib.Path) -> dict[str, Any]:
     """Our variables from a state dict."""
-    return pretrained_torch.load_detector(file, variables_of(name))[0]
+    return torchvision.load_detector(file, variables_of(name))[0]
 
 
 def calibrated(
@@ -509,7 +509,7 @@ def compare_gradients(
     gradient: Any, state: Any, theirs: dict[str, np.ndarray]
 ) -> list[tuple[float, str]]:
     """||ours - theirs|| / ||theirs|| of every parameter that torchvision trains."""
-    ours = pretrained_torch.export_detector({"params": gradient, **state})
+    ours = torchvision.export_detector({"params": gradient, **state})
     rows = []
     for name in (n for n in theirs if n.startswith("gradient/")):
         there = theirs[name].astype(np.float64)

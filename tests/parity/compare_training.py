@@ -31,8 +31,7 @@ import optax
 from absl import flags
 from ml_collections import config_flags
 
-from frcnn_jax import models
-from frcnn_jax import weights as pretrained
+from frcnn_jax import models, weights
 from frcnn_jax.data.images import canvases
 from frcnn_jax.data.source import Source
 from frcnn_jax.data.sources import coco
@@ -44,7 +43,7 @@ from frcnn_jax.training.evaluate import build_data
 from frcnn_jax.training.loop import train_and_evaluate
 from frcnn_jax.training.metrics import log_to_stderr
 from frcnn_jax.training.step import init_variables, initial_state
-from frcnn_jax.weights import torchvision as pretrained_torch
+from frcnn_jax.weights import torchvision
 from frcnn_jax.weights.files import write_npz
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -82,8 +81,8 @@ def share(c: dict[str, Any], folder: pathlib.Path) -> None:
     key, shape = jax.random.key(c["seed"]), (*canvases(c["data"]["canvas"])[0], 3)
     variables = init_variables(key, shape, model=model)
     if file := c["model"]["backbone"].get("pretrained"):
-        variables = pretrained.load_backbone(file, variables)
-    write_npz(folder / "initial.npz", pretrained_torch.export_detector(variables))
+        variables = weights.load_backbone(file, variables)
+    write_npz(folder / "initial.npz", torchvision.export_detector(variables))
     state = initial_state(
         key, shape, model=model, optimizer=optax.identity(), variables=variables
     )

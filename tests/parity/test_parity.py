@@ -20,7 +20,7 @@ import pytest
 
 from frcnn_jax.training.optimizer import make_optimizer
 from frcnn_jax.weights import files as weight_files
-from frcnn_jax.weights import torchvision as pretrained_torch
+from frcnn_jax.weights import torchvision
 
 ROOT = pathlib.Path(__file__).parents[2]
 PEER = ROOT / ".venv-peer/bin/python"
@@ -72,7 +72,7 @@ def test_export_loads_in_torchvision_and_returns_bit_for_bit(model, tmp_path):
     weight_files.write_npz(first, weights)
     variables = scripts.load(model, first)
     exported = tmp_path / "exported.npz"
-    state = pretrained_torch.export_detector(variables)
+    state = torchvision.export_detector(variables)
     weight_files.write_npz(exported, state)
     peer = scripts.Peer(str(PEER), tmp_path)
     back = peer(model=model, weights=str(exported), echo=True)

@@ -15,7 +15,7 @@ from frcnn_jax.data.images import save_image
 from frcnn_jax.detector import load
 from frcnn_jax.training.convert import rows_of
 from frcnn_jax.weights import files as weight_files
-from frcnn_jax.weights import torchvision as pretrained_torch
+from frcnn_jax.weights import torchvision
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENT = """
@@ -65,7 +65,7 @@ def peer(tmp_path_factory):
         ),
         variables,
     )
-    state = pretrained_torch.export_detector(random)
+    state = torchvision.export_detector(random)
     weight_files.write_npz(folder / "peer.npz", state)
     return folder, state
 

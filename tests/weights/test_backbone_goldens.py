@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from frcnn_jax import models
+from frcnn_jax import models, weights
 from frcnn_jax.weights import files as weight_files
 from tests.parity.random_weights import random_image, random_weights
 
@@ -56,7 +56,7 @@ def test_maps_are_those_of_the_framework(name, tmp_path):
     image = random_image(0, (64, 64))
     variables = jax.eval_shape(backbone.init, jax.random.key(0), image)
     nested = {kind: {"backbone": tree} for kind, tree in variables.items()}
-    loaded = models.load_backbone(file, nested)
+    loaded = weights.load_backbone(file, nested)
     loaded = {kind: tree["backbone"] for kind, tree in loaded.items()}
     maps = jax.jit(backbone.apply)(loaded, image)
     assert len(golden) == len(maps)

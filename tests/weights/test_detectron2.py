@@ -11,10 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from frcnn_jax import models
-from frcnn_jax.weights import detectron2 as pretrained_detectron2
-from frcnn_jax.weights import keras as pretrained
-from frcnn_jax.weights import torchvision as pretrained_torch
+from frcnn_jax import models, weights
+from frcnn_jax.weights import detectron2, torchvision, tree
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 ZOO = {  # file: our experiment, its argument, depth, groups x width, kind
@@ -102,16 +100,16 @@ def test_every_array_of_the_zoo_has_its_place_and_shape(name):
     experiment, arg, *network = ZOO[name]
     module = importlib.import_module(f"experiments.{experiment}")
     parts = module.get_config(arg).model.to_dict()
-    model = pretrained_torch._flatten(variables_of(**parts))
+    model = tree.flatten(variables_of(**parts))
     arrays = zeros({**zoo_shapes(*network), **EXTRA})
-    assert pretrained_detectron2.recognises(arrays)
-    found, _, ignored = pretrained_detectron2.to_torchvision(arrays)
+    assert detectron2.recognises(arrays)
+    found, _, ignored = detectron2.to_torchvision(arrays)
     assert sorted(ignored) == sorted(EXTRA)
-    places = pretrained_torch.places(model)
+    places = torchvision.places(model)
     assert {place.name for place in places.values()} == set(found)
     for key, (name, layout) in places.items():
         if found[name].size < 5e6:
-            value = pretrained_torch._from_torch(found[name], layout, model, None)
+            value = torchvision._from_torch(found[name], layout, model, None)
             assert value.shape == model[key].shape, name
 
 
@@ -155,7 +153,7 @@ def write(path, arrays, **extra):
 def test_values_of_a_detector(small, tmp_path):
     variables, arrays = small
     file = write(tmp_path / "x.pkl", arrays)
-    loaded, report = pretrained_torch.load_detector(file, variables)
+    loaded, report = torchvision.load_detector(file, variables)
     assert len(report) == len(arrays)
     params, stats = loaded["params"], loaded["batch_stats"]
     at = "backbone.bottom_up.res3.0"
@@ -192,13 +190,13 @@ def test_what_does_not_fit_is_named_as_in_the_file(small, tmp_path):
     name = "backbone.bottom_up.res5.0.conv2.weight"
     missing = {k: v for k, v in arrays.items() if k != name}
     with pytest.raises(ValueError, match="not in the file: .*layer4.0.conv2.weight"):
-        pretrained_torch.load_detector(write(tmp_path / "x.pkl", missing), variables)
+        torchvision.load_detector(write(tmp_path / "x.pkl", missing), variables)
     more = {**arrays, "roi_heads.mask_head.deconv.weight": np.zeros((2, 2))}
     with pytest.raises(ValueError, match="not in the model: roi_heads.mask_head"):
-        pretrained_torch.load_detector(write(tmp_path / "x.pkl", more), variables)
+        torchvision.load_detector(write(tmp_path / "x.pkl", more), variables)
     wrong = {**arrays, name: arrays[name][:3]}
     with pytest.raises(ValueError, match="res5.0.conv2.weight has shape"):
-        pretrained_torch.load_detector(write(tmp_path / "x.pkl", wrong), variables)
+        torchvision.load_detector(write(tmp_path / "x.pkl", wrong), variables)
 
 
 def caffe2_name(name):
@@ -234,9 +232,7 @@ def caffe2_name(name):
 
 def test_caffe2_names_background_first_and_norms_that_only_scale(small, tmp_path):
     variables, arrays = small
-    ours, _ = pretrained_torch.load_detector(
-        write(tmp_path / "x.pkl", arrays), variables
-    )
+    ours, _ = torchvision.load_detector(write(tmp_path / "x.pkl", arrays), variables)
     blobs = {}
     for name, array in arrays.items():
         if "running" in name:  # fused into scale and bias
@@ -249,7 +245,7 @@ def test_caffe2_names_background_first_and_norms_that_only_scale(small, tmp_path
         blobs[f"{caffe2_name(name)}_momentum"] = array
     file = tmp_path / "c.pkl"
     file.write_bytes(pickle.dumps({"blobs": blobs, "cfg": "text"}, 2))
-    loaded, _ = pretrained_torch.load_detector(file, variables)
+    loaded, _ = torchvision.load_detector(file, variables)
     jax.tree.map(np.testing.assert_array_equal, loaded["params"], ours["params"])
     stats = loaded["batch_stats"]["backbone"]["layer1"]["block0"]["bn1"]
     scale = 1 / np.sqrt(np.float64(stats["var"]) + 1e-5)
@@ -268,10 +264,8 @@ def test_imagenet_weights_of_the_zoo_fill_a_backbone(small, tmp_path):
     file = tmp_path / "R-10.pkl"
     file.write_bytes(pickle.dumps(blobs, 2))
     start = jax.tree.map(lambda x: np.full(x.shape, -1, np.float32), variables)
-    loaded = pretrained.load_backbone(file, start)
-    full, _ = pretrained_torch.load_detector(
-        write(tmp_path / "x.pkl", arrays), variables
-    )
+    loaded = weights.load_backbone(file, start)
+    full, _ = torchvision.load_detector(write(tmp_path / "x.pkl", arrays), variables)
     for collection in ("params", "batch_stats"):
         jax.tree.map(
             np.testing.assert_array_equal,

@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from frcnn_jax import models
-from frcnn_jax.weights import torchvision as pretrained_torch
+from frcnn_jax.weights import torchvision
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 V2 = dict(
@@ -58,7 +58,7 @@ def numbered(tree):
 def small():
     variables = shapes(num_classes=3, **SMALL)
     filled = jax.tree.map(np.float32, numbered(variables))
-    return variables, filled, pretrained_torch.export_detector(filled)
+    return variables, filled, torchvision.export_detector(filled)
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -66,7 +66,7 @@ def test_names_and_shapes_are_torchvisions(name):
     expected = json.loads((GOLDENS / "torchvision_names.json").read_text())[name]
     tree = shapes(num_classes=90, **DETECTORS[name])
     zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), tree)
-    found = pretrained_torch.export_detector(zeros)
+    found = torchvision.export_detector(zeros)
     assert {k: list(v.shape) for k, v in found.items()} == expected
 
 
@@ -74,9 +74,9 @@ def test_export_and_load_are_inverse(small, tmp_path):
     variables, filled, state = small
     counters = {"backbone.body.bn1.num_batches_tracked": np.int64(5)}
     np.savez(tmp_path / "x.npz", **state, **counters)
-    loaded, report = pretrained_torch.load_detector(tmp_path / "x.npz", variables)
+    loaded, report = torchvision.load_detector(tmp_path / "x.npz", variables)
     jax.tree.map(np.testing.assert_array_equal, loaded, filled)
-    again = pretrained_torch.export_detector(loaded)
+    again = torchvision.export_detector(loaded)
     for name, array in state.items():
         np.testing.assert_array_equal(again[name], array)
     assert len(report) == len(state) + 1
@@ -108,7 +108,7 @@ def test_chosen_classes_keep_their_rows(small, tmp_path):
     _, filled, state = small
     np.savez(tmp_path / "x.npz", **state)
     two = shapes(num_classes=2, **SMALL)
-    loaded, _ = pretrained_torch.load_detector(tmp_path / "x.npz", two, classes=(3, 1))
+    loaded, _ = torchvision.load_detector(tmp_path / "x.npz", two, classes=(3, 1))
     was, now = filled["params"]["box_head"], loaded["params"]["box_head"]
     np.testing.assert_array_equal(
         now["class_logits"]["bias"], was["class_logits"]["bias"][[0, 3, 1]]
@@ -118,7 +118,7 @@ def test_chosen_classes_keep_their_rows(small, tmp_path):
         was["class_deltas"]["kernel"].reshape(-1, 3, 4)[:, [2, 0]].reshape(-1, 8),
     )
     with pytest.raises(ValueError, match=r"cls_score.bias has shape \(4,\)"):
-        pretrained_torch.load_detector(tmp_path / "x.npz", two)
+        torchvision.load_detector(tmp_path / "x.npz", two)
 
 
 def test_names_of_torchvisions_first_files(small, tmp_path):
@@ -133,7 +133,7 @@ def test_names_of_torchvisions_first_files(small, tmp_path):
     assert {"rpn.head.conv.weight", "backbone.fpn.inner_blocks.0.weight"} <= set(old)
     assert {"backbone.fpn.layer_blocks.3.bias"} <= set(old)
     np.savez(tmp_path / "x.npz", **old)
-    loaded, _ = pretrained_torch.load_detector(tmp_path / "x.npz", variables)
+    loaded, _ = torchvision.load_detector(tmp_path / "x.npz", variables)
     jax.tree.map(np.testing.assert_array_equal, loaded, filled)
 
 
@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_named(small, tmp_path):
     def load(**changes):
         arrays = {**state, **changes}
         np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
-        return pretrained_torch.load_detector(path, variables)
+        return torchvision.load_detector(path, variables)
 
     with pytest.raises(ValueError, match="not in the file: backbone.body.conv1.weight"):
         load(**{"backbone.body.conv1.weight": None})
@@ -156,9 +156,9 @@ def test_what_does_not_fit_is_named(small, tmp_path):
         load(**{"roi_heads.box_head.fc6.weight": np.zeros((5, 195))})
     np.savez(path, a=np.zeros(3))
     with pytest.raises(ValueError, match="holds no roi_heads"):
-        pretrained_torch.load_detector(path, variables)
+        torchvision.load_detector(path, variables)
     with pytest.raises(ValueError, match="box_head/fc9x/kernel has no place"):
-        pretrained_torch.places({("params", "box_head", "fc9x", "kernel"): np.zeros(2)})
+        torchvision.places({("params", "box_head", "fc9x", "kernel"): np.zeros(2)})
 
 
 # Backbones alone
@@ -179,7 +179,7 @@ def test_backbone_of_a_classifier_or_a_detector(small, tmp_path, prefix):
     body["fc.weight" if not prefix else "rpn.unknown"] = np.zeros((3, 3))
     np.savez(tmp_path / "x.npz", **body)
     start = jax.tree.map(lambda x: jnp.full(x.shape, -1.0), variables)
-    loaded = flat(pretrained_torch.load_backbone(tmp_path / "x.npz", start))
+    loaded = flat(torchvision.load_backbone(tmp_path / "x.npz", start))
     for key, value in flat(filled).items():
         expected = value if key[1] == "backbone" else np.full(value.shape, -1)
         np.testing.assert_array_equal(loaded[key], expected)
@@ -198,7 +198,7 @@ def test_a_c4_detector_takes_stage_four_into_its_head(small, tmp_path):
         box_head=dict(name="resnet", depth=10),
     )
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), variables)
-    loaded = pretrained_torch.load_backbone(tmp_path / "x.npz", zeros)["params"]
+    loaded = torchvision.load_backbone(tmp_path / "x.npz", zeros)["params"]
     was = filled["params"]["backbone"]
     jax.tree.map(
         np.testing.assert_array_equal, loaded["box_head"]["layer4"], was["layer4"]
@@ -212,7 +212,7 @@ def test_a_c4_detector_takes_stage_four_into_its_head(small, tmp_path):
 def test_mobilenet_of_a_classifier(tmp_path):
     tree = shapes(num_classes=2, **DETECTORS["fasterrcnn_mobilenet_v3_large_fpn"])
     filled = jax.tree.map(np.float32, numbered(tree))
-    state = pretrained_torch.export_detector(filled)
+    state = torchvision.export_detector(filled)
     body = {
         k.replace("backbone.body.", "features."): v
         for k, v in state.items()
@@ -220,7 +220,7 @@ def test_mobilenet_of_a_classifier(tmp_path):
     }
     np.savez(tmp_path / "x.npz", **body, **{"classifier.0.weight": np.zeros(2)})
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), tree)
-    loaded = pretrained_torch.load_backbone(tmp_path / "x.npz", zeros)
+    loaded = torchvision.load_backbone(tmp_path / "x.npz", zeros)
     jax.tree.map(
         np.testing.assert_array_equal,
         loaded["params"]["backbone"],

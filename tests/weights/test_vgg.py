@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from frcnn_jax import models
+from frcnn_jax import models, weights
 from frcnn_jax.models import vgg
 
 # The convolutions of torchvision's `vgg16().features`, by position.
@@ -50,7 +50,7 @@ def arrays():
 
 def test_every_layer_finds_its_array(tmp_path, variables, arrays):
     np.savez(tmp_path / "vgg16.npz", **arrays)
-    params = models.load_backbone(tmp_path / "vgg16.npz", variables)["params"]
+    params = weights.load_backbone(tmp_path / "vgg16.npz", variables)["params"]
     for at, name in CONVS.items():
         layer, torch = (
             params["backbone"][f"conv{name}"],
@@ -74,7 +74,7 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path, variables, arrays):
     short["features.0.weight"] = short["features.0.weight"][:, :2]
     np.savez(tmp_path / "short.npz", **short)
     with pytest.raises(ValueError, match=r"\(64, 2, 3, 3\).*features.28.bias"):
-        models.load_backbone(tmp_path / "short.npz", variables)
+        weights.load_backbone(tmp_path / "short.npz", variables)
 
 
 @pytest.mark.slow
