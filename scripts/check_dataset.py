@@ -18,7 +18,6 @@ import sys
 import cv2
 import numpy as np
 from absl import app, flags
-from ml_collections import config_flags
 
 from frcnn_jax import models
 from frcnn_jax.data import check, images, pipeline
@@ -30,9 +29,7 @@ from frcnn_jax.training import cli
 # Experiments import their shared parts from the folder beside this one.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, e.g. experiments/bccd_r50_fpn.py."
-)
+CONFIG = cli.define_config("The experiment, e.g. experiments/bccd_r50_fpn.py.")
 OUTPUT = flags.DEFINE_string("output", None, "A folder for check.json and sheet.jpg.")
 DECODE = flags.DEFINE_bool("decode", True, "Decode every image.")
 PICTURES = flags.DEFINE_integer("pictures", 16, "How many the sheet shows.")

@@ -30,7 +30,6 @@ import sys
 from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from frcnn_jax.training import checkpoint, cli
 from frcnn_jax.training.convert import convert
@@ -39,9 +38,7 @@ from frcnn_jax.weights.files import write_npz, write_safetensors
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment whose model it is: experiments/coco_*.py."
-)
+CONFIG = cli.define_config("The experiment whose model it is: experiments/coco_*.py.")
 WEIGHTS = flags.DEFINE_string("weights", None, "The peer's file.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run or checkpoint to export.")
 OUTPUT = flags.DEFINE_string(

@@ -18,7 +18,6 @@ import sys
 import tempfile
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from frcnn_jax.evaluation import coco, files, voc
 from frcnn_jax.training import checkpoint, cli, convert, devices, evaluate
@@ -30,7 +29,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run (its best checkpoint), RUN/last or a checkpoint."
 )
-CONFIG = config_flags.DEFINE_config_file("config", None, "That of --weights.")
+CONFIG = cli.define_config("That of --weights.")
 WEIGHTS = flags.DEFINE_string("weights", None, "A detector of a peer, as a file.")
 DETECTIONS = flags.DEFINE_string("detections", None, "A COCO-format results file.")
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO-format instances file.")
@@ -55,10 +54,11 @@ def changes() -> list[str]:
 def convert_weights(weights: str, folder: str) -> None:
     """Write a peer's weights as a checkpoint, with the classes of the data."""
     configs.change(CONFIG.value, changes())
-    source = evaluate.build_eval_data(configs.check(CONFIG.value)).eval
+    config = configs.resolve(CONFIG.value)
+    source = evaluate.build_eval_data(configs.check(config)).eval
     convert.convert(
         weights,
-        CONFIG.value,
+        config,
         folder,
         classes=source.classes,
         category_ids=source.category_ids,

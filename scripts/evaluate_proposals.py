@@ -15,17 +15,17 @@ import pathlib
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from frcnn_jax.data import images, proposal_files
 from frcnn_jax.evaluation import recall
 from frcnn_jax.training import cli, propose
+from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
 
 # Experiments import their shared parts from the folder beside this one.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Whose data: an experiment.")
+CONFIG = cli.define_config("Whose data: an experiment.")
 SPLIT = flags.DEFINE_string("split", None, "The split; default data.eval_split.")
 PROPOSALS = flags.DEFINE_multi_string("proposals", [], "FILE or NAME=FILE.")
 CHECKPOINT = flags.DEFINE_multi_string("checkpoint", [], "PATH or NAME=PATH: its RPN.")
@@ -53,7 +53,7 @@ def main(_):
         sets.append((name, *propose.rpn_of_checkpoint(path, changes=changes)))
     if PROPOSALS.value:
         if CONFIG.value is not None:
-            data = CONFIG.value.data.to_dict()
+            data = configs.resolve(CONFIG.value).data.to_dict()
             source = propose.source_of(data, SPLIT.value or data["eval_split"])
         elif sets:
             source = sets[0][1]

@@ -25,19 +25,19 @@ import time
 
 import cv2
 from absl import app, flags
-from ml_collections import config_flags
 
 from frcnn_jax.data import proposal_files
 from frcnn_jax.data.example import decode
 from frcnn_jax.data.selective_search import MODES, selective_search
 from frcnn_jax.training import cli
+from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import duration, log_to_stderr
 
 # Experiments import their shared parts from the folder beside this one.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
 log = logging.getLogger("frcnn_jax.make_proposals")
-CONFIG = config_flags.DEFINE_config_file("config", None, "Whose data: an experiment.")
+CONFIG = cli.define_config("Whose data: an experiment.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Whose RPN: a run or checkpoint.")
 SPLITS = flags.DEFINE_list("splits", None, "Splits of the data.", required=True)
 OUTPUT = flags.DEFINE_string(
@@ -106,7 +106,9 @@ def main(_):
                 changes = [f"data.eval_split={split}", *SET.value]
                 _, found = propose.rpn_of_checkpoint(CHECKPOINT.value, changes=changes)
             else:
-                source = propose.source_of(CONFIG.value.data.to_dict(), split)
+                source = propose.source_of(
+                    configs.resolve(CONFIG.value).data.to_dict(), split
+                )
                 found, parts = search_split(source, path, pool)
             proposal_files.write(path, found)
             if parts:

@@ -14,18 +14,16 @@ import pathlib
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from frcnn_jax.data import pipeline
 from frcnn_jax.data.sources import records
 from frcnn_jax.training import cli
+from frcnn_jax.training import config as configs
 
 # Experiments import their shared parts from the folder beside this one.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, e.g. experiments/bccd_r50_fpn.py."
-)
+CONFIG = cli.define_config("The experiment, e.g. experiments/bccd_r50_fpn.py.")
 OUTPUT = flags.DEFINE_string("output", "prepared", "The folder to write below.")
 SPLITS = flags.DEFINE_list("splits", None, "Default: the experiment's two.")
 
@@ -33,7 +31,7 @@ SPLITS = flags.DEFINE_list("splits", None, "Default: the experiment's two.")
 def main(argv):
     if argv[1:]:
         raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
-    data = CONFIG.value.to_dict()["data"]
+    data = configs.resolve(CONFIG.value).to_dict()["data"]
     known = inspect.signature(pipeline.build).parameters
     source_kwargs = {k: v for k, v in data.items() if k not in known}
     names = SPLITS.value or dict.fromkeys((data["train_split"], data["eval_split"]))

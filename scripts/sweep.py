@@ -51,9 +51,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 log = logging.getLogger("frcnn_jax.sweep")
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, e.g. experiments/shapes_demo.py."
-)
+CONFIG = cli.define_config("The experiment, e.g. experiments/shapes_demo.py.")
 SWEEP = flags.DEFINE_string(
     "sweep", None, "Of the experiment's file: sweep_NAME or search_NAME.", required=True
 )

@@ -18,7 +18,6 @@ import pathlib
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from frcnn_jax.training import cli, devices
 from frcnn_jax.training.loop import train_and_evaluate
@@ -27,9 +26,7 @@ from frcnn_jax.training.metrics import log_to_stderr
 # Experiments import their shared parts from the folder beside this one.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, e.g. experiments/shapes_demo.py."
-)
+CONFIG = cli.define_config("The experiment, e.g. experiments/shapes_demo.py.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The folder that keeps the run.", required=True
 )

@@ -51,13 +51,14 @@ import inspect
 import pathlib
 import re
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from frcnn_jax.data import augment as augmentation
-from frcnn_jax.data import proposal_files
+from frcnn_jax.data import proposal_files, splits
 from frcnn_jax.data import sampling as sampling_order
 from frcnn_jax.data.batches import ENDLESS, Batches, Made, Notes, Stream, collect
 from frcnn_jax.data.example import (
@@ -144,8 +145,8 @@ def build(
     own: list[dict[str, Any]] = [{}, {}]  # what only one of the splits has
     if proposals:
         common["max_proposals"] = max_proposals
-        splits = (train_split, train), (eval_split, evaluation)
-        own = [dict(proposals=read_proposals(proposals, *s)) for s in splits]
+        both = (train_split, train), (eval_split, evaluation)
+        own = [dict(proposals=read_proposals(proposals, *s)) for s in both]
     drawn: dict[str, Any] = dict(
         seed=seed, flip=flip, augment=augment, sampling=sampling
     )
@@ -175,27 +176,46 @@ def _load_splits(
     return train, evaluation
 
 
-def load_source(name: str, *, split: str, **kwargs: Any) -> Source:
+def load_source(name: str, *, split: str, group: str = "", **kwargs: Any) -> Source:
     """`load` of the module `name`, of `frcnn_jax.data.sources` or a dotted path.
 
     What follows a colon is its argument `dataset`: "tfds:voc/2007".
-    `split` may end in a range of positions: "train[:100]", "val[50:]".
+    `split` may end in a range of positions, "train[:100]", "val[50:]", or of percent by
+    a hash of names, "all[:80%]", "all[80%:]", as `splits.share` says, with `group`.
+    (TFDS has ranges of percent of its own.)
     """
     name, colon, dataset = name.partition(":")
     if colon:
         kwargs["dataset"] = dataset
+    load = find_source(name).load
+    percent = "%" in split and name != "tfds"
+    number = r"(\d+)%" if percent else r"(-?\d+)"
+    match = re.fullmatch(rf"(.+?)(?:\[{number}?:{number}?\])?", split)
+    if match is None or (percent and match[2] is match[3] is None):
+        raise ValueError(
+            f"split={split!r}: give a name, or a part: 'train[:100]', 'train[:80%]'"
+        )
+    source = load(split=match[1], **kwargs)
+    start, stop = (int(v) if v else None for v in match.group(2, 3))
+    if percent:
+        ends = start or 0, 100 if stop is None else stop
+        return splits.share(
+            source, *ends, group=group, root=str(kwargs.get("root", ""))
+        )
+    if start is stop is None:
+        return source
+    return subset(source, slice(start, stop))
+
+
+def find_source(name: str) -> ModuleType:
+    """The module of a source by its name; ValueError names those there are."""
     path = name if "." in name else f"frcnn_jax.data.sources.{name}"
     if "." not in name and importlib.util.find_spec(path) is None:
         raise ValueError(
-            f"no data source {name!r}: there are {', '.join(_sources())}, or give the "
-            "dotted path of a module with a function load"
+            f"no data source {name!r}: there are {', '.join(source_names())}, or give "
+            "the dotted path of a module with a function load"
         )
-    match = re.fullmatch(r"(.+?)(?:\[(-?\d*):(-?\d*)\])?", split)
-    if not match:
-        raise ValueError(f"split={split!r}: give a name, or a part: 'train[:100]'")
-    start, stop = (int(v) if v else None for v in match.group(2, 3))
-    source = importlib.import_module(path).load(split=match[1], **kwargs)
-    return subset(source, slice(start, stop)) if match[2] is not None else source
+    return importlib.import_module(path)
 
 
 def read_proposals(
@@ -321,10 +341,10 @@ def _sides(shape: Mapping[str, Any]) -> dict[str, Any]:
     return {k: shape[k] for k in ("short_side", "max_side", "canvas")}
 
 
-def _sources() -> list[str]:
-    """The modules of `sources` that have a function `load`; none is imported."""
+def source_names(function: str = "load") -> list[str]:
+    """The modules of `sources` that have a function; none is imported."""
     files = sorted((pathlib.Path(__file__).parent / "sources").glob("*.py"))
-    return [f.stem for f in files if "\ndef load(" in f.read_text(encoding="utf-8")]
+    return [f.stem for f in files if f"\ndef {function}(" in f.read_text("utf-8")]
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> int:

@@ -1,9 +1,14 @@
 """How a script is run from a shell."""
 
+import re
 import sys
 from collections.abc import Callable
 
-from absl import app
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from frcnn_jax.training import config as configs
 
 HELP = {"--help", "-help", "-?", "--helpshort", "--helpfull"}
 
@@ -17,3 +22,41 @@ def run(main: Callable) -> None:
         if HELP & set(arguments[1:]):
             sys.exit(0)
         raise
+
+
+def define_config(help_text: str) -> flags.FlagHolder:
+    """The flag `--config`, a file of an experiment, whose leaves are flags as well.
+
+    A flag for a leaf that the experiment lacks is an error of one line, unless it is
+    one of `data` that the source takes.
+    """
+    holder = config_flags.DEFINE_config_file("config", None, help_text)
+    flags.FLAGS["config"].parser = _Parser(name="config")
+    return holder
+
+
+class _Parser(config_flags.ConfigFileFlagParser):
+    """Loads an experiment, and looks at the flags that will change it."""
+
+    def parse(self, path):
+        config = super().parse(path)
+        if isinstance(config, ml_collections.ConfigDict):
+            given = flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False)
+            names, source = _leaves(given, config)
+            configs.admit(config, names, source)
+        return config
+
+
+def _leaves(
+    argv: list[str], config: ml_collections.ConfigDict
+) -> tuple[list[str], str]:
+    """The leaves that the flags name, and the source that they or the file name."""
+    names, source = [], str(config.get("data", {}).get("name", ""))
+    for i, argument in enumerate(argv):
+        match = re.match(r"--?(no)?config\.([^=]+)(=(.*))?$", argument, re.DOTALL)
+        if match is None:
+            continue
+        names.append(match[2])
+        if match[2] == "data.name":
+            source = match[4] if match[3] else "".join(argv[i + 1 : i + 2])
+    return list(dict.fromkeys(names)), source

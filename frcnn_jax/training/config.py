@@ -6,13 +6,20 @@ function names a misspelt key. The rest is checked here.
 
 import ast
 import importlib.util
+import inspect
 import json
+import logging
 import pathlib
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
+
+from frcnn_jax.data import recognise
+
+log = logging.getLogger(__name__)
 
 RUN = {  # the leaves that are no group of keyword arguments
     *("seed", "batch_size", "eval_batch_size", "total_steps", "eval_every"),
@@ -74,6 +81,52 @@ def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return c
 
 
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The configuration with its data's format, leaves and splits in place of "auto".
+
+    A copy; what was recognised and why goes to the log. Errors are those of
+    `data.recognise`.
+    """
+    data, lines = recognise.resolve(config.data.to_dict())
+    for line in lines:
+        log.info("data: %s", line)
+    if lines:
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.data = data
+    return config
+
+
+def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) -> None:
+    """Adds leaves that the experiment lacks and that its data's `source` takes.
+
+    `names` are those to be changed, "data.annotations". ValueError for any other that
+    is not there, with the names there are.
+    """
+    for name in names:
+        group: Any = config
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            group = group[parent] if parent in group else None
+            if not isinstance(group, ml_collections.ConfigDict):
+                raise ValueError(f"config.{name}: the config has no group {parent!r}")
+        if leaf in group:
+            continue
+        if parents != ["data"]:
+            where = ".".join(["config", *parents])
+            raise ValueError(
+                f"config.{name}: {where} has no {leaf!r}, but {', '.join(sorted(group))}"
+            )
+        known = recognise.leaves(source)
+        if leaf not in known and not recognise.takes_anything(source):
+            raise ValueError(f"config.{recognise.unknown_leaf(leaf, source)}")
+        default = known.get(leaf)
+        if default is None or default is inspect.Parameter.empty:
+            default = config_dict.placeholder(object)
+        with config.unlocked():
+            group[leaf] = default
+
+
 def load_experiment(path: str | pathlib.Path) -> ModuleType:
     """The module of an experiment's file; FileNotFoundError names it.
 
@@ -90,8 +143,12 @@ def load_experiment(path: str | pathlib.Path) -> ModuleType:
 def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
     """Applies `data.root=DIR` and the like in place.
 
-    Raises ValueError for an unknown key or a value of another type.
+    A leaf of `data` that its source takes need not be there. Raises ValueError for an
+    unknown key or a value of another type.
     """
+    changes = list(changes)
+    named = dict(item.partition("=")[::2] for item in changes)
+    source = named.get("data.name", config.get("data", {}).get("name", ""))
     for item in changes:
         name, equals, text = item.partition("=")
         if not equals:
@@ -103,10 +160,12 @@ def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
             if not isinstance(group, ml_collections.ConfigDict):
                 raise ValueError(f"change {item!r}: the config has no group {parent!r}")
         if leaf not in group:
-            raise ValueError(
-                f"change {item!r}: the config has no {leaf!r} there, but "
-                f"{sorted(group)}"
-            )
+            if parents != ["data"]:
+                raise ValueError(
+                    f"change {item!r}: the config has no {leaf!r} there, but "
+                    f"{sorted(group)}"
+                )
+            admit(config, [name], source)
         try:
             value = text if isinstance(group[leaf], str) else ast.literal_eval(text)
             group[leaf] = value

@@ -44,6 +44,7 @@ def train_and_evaluate(
     finite, naming the step and the last good checkpoint, and ValueError if the run in
     `workdir` began with another configuration, unless `allow_changes`.
     """
+    config = configs.resolve(config)
     c = configs.check(config)
     workdir = pathlib.Path(workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)

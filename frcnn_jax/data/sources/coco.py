@@ -1,19 +1,35 @@
 """COCO: an instances JSON and a folder of images; and any source written as such JSON.
 
+Roboflow, CVAT, Label Studio and FiftyOne write it, each with its images elsewhere:
+with an empty `images` they are found by name below `root`.
+
 COCO's boxes `(x, y, w, h)` are continuous already. Category ids may have gaps: classes
 1..C follow the order of the ids. Crowds are kept as `ignore`, images without
 annotations are kept, and masks are not read.
 """
 
 import collections
-import json
+import os
 import pathlib
+import posixpath
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from frcnn_jax.data.conventions import from_xyxy, to_xyxy
+from frcnn_jax.data.folders import (
+    Folder,
+    Found,
+    Pictures,
+    contains,
+    fill,
+    folder_of,
+    list_folder,
+    read_json,
+    templates,
+    tidy,
+)
 from frcnn_jax.data.images import image_size
 from frcnn_jax.data.source import Example, Size, Source, below, clean_boxes, image_ids
 
@@ -28,36 +44,137 @@ def load(
     """The images of an instances file, in its order.
 
     `annotations` and `images` are the file and the folder below `root`; `{split}` in
-    them stands for the split's name.
+    them stands for the split's name. With an empty `images` they are found by name.
     """
     base = pathlib.Path(root)
-    file = base / annotations.format(split=split)
-    folder = base / images.format(split=split)
+    file = base / fill(annotations, split)
     found = _read(file)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"no image folder {folder}: set data.root or data.images"
-        )
-    names = _by_id(found["categories"], "category", file)
-    names = {i: names[i]["name"] for i in sorted(names)}
     entries = _by_id(found["images"], "image", file)
-    paths = {i: below(folder, e["file_name"], file) for i, e in entries.items()}
-    missing = [e["file_name"] for i, e in entries.items() if not paths[i].is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(entries)} images of {file} are not in {folder}: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
-        )
+    report: list[str] = []
+    if images:
+        paths = _below(base / fill(images, split), entries, file)
+    else:
+        paths = _anywhere(base, fill(annotations, split), split, entries)
+    names = _by_id(found["categories"], "category", file)
+    group = _roboflow_group(names, found["annotations"])
+    if group is not None:
+        shown = names.pop(group)["name"]
+        report.append(f"{file}: left out category {group} {shown!r}, Roboflow's root")
+    names = {i: names[i]["name"] for i in sorted(names)}
     objects = collections.defaultdict(list)
     for position, a in enumerate(found["annotations"]):
         _check_types(a, _TYPES["annotation"], "annotation", position, file)
         _check(a, entries, names, file)
         objects[a["image_id"]].append(a)
-    report: list[str] = []
     examples = [
         _example(paths[i], e, objects[i], names, report) for i, e in entries.items()
     ]
     return Source(examples, tuple(names.values()), tuple(names), report)
+
+
+def recognise(folder: Folder) -> Found | None:
+    """The instances files of a folder: JSON with images, annotations and categories."""
+    together = collections.Counter(
+        folder_of(f) for f in folder.files if f.endswith(".json")
+    )
+    files = [
+        f
+        for f in folder.files
+        if f.endswith(".json") and together[folder_of(f)] <= _MANY
+    ]
+    files = [f for f in files if contains(folder.root / f, _KEYS)]
+    if instances := [f for f in files if "instances" in f]:
+        files = instances  # beside captions, keypoints, ...
+    sets = templates(files)
+    if several := [t for t in sets if len(sets[t]) > 1]:
+        sets = {t: sets[t] for t in several}
+    if not sets:
+        return None
+    if len(sets) > 1:
+        raise ValueError(
+            f"{folder.root} has several COCO files, {', '.join(sorted(sets)[:5])}: "
+            "name one, --config.data.annotations=..., with {split} for a split's name"
+        )
+    ((template, found),) = sets.items()
+    why = f"{', '.join(found.values())}: images, annotations and categories"
+    return Found(dict(annotations=template, images=""), tuple(found), why)
+
+
+_KEYS = tuple(
+    rb'"%s"\s*:\s*\[' % key for key in (b"images", b"annotations", b"categories")
+)
+_MANY = 50  # JSON files in one folder: one an image, so none of COCO
+
+
+def _roboflow_group(categories: dict[Any, dict], annotations: list) -> Any:
+    """The id of the category that Roboflow adds, the others' supercategory; or None.
+
+    No object is of it.
+    """
+    first = categories.get(0, {})
+    others = [c for i, c in categories.items() if i != 0]
+    if first.get("supercategory") != "none" or not others:
+        return None
+    if any(c.get("supercategory") != first.get("name") for c in others):
+        return None
+    used = (isinstance(a, dict) and a.get("category_id") == 0 for a in annotations)
+    return None if any(used) else 0
+
+
+def _below(
+    folder: pathlib.Path, entries: dict[Any, dict], file: pathlib.Path
+) -> dict[Any, pathlib.Path]:
+    """The images of a folder; FileNotFoundError names the file and what is missing."""
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no image folder {folder}: set data.root or data.images"
+        )
+    paths = {i: below(folder, e["file_name"], file) for i, e in entries.items()}
+    missing = [e["file_name"] for i, e in entries.items() if not paths[i].is_file()]
+    if missing:
+        raise FileNotFoundError(_missing(missing, entries, file, folder))
+    return paths
+
+
+def _anywhere(
+    base: pathlib.Path, annotations: str, split: str, entries: dict[Any, dict]
+) -> dict[Any, pathlib.Path]:
+    """The images by name: where tools put them, or else anywhere below the root."""
+    file, beside = base / annotations, folder_of(annotations)
+    near = [posixpath.join(beside, f) for f in ("", "data", "images")]
+    usual = (split, f"images/{split}", f"{split}/images", "images", "data", "")
+    folders = dict.fromkeys([*(f.strip("/") for f in near), *usual])
+    if split in beside.split("/"):  # its own images lie there
+        folders = dict.fromkeys(
+            [*(f for f in folders if split in f.split("/")), *folders]
+        )
+    order, paths, missing, pictures = list(folders), {}, [], None
+    for i, entry in entries.items():
+        name = tidy(entry["file_name"])
+        place = next((f for f in order if os.path.isfile(base / f / name)), None)
+        if place is not None:
+            order.sort(key=lambda f: f != place)  # the next is likely to be there, too
+            paths[i] = base / place / name
+            continue
+        pictures = pictures or Pictures(list_folder(base))
+        found = pictures.find(entry["file_name"], near=beside, where=file)
+        if found is None:
+            below(base, entry["file_name"], file)
+            missing.append(entry["file_name"])
+        else:
+            paths[i] = base / found
+    if missing:
+        raise FileNotFoundError(_missing(missing, entries, file, base))
+    return paths
+
+
+def _missing(
+    missing: list[str], entries: dict, file: pathlib.Path, folder: pathlib.Path
+) -> str:
+    return (
+        f"{len(missing)} of {len(entries)} images of {file} are not in {folder}: "
+        f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+    )
 
 
 def to_coco(source: Source) -> dict[str, Any]:
@@ -156,10 +273,7 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"no annotation file {file}: set data.root or data.annotations"
         )
-    try:
-        found = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+    found = read_json(file)
     for key in ("images", "annotations", "categories"):
         if not isinstance(found, dict) or not isinstance(found.get(key), list):
             raise ValueError(

@@ -1,0 +1,165 @@
+"""What a folder holds: the format, the leaves that its source takes, the splits.
+
+    found = recognise("FOLDER")          # name, leaves, splits, why
+    data, lines = resolve(dict(name="auto", root="FOLDER", ...))
+
+Each module of `sources` that knows its format by sight has a function
+`recognise(folder) -> Found | None`; nothing else knows which formats there are.
+"""
+
+import inspect
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from frcnn_jax.data import folders, pipeline
+
+AUTO = "auto"
+OURS = ("batch_size", "eval_batch_size", "seed", "process_index", "process_count")
+
+
+class Recognised(NamedTuple):
+    """A source's name, leaves for its `load`, names of its splits, and the reason."""
+
+    name: str
+    leaves: Mapping[str, Any]
+    splits: tuple[str, ...]
+    why: str
+
+
+def recognise(root: str, *, name: str = AUTO, **given: Any) -> Recognised:
+    """The one format found below `root`, or what the source `name` finds there.
+
+    `given` are leaves of the source that are decided already. FileNotFoundError where
+    nothing is found, ValueError where more than one format is.
+    """
+    folder = folders.list_folder(root)
+    names = pipeline.source_names("recognise") if name == AUTO else [name]
+    found, errors = {}, {}
+    for candidate in names:
+        try:
+            seen = _look(pipeline.find_source(candidate), folder, given)
+        except ValueError as error:
+            errors[candidate] = str(error)
+        else:
+            if seen is not None:
+                found[candidate] = Recognised(candidate, *seen)
+    if errors and len(found) + len(errors) == 1:
+        raise ValueError(next(iter(errors.values())))
+    if len(found) + len(errors) > 1:
+        lines = [f"{n} ({f.why})" for n, f in found.items()]
+        lines += [f"{n} ({error})" for n, error in errors.items()]
+        raise ValueError(
+            f"{root} holds more than one format: {'; '.join(lines)}: choose with "
+            f"--config.data.name={'|'.join([*found, *errors])}"
+        )
+    if not found:
+        raise FileNotFoundError(_nothing(folder, names))
+    return next(iter(found.values()))
+
+
+def resolve(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The group `data` without anything "auto", and lines that say what was found.
+
+    What is given stays: a name, a leaf, a split. ValueError names a leaf that the
+    source does not take.
+    """
+    data = dict(data)
+    name, splits = data["name"], (data["train_split"], data["eval_split"])
+    if name == AUTO and not data.get("root"):
+        raise ValueError("data.root is empty: give the folder with your data")
+    lines: list[str] = []
+    if name == AUTO or AUTO in splits:
+        data, lines = _filled(data)
+    known = leaves(data["name"])
+    if unknown := sorted(set(data) - set(known)):
+        raise ValueError(unknown_leaf(unknown[0], data["name"]))
+    return data, lines
+
+
+def leaves(name: str) -> dict[str, Any]:
+    """What the group `data` may hold for a source, with what it is when left out.
+
+    `inspect.Parameter.empty` for what cannot be left out; of "auto" the leaves of every
+    source that is recognised.
+    """
+    names = pipeline.source_names("recognise") if name == AUTO else [name]
+    functions = [pipeline.find_source(n.partition(":")[0]).load for n in names]
+    found: dict[str, Any] = dict(group="")
+    for function in (*functions, pipeline.build):
+        parameters = inspect.signature(function).parameters.values()
+        found |= {
+            p.name: p.default
+            for p in parameters
+            if p.name not in ("split", *OURS) and p.kind is not p.VAR_KEYWORD
+        }
+    return found
+
+
+def takes_anything(name: str) -> bool:
+    """Whether a source's `load` has `**kwargs`."""
+    if name == AUTO:
+        return False
+    load = pipeline.find_source(name.partition(":")[0]).load
+    parameters = inspect.signature(load).parameters.values()
+    return any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def unknown_leaf(leaf: str, name: str) -> str:
+    """What to say of a leaf that neither the source nor the pipeline takes."""
+    return (
+        f"data.{leaf}: neither the pipeline nor the source {name!r} takes it: there are "
+        f"{', '.join(sorted(leaves(name)))}"
+    )
+
+
+def _filled(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The group with the name, the leaves and the splits that the folder tells."""
+    known = inspect.signature(pipeline.build).parameters
+    given = {k: v for k, v in data.items() if k not in known and v not in ("", ())}
+    root, given = (
+        given.pop("root", ""),
+        {k: v for k, v in given.items() if k != "group"},
+    )
+    name, _, dataset = data["name"].partition(":")
+    module = None if name == AUTO else pipeline.find_source(name)
+    lines, splits = [], ("train", "val")
+    if root and not dataset and (module is None or hasattr(module, "recognise")):
+        found = recognise(str(root), name=data["name"], **given)
+        data = {**data, "name": found.name, **found.leaves, **given}
+        splits = found.splits
+        lines.append(f"{root} is of the format {found.name}: {found.why}")
+    elif hasattr(module, "splits"):
+        options = dict(given, root=root) if root else given
+        splits = module.splits(**options, **(dict(dataset=dataset) if dataset else {}))
+    if AUTO in (data["train_split"], data["eval_split"]):
+        train, evaluation, why = folders.choose_splits(splits)
+        data["train_split"], data["eval_split"] = (
+            new if old == AUTO else old
+            for old, new in (
+                (data["train_split"], train),
+                (data["eval_split"], evaluation),
+            )
+        )
+        lines.append(
+            f"train on {data['train_split']!r}, evaluate on {data['eval_split']!r}: {why}"
+        )
+    return data, lines
+
+
+def _look(
+    module: ModuleType, folder: folders.Folder, given: Mapping[str, Any]
+) -> folders.Found | None:
+    """What a source sees, told of the leaves that are given as far as it asks."""
+    asked = inspect.signature(module.recognise).parameters
+    return module.recognise(folder, **{k: v for k, v in given.items() if k in asked})
+
+
+def _nothing(folder: folders.Folder, names: list[str]) -> str:
+    count = sum(map(folders.is_image, folder.files))
+    others = [f for f in folder.files if not folders.is_image(f)][:5]
+    return (
+        f"{folder.root}: none of {', '.join(names)} found among its {len(folder.files)} "
+        f"files ({count} images; others: {', '.join(others) or 'none'}): set data.root "
+        "to the data set's folder, or data.name (docs/data.md)"
+    )
