@@ -14,6 +14,7 @@ import json
 import pathlib
 import re
 import sys
+from typing import NoReturn
 
 import cv2
 import numpy as np
@@ -25,6 +26,8 @@ from frcnn_jax.data.example import decode
 from frcnn_jax.data.source import Source
 from frcnn_jax.evaluation import draw
 from frcnn_jax.training import cli
+from frcnn_jax.training import config as configs
+from frcnn_jax.training.metrics import log_to_stderr
 
 # Experiments import their shared parts from the folder beside this one.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -38,7 +41,11 @@ PICTURES = flags.DEFINE_integer("pictures", 16, "How many the sheet shows.")
 def main(argv):
     if argv[1:]:
         raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
-    c = CONFIG.value.to_dict()
+    log_to_stderr()
+    try:
+        c = configs.resolve(CONFIG.value).to_dict()
+    except (OSError, ValueError) as error:
+        cannot_load(error)
     data = c["data"]
     known = inspect.signature(pipeline.build).parameters
     source_kwargs = {k: v for k, v in data.items() if k not in known}
@@ -54,9 +61,7 @@ def main(argv):
             for split in splits
         }
     except (OSError, ValueError) as error:
-        print(f"cannot load the data: {error}")
-        print(json.dumps(dict(problems=1, error=str(error))))
-        sys.exit(2)
+        cannot_load(error)
     found = {}
     for split, source in sources.items():
         found[split] = check.check(
@@ -83,6 +88,13 @@ def main(argv):
         print(f"{output / 'check.json'}, {output / 'sheet.jpg'}")
     print(json.dumps(dict(problems=problems, splits=found)))
     sys.exit(1 if problems else 0)
+
+
+def cannot_load(error: Exception) -> NoReturn:
+    """Says why and ends."""
+    print(f"cannot load the data: {error}")
+    print(json.dumps(dict(problems=1, error=str(error))))
+    sys.exit(2)
 
 
 def anchors(model: dict, num_classes: int) -> list[tuple[int, np.ndarray]] | None:

@@ -106,9 +106,8 @@ def main(_):
                 changes = [f"data.eval_split={split}", *SET.value]
                 _, found = propose.rpn_of_checkpoint(CHECKPOINT.value, changes=changes)
             else:
-                source = propose.source_of(
-                    configs.resolve(CONFIG.value).data.to_dict(), split
-                )
+                data = configs.resolve(CONFIG.value).data.to_dict()
+                source = propose.source_of(data, split)
                 found, parts = search_split(source, path, pool)
             proposal_files.write(path, found)
             if parts:

@@ -1,7 +1,6 @@
 """Every shipped experiment builds: keys are known, shapes fit, a step is traceable."""
 
 import functools
-import importlib
 import inspect
 import json
 import pathlib
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax import models
-from frcnn_jax.data import augment, pipeline
+from frcnn_jax.data import augment, pipeline, recognise
 from frcnn_jax.data.images import canvases, check_canvas
 from frcnn_jax.data.sources import mix, records, shapes
 from frcnn_jax.training import config as configs
@@ -43,8 +42,11 @@ def bind_data(data):
     """TypeError for a key that neither the pipeline nor the data's source takes."""
     build = inspect.signature(pipeline.build)
     bound = build.bind(**data, batch_size=1, eval_batch_size=1, seed=0).arguments
+    if data["name"] == recognise.AUTO:
+        assert not set(data) - set(recognise.leaves(recognise.AUTO))
+        return
     name, colon, dataset = data["name"].partition(":")
-    module = importlib.import_module(name if "." in name else f"frcnn_jax.data.{name}")
+    module = pipeline.find_source(name)
     source = dict(
         bound.get("source_kwargs", {}), **{"dataset": dataset} if colon else {}
     )

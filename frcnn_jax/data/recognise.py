@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from frcnn_jax.data import folders, pipeline
 
 AUTO = "auto"
+OPEN: tuple[Any, ...] = ("", (), None)  # what a leaf is that was not decided
 OURS = ("batch_size", "eval_batch_size", "seed", "process_index", "process_count")
 
 
@@ -61,8 +62,8 @@ def recognise(root: str, *, name: str = AUTO, **given: Any) -> Recognised:
 def resolve(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The group `data` without anything "auto", and lines that say what was found.
 
-    What is given stays: a name, a leaf, a split. ValueError names a leaf that the
-    source does not take.
+    What is given stays: a name, a leaf, a split; an empty leaf that the source does not
+    take is left out. ValueError names another that it does not take.
     """
     data = dict(data)
     name, splits = data["name"], (data["train_split"], data["eval_split"])
@@ -72,7 +73,9 @@ def resolve(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if name == AUTO or AUTO in splits:
         data, lines = _filled(data)
     known = leaves(data["name"])
-    if unknown := sorted(set(data) - set(known)):
+    data = {k: v for k, v in data.items() if k in known or v not in OPEN}
+    unknown = sorted(set(data) - set(known))
+    if unknown and not takes_anything(data["name"]):
         raise ValueError(unknown_leaf(unknown[0], data["name"]))
     return data, lines
 
@@ -108,19 +111,17 @@ def takes_anything(name: str) -> bool:
 def unknown_leaf(leaf: str, name: str) -> str:
     """What to say of a leaf that neither the source nor the pipeline takes."""
     return (
-        f"data.{leaf}: neither the pipeline nor the source {name!r} takes it: there are "
-        f"{', '.join(sorted(leaves(name)))}"
+        f"data.{leaf}: neither the pipeline nor the source {name!r} takes it; there "
+        f"are {', '.join(sorted(leaves(name)))}"
     )
 
 
 def _filled(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The group with the name, the leaves and the splits that the folder tells."""
     known = inspect.signature(pipeline.build).parameters
-    given = {k: v for k, v in data.items() if k not in known and v not in ("", ())}
-    root, given = (
-        given.pop("root", ""),
-        {k: v for k, v in given.items() if k != "group"},
-    )
+    given = {k: v for k, v in data.items() if k not in known and v not in OPEN}
+    root = given.pop("root", "")
+    given.pop("group", None)
     name, _, dataset = data["name"].partition(":")
     module = None if name == AUTO else pipeline.find_source(name)
     lines, splits = [], ("train", "val")
@@ -133,17 +134,11 @@ def _filled(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         options = dict(given, root=root) if root else given
         splits = module.splits(**options, **(dict(dataset=dataset) if dataset else {}))
     if AUTO in (data["train_split"], data["eval_split"]):
-        train, evaluation, why = folders.choose_splits(splits)
-        data["train_split"], data["eval_split"] = (
-            new if old == AUTO else old
-            for old, new in (
-                (data["train_split"], train),
-                (data["eval_split"], evaluation),
-            )
-        )
-        lines.append(
-            f"train on {data['train_split']!r}, evaluate on {data['eval_split']!r}: {why}"
-        )
+        *chosen, why = folders.choose_splits(splits)
+        for key, split in zip(("train_split", "eval_split"), chosen, strict=True):
+            if data[key] == AUTO:
+                data[key] = split
+                lines.append(f"{key}={split!r}: {why}")
     return data, lines
 
 
@@ -159,7 +154,8 @@ def _nothing(folder: folders.Folder, names: list[str]) -> str:
     count = sum(map(folders.is_image, folder.files))
     others = [f for f in folder.files if not folders.is_image(f)][:5]
     return (
-        f"{folder.root}: none of {', '.join(names)} found among its {len(folder.files)} "
-        f"files ({count} images; others: {', '.join(others) or 'none'}): set data.root "
-        "to the data set's folder, or data.name (docs/data.md)"
+        f"{folder.root}: none of {', '.join(names)} found among its "
+        f"{len(folder.files)} files ({count} images; others: "
+        f"{', '.join(others) or 'none'}): set data.root to the data set's folder, or "
+        "data.name (docs/data.md)"
     )

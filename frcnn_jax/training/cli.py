@@ -31,20 +31,28 @@ def define_config(help_text: str) -> flags.FlagHolder:
     one of `data` that the source takes.
     """
     holder = config_flags.DEFINE_config_file("config", None, help_text)
-    flags.FLAGS["config"].parser = _Parser(name="config")
+    flag = flags.FLAGS["config"]
+    flag.parser = _Parser(flag.parser)
     return holder
 
 
-class _Parser(config_flags.ConfigFileFlagParser):
-    """Loads an experiment, and looks at the flags that will change it."""
+class _Parser(flags.ArgumentParser):
+    """Loads an experiment as `parser` does, and looks at the flags to change it."""
 
-    def parse(self, path):
-        config = super().parse(path)
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument):
+        config = self._parser.parse(argument)
         if isinstance(config, ml_collections.ConfigDict):
             given = flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False)
             names, source = _leaves(given, config)
             configs.admit(config, names, source)
         return config
+
+    def flag_type(self):
+        return self._parser.flag_type()
 
 
 def _leaves(

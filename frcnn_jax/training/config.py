@@ -87,10 +87,11 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     A copy; what was recognised and why goes to the log. Errors are those of
     `data.recognise`.
     """
-    data, lines = recognise.resolve(config.data.to_dict())
+    before = config.data.to_dict()
+    data, lines = recognise.resolve(before)
     for line in lines:
         log.info("data: %s", line)
-    if lines:
+    if data != before:
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.data = data
@@ -113,10 +114,8 @@ def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) 
         if leaf in group:
             continue
         if parents != ["data"]:
-            where = ".".join(["config", *parents])
-            raise ValueError(
-                f"config.{name}: {where} has no {leaf!r}, but {', '.join(sorted(group))}"
-            )
+            there = ", ".join(sorted(group))
+            raise ValueError(f"config.{name}: there is no {leaf!r} there, but {there}")
         known = recognise.leaves(source)
         if leaf not in known and not recognise.takes_anything(source):
             raise ValueError(f"config.{recognise.unknown_leaf(leaf, source)}")

@@ -23,6 +23,7 @@ from frcnn_jax.data.folders import (
     Found,
     Pictures,
     contains,
+    files_of,
     fill,
     folder_of,
     list_folder,
@@ -72,17 +73,21 @@ def load(
     return Source(examples, tuple(names.values()), tuple(names), report)
 
 
-def recognise(folder: Folder) -> Found | None:
-    """The instances files of a folder: JSON with images, annotations and categories."""
-    together = collections.Counter(
-        folder_of(f) for f in folder.files if f.endswith(".json")
-    )
+def recognise(folder: Folder, *, annotations: str = "") -> Found | None:
+    """The instances files of a folder: JSON with images, annotations and categories.
+
+    Of several, `annotations` says which are meant.
+    """
+    files = [f for f in folder.files if f.endswith(".json")]
+    if annotations:
+        found = files_of(folder, annotations)
+        return Found(dict(images=""), tuple(found), annotations) if found else None
+    together = collections.Counter(map(folder_of, files))
     files = [
         f
-        for f in folder.files
-        if f.endswith(".json") and together[folder_of(f)] <= _MANY
+        for f in files
+        if together[folder_of(f)] <= _MANY and contains(folder.root / f, _KEYS)
     ]
-    files = [f for f in files if contains(folder.root / f, _KEYS)]
     if instances := [f for f in files if "instances" in f]:
         files = instances  # beside captions, keypoints, ...
     sets = templates(files)
