@@ -130,7 +130,7 @@ def _filled(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         data = {**data, "name": found.name, **found.leaves, **given}
         splits = found.splits
         lines.append(f"{root} is of the format {found.name}: {found.why}")
-    elif hasattr(module, "splits"):
+    elif module is not None and hasattr(module, "splits"):
         options = dict(given, root=root) if root else given
         splits = module.splits(**options, **(dict(dataset=dataset) if dataset else {}))
     if AUTO in (data["train_split"], data["eval_split"]):

@@ -59,7 +59,7 @@ def _leaves(
     argv: list[str], config: ml_collections.ConfigDict
 ) -> tuple[list[str], str]:
     """The leaves that the flags name, and the source that they or the file name."""
-    names, source = [], str(config.get("data", {}).get("name", ""))
+    names, source = [], configs.source_name(config)
     for i, argument in enumerate(argv):
         match = re.match(r"--?(no)?config\.([^=]+)(=(.*))?$", argument, re.DOTALL)
         if match is None:

@@ -81,7 +81,7 @@ def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return c
 
 
-def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def resolve(config: Any) -> Any:
     """The configuration with its data's format, leaves and splits in place of "auto".
 
     A copy; what was recognised and why goes to the log. Errors are those of
@@ -96,6 +96,12 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         with config.unlocked():
             config.data = data
     return config
+
+
+def source_name(config: ml_collections.ConfigDict) -> str:
+    """The name of the source of a configuration's data; empty where it has none."""
+    data: Any = config.get("data")
+    return str(data.get("name", "")) if data is not None else ""
 
 
 def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) -> None:
@@ -146,8 +152,10 @@ def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
     unknown key or a value of another type.
     """
     changes = list(changes)
-    named = dict(item.partition("=")[::2] for item in changes)
-    source = named.get("data.name", config.get("data", {}).get("name", ""))
+    source = source_name(config)
+    for item in changes:
+        if item.startswith("data.name="):
+            source = item.removeprefix("data.name=")
     for item in changes:
         name, equals, text = item.partition("=")
         if not equals:
