@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-slow test-wheel test-wheel-all lint docs check peer clean
+.PHONY: help demo test test-slow test-prepare test-wheel test-wheel-all lint docs check \
+    peer clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	@echo "installing into $(VENV) (once; a few minutes)"
@@ -20,11 +21,26 @@ demo: $(VENV)/.installed  ## train on generated shapes, evaluate, draw: runs/dem
 	$(BIN)/python scripts/evaluate.py --checkpoint=runs/demo --split=test --pictures=12
 	@# annotations.json, detections.json and pictures/ of 200 images never seen: runs/demo
 
-test: $(VENV)/.installed  ## the tests
-	$(BIN)/python -m pytest -n 2
+# Tests of one file share their compiled functions: one process for each file.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile -rs
 
+test: $(VENV)/.installed  ## the tests
+	$(PYTEST)
+
+# With all of XLA's optimisations, as a user has them (tests/conftest.py).
 test-slow: $(VENV)/.installed  ## the slow tests
-	$(BIN)/python -m pytest -n 2 -m slow
+	XLA_FLAGS= $(PYTEST) -m slow
+
+# TensorFlow in an environment of its own, on top of the other: nothing else may need it.
+test-prepare: .venv-prepare/.installed  ## the test that needs TensorFlow
+	.venv-prepare/bin/python -m pytest -rs -m prepare tests/data/sources/test_tfds.py
+
+.venv-prepare/.installed: $(VENV)/.installed
+	test -x .venv-prepare/bin/python || $(BIN)/python -m venv .venv-prepare
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	    "$$(.venv-prepare/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dev.pth"
+	.venv-prepare/bin/python -m pip install --quiet tensorflow-cpu
+	touch $@
 
 # The wheel in an environment of its own, the tests in a folder of their own: the pure
 # layer with jax and numpy alone, then all that does not concern the repository.
@@ -55,7 +71,8 @@ lint: $(VENV)/.installed  ## ruff, pyright, import layers
 
 # Warnings are errors, links included: build/site/index.html
 docs: $(VENV)/.installed  ## the documentation: build/site/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python docs/render.py
+	$(BIN)/zensical build --strict
 
 check: lint docs test  ## lint, docs and tests
 
@@ -69,4 +86,4 @@ peer: .venv-peer/.installed  ## torch and torchvision in .venv-peer, to compare 
 	touch $@
 
 clean:  ## remove environments and runs
-	rm -rf $(VENV) .venv-peer runs
+	rm -rf $(VENV) .venv-peer .venv-prepare build runs

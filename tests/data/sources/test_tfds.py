@@ -221,9 +221,9 @@ def test_a_builder_without_boxes(tmp_path):
         mocked("mnist", tmp_path, "train")
 
 
-@pytest.mark.slow
+@pytest.mark.prepare
 def test_tfds_prepares_voc_and_we_read_what_it_wrote(tmp_path, monkeypatch, rng):
-    pytest.importorskip("tensorflow", reason="preparing needs the extra 'prepare'")
+    pytest.importorskip("tensorflow", reason="`make test-prepare` brings it")
     devkit = tmp_path / "extracted" / "VOCdevkit" / "VOC2007"
     for split in ("train", "val", "test"):
         annotations = {}

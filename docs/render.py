@@ -1,5 +1,8 @@
 """What the pages take from the repository, so that nothing is written down twice.
 
+    python docs/render.py && zensical build --strict
+
+writes the pages to build/docs, which `mkdocs.yml` names, and the site to build/site.
 A line of its own in a page stands for
 
     {{ readme: Results }}     that section of README.md, without its heading
@@ -15,36 +18,33 @@ Links out of `docs/` become plain text. In docstrings, what the interpreter woul
 import ast
 import pathlib
 import re
+import shutil
 import textwrap
 
 import griffe
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+OUTPUT = ROOT / "build" / "docs"
 TOKEN = re.compile(r"^\{\{ (\w+): (.+) \}\}$", re.M)
 
 
-def on_config(config, **_):
-    """Leaves out pages that are not there yet; "In depth" takes those it forgot."""
-    named = str(config.nav)
-    config.nav = _present(config.nav)
-    (depth,) = (part["In depth"] for part in config.nav if "In depth" in part)
-    depth += [p.name for p in sorted(ROOT.glob("docs/*.md")) if p.name not in named]
+def main():
+    """Every page to build/docs; a page that the navigation forgets is an error."""
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    ignored = shutil.ignore_patterns("*.py", "__pycache__")
+    shutil.copytree(ROOT / "docs", OUTPUT, ignore=ignored)
+    pages = {path.relative_to(OUTPUT).as_posix(): path for path in OUTPUT.rglob("*.md")}
+    named = re.findall(r"[\w/.-]+\.md$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    if odd := sorted(pages.keys() ^ set(named)):
+        raise ValueError(
+            f"{', '.join(odd)}: in docs/ or under `nav` of mkdocs.yml, but not in both"
+        )
+    for name, path in pages.items():
+        path.write_text(fill(path.read_text(), "../" * name.count("/")))
 
 
-def _present(entries):
-    found = []
-    for entry in entries:
-        title, target = entry.popitem() if isinstance(entry, dict) else ("", entry)
-        if isinstance(target, list):
-            target = _present(target)
-        elif not (ROOT / "docs" / target).exists():
-            continue
-        found.append({title: target} if title else target)
-    return found
-
-
-def on_page_markdown(markdown, *, page, **_):
-    """Fills in the tokens of a page; called by mkdocs."""
+def fill(markdown, up):
+    """Fill in the tokens of a page; `up` leads from its folder to docs/."""
     kinds = dict(
         readme=_section,
         file=_file,
@@ -52,7 +52,6 @@ def on_page_markdown(markdown, *, page, **_):
         code=_code,
         modules=_modules,
     )
-    up = "../" * page.file.src_uri.count("/")
     return TOKEN.sub(lambda m: kinds[m[1]](m[2], up), markdown)
 
 
@@ -122,3 +121,7 @@ class Docstrings(griffe.Extension):
                 obj.docstring.value,
                 flags=re.M,
             )
+
+
+if __name__ == "__main__":
+    main()
