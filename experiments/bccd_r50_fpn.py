@@ -5,10 +5,12 @@ r"""Blood cells (BCCD, 364 photographs) with ResNet-50 FPN from ImageNet weights
         --config.model.backbone.pretrained=resnet50_imagenet_keras_fp16.npz
     python scripts/evaluate.py --checkpoint=runs/bccd --pictures=6
 
-The folder is a VOC folder (Annotations, JPEGImages, ImageSets/Main); the weights are
-those of Keras' ResNet50 by layer name, whose conventions (stride in the 1x1, epsilon
-1e-3, mean only) are set below.
+The folder is a VOC folder (Annotations, JPEGImages, ImageSets/Main). The weights are
+those of Keras' ResNet50 by layer name; their conventions (stride in the 1x1, epsilon
+1e-3, mean only) are set below. docs/data.md says where to get both.
 
+Arguments: `:weights=timm` has the conventions of torchvision's and timm's weights
+(`--config.model.backbone.pretrained=hf:timm/resnet50.a1_in1k`); it has not been run.
 `:runlocal` is for two CPU cores: 300 pixels, stem to layer2 frozen. Without it, full
 size for a GPU.
 
@@ -28,7 +30,7 @@ from experiments import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    args = common.parse_arg(arg, runlocal=False)
+    args = common.parse_arg(arg, runlocal=False, weights="keras")
     local = args["runlocal"]
     c: Any = ml_collections.ConfigDict()
     c.update(
@@ -52,7 +54,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         cache=True,
     )
     c.model = dict(  # models.build_detector
-        common.keras_resnet50(),
+        common.imagenet_resnet50(args["weights"]),
         fpn=dict(channels=256),
         anchors=dict(
             strides=(4, 8, 16, 32, 64),

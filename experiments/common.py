@@ -456,6 +456,18 @@ def keras_resnet50() -> dict[str, Any]:
     )
 
 
+def imagenet_resnet50(weights: str) -> dict[str, Any]:
+    """The group `model`, in part: ResNet-50 for weights of "keras" or of "timm".
+
+    torchvision's weights have the conventions of timm's.
+    """
+    if weights == "timm":
+        return dict(backbone=frozen_resnet(50), dtype="float32")
+    if weights != "keras":
+        raise ValueError(f"config argument weights={weights}: expected keras or timm")
+    return keras_resnet50()
+
+
 def detectron2_c4(*, depth: int) -> dict[str, Any]:
     """The groups in which C4 differs: 15 anchors a place, stage 4 on every RoI."""
     of_head = dict(depth=depth, stride_in_1x1=True, norm="frozen")

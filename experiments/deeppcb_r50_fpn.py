@@ -10,7 +10,8 @@ The folder is a COCO folder: annotations/instances_trainval.json and instances_t
 are those of Keras' ResNet50 by layer name, whose conventions are set below. The recipe
 is torchvision's, 12 epochs of batch 8 at half its rate; stem and layer1 are frozen.
 
-Argument: `:runlocal` is small, for two CPU cores (320 pixels, 500 steps).
+Arguments: `:weights=timm` has the conventions of torchvision's and timm's weights,
+`:runlocal` is small, for two CPU cores (320 pixels, 500 steps).
 
 Published for Faster R-CNN on this split, AP50: 0.926 to 0.969. Ours: not run here, no
 GPU at hand; the aim is AP50 of at least 0.95.
@@ -24,7 +25,7 @@ from experiments import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    args = common.parse_arg(arg, runlocal=False)
+    args = common.parse_arg(arg, runlocal=False, weights="keras")
     local = args["runlocal"]
     steps, side = (500, 320) if local else (1500, 640)
     c: Any = ml_collections.ConfigDict()
@@ -45,7 +46,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     # Root of the area of the defects: 25 to 71 pixels, half of them 31 to 40.
     sizes = (16.0, 32.0, 64.0, 128.0, 256.0)
     c.model = dict(  # models.build_detector
-        common.keras_resnet50(),
+        common.imagenet_resnet50(args["weights"]),
         fpn=dict(channels=256),
         anchors=dict(sizes=tuple(s / 2 for s in sizes) if local else sizes),
     )

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax import export
 from jaxtyping import Array, Float, Int, UInt8
 
-from frcnn_jax.data.images import canvases
+from frcnn_jax.data import images
+from frcnn_jax.data.images import Canvas
 from frcnn_jax.models import FasterRCNN
 from frcnn_jax.training.step import predict_step
 from frcnn_jax.types import Batch, Detections
@@ -72,7 +73,7 @@ def export_batch(
 
 def canvas_of(config: Mapping[str, Any]) -> tuple[int, int]:
     """(H, W) that holds every canvas of the configuration."""
-    heights, widths = zip(*canvases(config["data"]["canvas"]), strict=True)
+    heights, widths = zip(*images.canvases(config["data"]["canvas"]), strict=True)
     return max(heights), max(widths)
 
 
@@ -137,22 +138,45 @@ def _neighbours(length, size, count, n):
     return pixels, at - before
 
 
+def fit(
+    size: Int[Array, "2"],
+    *,
+    short_side: int,
+    max_side: int,
+    canvas: Canvas,
+) -> Int[Array, "2"]:
+    """(h, w) after resizing an image of `size`, as `data.images.prepare` chooses it.
+
+    `choose_canvas` and `fit` of that module, in int32: of the canvases the one that
+    shrinks the image least, of those the smallest. Equal for sides whose product with
+    `max_side` is below 2^30.
+    """
+    h, w = size
+    sides = (short_side, jnp.minimum(h, w)), (max_side, jnp.maximum(h, w))
+
+    def on(option):
+        scales = (*sides, (option[0], h), (option[1], w))
+        fitted = [images.rounded(size * p, q) for p, q in scales]
+        return jnp.maximum(jnp.stack(fitted).min(0), 1)
+
+    # The first of the largest: the smallest canvas of those that shrink least.
+    options = sorted(images.canvases(canvas), key=lambda c: c[0] * c[1])
+    found = jnp.stack([on(option) for option in options])
+    return found[jnp.argmax(found[:, 0] * found[:, 1])]
+
+
 def _detect_image(variables, image, *, model, config):
     data, canvas = config["data"], canvas_of(config)
-    h, w = (jnp.asarray(side, jnp.float32) for side in image.shape[:2])
-    scale = jnp.minimum(
-        data["short_side"] / jnp.minimum(h, w), data["max_side"] / jnp.maximum(h, w)
-    )
-    scale = jnp.minimum(scale, jnp.minimum(canvas[0] / h, canvas[1] / w))
-    original = jnp.stack([h, w])
-    size = jnp.maximum(jnp.round(original * scale), 1).astype(jnp.int32)
+    original = jnp.stack([jnp.asarray(side, jnp.int32) for side in image.shape[:2]])
+    sides = {k: data[k] for k in ("short_side", "max_side", "canvas")}
+    size = fit(original, **sides)
     reduced = data.get("reduced", True) and not data.get("augment")
     pixels = resize(image, size, canvas=canvas, reduced=reduced)
     found = _detect_batch(
         variables, pixels[None], size[None], model=model, config=config
     )
     back = jnp.tile((original / size)[::-1], 2)[None]
-    limit = jnp.stack([w, h, w, h])[None]
+    limit = jnp.tile(original[::-1], 2)[None]
     boxes = jnp.clip(found["boxes"][0] * back, 0, limit)
     return {name: x[0] for name, x in found.items()} | {"boxes": boxes}
 

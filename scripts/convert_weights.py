@@ -9,9 +9,10 @@ r"""A peer's detector -> a checkpoint, or a checkpoint -> a torchvision state di
 The checkpoint is one like any other: evaluate.py, predict.py and `--config.init_from`
 read it. Files of torchvision (`.pth`), Detectron2 and Detectron (`.pkl`), and either's
 arrays as `.safetensors` or `.npz`, are read without torch and without running anything
-that lies in them; the config must be that of the file (`experiments/coco_*.py`). Files
-of 80 or 90 classes are taken for COCO: of torchvision's 91 rows those of the 80
-categories are kept (`--all_rows` keeps the ten unused ones, which count in its
+that lies in them. The config must be that of the file: the error says which one fits,
+and a leaf that a flag sets (`--config.model.anchors.sizes=...`) is taken with a
+warning. Files of 80 or 90 classes are taken for COCO: of torchvision's 91 rows those of
+the 80 categories are kept (`--all_rows` keeps the ten unused ones, which count in its
 softmax). Other files take `--classes`, in the order of the rows after background.
 `--report` says of every array where it went and what was done to it; one without a
 place is an error.
@@ -31,7 +32,7 @@ from typing import Any
 
 from absl import app, flags
 
-from frcnn_jax.training import checkpoint, cli
+from frcnn_jax.training import checkpoint, cli, pretrained
 from frcnn_jax.training.convert import convert
 from frcnn_jax.weights import torchvision
 from frcnn_jax.weights.files import write_npz, write_safetensors
@@ -100,6 +101,7 @@ def from_peer(weights: str) -> dict[str, Any]:
         classes=classes,
         category_ids=COCO_IDS if classes is COCO else rows,
         rows=rows,
+        set_by_flag=flags.FLAGS["config"].override_values,
     )
     if REPORT.value:
         print("\n".join(report))
@@ -116,9 +118,17 @@ def to_torchvision(run: str) -> dict[str, Any]:
             f"--output={OUTPUT.value}: expected a name ending in one of "
             f"{tuple(writers)}"
         )
-    variables = checkpoint.read_variables(checkpoint.find(run))
-    arrays = torchvision.export_detector(variables)
+    path = checkpoint.find(run)
+    arrays = torchvision.export_detector(checkpoint.read_variables(path))
     writers[suffix](OUTPUT.value, arrays)
+    config = checkpoint.read_meta(path).config.to_dict()
+    if wrong := pretrained.contradicted(OUTPUT.value, config)[2]:
+        print(
+            "torchvision's own model computes something else until it is built with "
+            "the run's values (found): "
+            + "; ".join(f"{leaf}: {text}" for leaf, text in wrong.items()),
+            file=sys.stderr,
+        )
     return dict(arrays=len(arrays))
 
 

@@ -63,6 +63,10 @@ def convert_weights(weights: str, folder: str) -> None:
         classes=source.classes,
         category_ids=source.category_ids,
         rows=convert.rows_of(weights, source.category_ids),
+        set_by_flag=[
+            *flags.FLAGS["config"].override_values,
+            *(change.partition("=")[0] for change in SET.value),
+        ],
     )
 
 

@@ -101,7 +101,9 @@ def main(argv):
     print(f"{file}: {result['bytes'] / 1e6:.1f} MB, {', '.join(exported.platforms)}")
     if jax.default_backend() in exported.platforms:
         whole = detector.Detector(model, variables, meta)
-        size = images.fit((300, 400), data.short_side, data.max_side, canvas)
+        sides, options = (data.short_side, data.max_side), images.canvases(data.canvas)
+        chosen = options[images.choose_canvas((300, 400), *sides, options)]
+        size = images.fit((300, 400), *sides, chosen)
         result |= compare(file, whole, (h, w) if h and w else size, canvas)
         print(
             f"same classes as the checkpoint: {result['same']}; apart at most: scores "

@@ -72,7 +72,8 @@ def main(_):
         if step >= 3:
             c.init_from = str(checkpoint.find(folders[step - 2], best=False))
         log.info("step %d of 4: %s", step, folder)
-        result = train_and_evaluate(c, folder)
+        changed = [change.partition("=")[0] for change in SET.value]
+        result = train_and_evaluate(c, folder, set_by_flag=changed)
     print(json.dumps(result))
 
 

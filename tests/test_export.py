@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,47 @@ def test_resize_is_that_of_the_pipeline_within_a_few_levels(rng, size, reduced):
     assert levels.max() <= 4 and levels.mean() < 0.5
     assert not np.asarray(found)[fitted[0] :].any()
     assert not np.asarray(found)[:, fitted[1] :].any()
+
+
+SIDES = [
+    dict(short_side=300, max_side=400, canvas=((304, 400), (400, 304), (400, 400))),
+    dict(short_side=800, max_side=1333, canvas=((800, 1344), (1344, 800))),
+    dict(short_side=150, max_side=250, canvas=(160, 256)),
+]
+
+
+@pytest.mark.parametrize("sides", SIDES)
+def test_sizes_are_those_of_the_pipeline(rng, sides):
+    """Of 20,000 sizes all, and those of the pipeline are the exact ones."""
+    log = rng.uniform(0, np.log(6000), (20_000, 2))
+    sizes = np.exp(log).astype(np.int32)
+    sizes[:500] = rng.integers(1, 60, (500, 2))  # halves are frequent there
+    sizes[:50, 1] = sizes[:50, 0]
+    found = jax.jit(jax.vmap(lambda size: export.fit(size, **sides)))(sizes)
+    options = images.canvases(sides["canvas"])
+    short, long = sides["short_side"], sides["max_side"]
+
+    def exact(size):
+        """Every canvas by fractions; the best is the last of the sorted ones."""
+        found = []
+        for i, (high, wide) in enumerate(options):
+            (h, w), limit = size, Fraction(short, min(size))
+            scale = min(
+                limit, Fraction(long, max(size)), Fraction(high, h), Fraction(wide, w)
+            )
+            fitted = max(1, round(h * scale)), max(1, round(w * scale))
+            found.append((fitted[0] * fitted[1], -high * wide, -i, fitted))
+        return max(found)[-1]
+
+    sizes = [tuple(map(int, size)) for size in sizes]
+    pipeline = [
+        images.fit(
+            s, short, long, options[images.choose_canvas(s, short, long, options)]
+        )
+        for s in sizes
+    ]
+    np.testing.assert_array_equal(found, pipeline)
+    np.testing.assert_array_equal(pipeline[:3000], [exact(s) for s in sizes[:3000]])
 
 
 @pytest.fixture(scope="module")

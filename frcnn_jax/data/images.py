@@ -207,16 +207,34 @@ def fit(size: Size, short_side: int, max_side: int, canvas: Size) -> Size:
     """(h, w) after resizing: `short_side`, unless `max_side` or the canvas are smaller.
 
     The scale is `min(short_side / min(h, w), max_side / max(h, w), canvas / size)`: an
-    upright picture is shrunk further for a canvas that lies on its side.
+    upright picture is shrunk further for a canvas that lies on its side. The sides are
+    `rounded` in whole numbers, so that an exported program, which has no float64, finds
+    the same.
 
     >>> fit((480, 640), 300, 400, (300, 400)), fit((640, 480), 300, 400, (300, 400))
     ((300, 400), (300, 225))
     """
     h, w = size
-    scale = min(
-        short_side / min(size), max_side / max(size), canvas[0] / h, canvas[1] / w
+    scales = (
+        *((short_side, min(size)), (max_side, max(size))),
+        *((canvas[0], h), (canvas[1], w)),
     )
-    return max(1, round(h * scale)), max(1, round(w * scale))
+    # Rounding keeps the order: the least side is that of the least scale.
+    fitted = [min(rounded(side * p, q) for p, q in scales) for side in size]
+    return max(1, int(fitted[0])), max(1, int(fitted[1]))
+
+
+def rounded(numerator: Any, denominator: Any) -> Any:
+    """The integer nearest to a quotient of integers, of two the even one; no overflow.
+
+    Of Python's integers, or of arrays of them where `2 * numerator` fits their width.
+
+    >>> [rounded(n, 2) for n in (1, 2, 3, 5)]
+    [0, 1, 2, 2]
+    """
+    whole, rest = numerator // denominator, numerator % denominator
+    half_way = 2 * rest == denominator
+    return whole + ((2 * rest > denominator) | (half_way & (whole % 2 == 1)))
 
 
 def resize(

@@ -123,6 +123,46 @@ def build_detector(
     )
 
 
+def with_defaults(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the group `model` with the defaults of each part's function filled in.
+
+    Parts that the detector does not have (FPN, RPN, one of the two poolings) stay out.
+
+    >>> with_defaults({"backbone": {"name": "resnet"}})["roi_align"]["aligned"]
+    True
+    """
+    given = _plain(model)
+    parts: dict[str, Callable[..., Any]] = dict(
+        backbone=_lookup("backbone", given["backbone"]["name"], "Backbone"),
+        box_head=_lookup(
+            "box_head", given.get("box_head", {}).get("name", "box_head"), "BoxHead"
+        ),
+    )
+    if given.get("fpn") is not None:
+        parts["fpn"] = fpn_module.FPN
+    if not given.get("external_proposals"):
+        parts |= dict(anchors=anchor_pyramid, rpn=RPNHead)
+    if given.get("roi_pool") is None:
+        parts["roi_align"] = pool_rois
+    else:
+        parts["roi_pool"] = max_pool_rois
+    own = {k: v for k, v in given.items() if not isinstance(v, dict)}
+    filled = {**_defaults(build_detector), **own}
+    for name, function in parts.items():
+        filled[name] = {**_defaults(function), **(given.get(name) or {})}
+    return filled
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """The defaults of a function's keyword arguments, or of a module's fields."""
+    return {
+        name: p.default
+        for name, p in inspect.signature(function).parameters.items()
+        if p.default not in (inspect.Parameter.empty, None)
+        and name not in ("parent", "name", "dtype")
+    }
+
+
 def _pooling(roi_align, roi_pool) -> Callable[..., Array]:
     """RoIPool where its group is given, else RoIAlign."""
     given = ("features", "rois")

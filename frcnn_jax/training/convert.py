@@ -1,7 +1,7 @@
 """A peer's detector becomes a checkpoint like any other."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import ml_collections
 import optax
 
 from frcnn_jax import models
-from frcnn_jax.training import checkpoint
+from frcnn_jax.training import checkpoint, pretrained
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.step import initial_state
 from frcnn_jax.weights import torchvision
@@ -23,14 +23,16 @@ def convert(
     classes: Sequence[str],
     category_ids: Sequence[int],
     rows: Sequence[int],
+    set_by_flag: Collection[str] = (),
 ) -> list[str]:
     """Write a checkpoint at step 0 in `output`, and return the report of every array.
 
-    `rows` of the file (0 is background) become the `classes` 1..C with `category_ids`;
-    the files are those of `torchvision.load_detector`, which raises what is raised
-    here.
+    `rows` of the file (0 is background) become the `classes` 1..C with `category_ids`.
+    Raises ValueError as `torchvision.load_detector` does for arrays that do not fit,
+    and as `pretrained.check_detector` does for a file of another family.
     """
     c = configs.check(config)
+    pretrained.check_detector(weights, c, set_by_flag=set_by_flag)
     model = models.build_detector(num_classes=len(classes), **c["model"])
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)

@@ -4,6 +4,7 @@ import logging
 import math
 import pathlib
 import time
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from frcnn_jax import models, weights
 from frcnn_jax.data.batches import padding_share
 from frcnn_jax.data.images import canvases
 from frcnn_jax.evaluation import coco as coco_metrics
-from frcnn_jax.training import checkpoint, devices, faults, preemption
+from frcnn_jax.training import checkpoint, devices, faults, preemption, pretrained
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.evaluate import build_data, predict_all, write_results
 from frcnn_jax.training.metrics import Progress, Writer, duration
@@ -37,12 +38,14 @@ def train_and_evaluate(
     *,
     allow_changes: bool = False,
     log_to: str = "",
+    set_by_flag: Collection[str] = (),
 ) -> dict[str, Any]:
     """Trains to `config.total_steps`, going on from the last checkpoint in `workdir`.
 
     Returns the last evaluation's metrics. Raises FloatingPointError if a loss is not
     finite, naming the step and the last good checkpoint, and ValueError if the run in
-    `workdir` began with another configuration, unless `allow_changes`.
+    `workdir` began with another configuration, unless `allow_changes`. Leaves that
+    contradict the weights to start from are errors, and warnings in `set_by_flag`.
     """
     config = configs.resolve(config)
     c = configs.check(config)
@@ -67,15 +70,20 @@ def train_and_evaluate(
     image_shape = (*canvases(c["data"]["canvas"])[0], 3)
     variables = init_variables(key, image_shape, model=model)
     if path := c["model"]["backbone"].get("pretrained"):
+        pretrained.check_backbone(path, c, set_by_flag=set_by_flag)
         variables = weights.load_backbone(path, variables)
         log.info("backbone initialised from %s", path)
     if c["init_from"]:
         source = checkpoint.find(c["init_from"])
+        before = checkpoint.read_meta(source)
+        pretrained.check_run(
+            source, before.config.to_dict(), c, set_by_flag=set_by_flag
+        )
         variables, fresh = checkpoint.fine_tune(
             checkpoint.read_variables(source),
             variables,
             where=source,
-            same_classes=checkpoint.read_meta(source).classes == data.train.classes,
+            same_classes=before.classes == data.train.classes,
         )
         log.info("initialised from %s, but for %s", source, fresh or "nothing")
 

@@ -8,7 +8,7 @@
 | `.pth`, `.pt`, `.safetensors`, ResNet | the defaults | torchvision, timm |
 | the same, ResNeXt 32x8d | `groups=32`, `group_width=8` | torchvision, timm |
 | `.pkl`, ResNet | `stride_in_1x1=True`, `pixel_std` of ones | Detectron2 (MSRA) |
-| `.pkl`, ResNeXt-101 | see `experiments/coco_r50_fpn.py` | Detectron2 (FAIR) |
+| `.pkl`, ResNeXt-101 | `groups=32`, `group_width=8` | Detectron2 (FAIR) |
 | `.pth`, `.safetensors`, MobileNetV3-Large | `norm_eps=1e-3` | torchvision |
 | the same | the defaults | timm (`mobilenetv3_large_100`) |
 | the same or `.npz`, VGG-16 | see `vgg` | torchvision, timm, Caffe |
@@ -16,8 +16,8 @@
 In place of a file, the name of a hub: `hf:timm/resnet50.a1_in1k` (`hub`).
 Whole detectors are read by `torchvision.load_detector`.
 
-The config is the caller's: a wrong `norm_eps`, `stride_in_1x1` or pixel mean changes no
-shape, so nothing here can notice it; it only makes worse features.
+A wrong `norm_eps`, `stride_in_1x1` or pixel mean changes no shape, so the readers do
+not notice it: `families` says what a file needs, and training compares it.
 """
 
 import pathlib

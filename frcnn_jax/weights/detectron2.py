@@ -3,15 +3,17 @@
 | file | names |
 | --- | --- |
 | Detectron2's zoo, `model_final_*` | `backbone.bottom_up.res2.0.conv1.norm.weight` |
-| ImageNet weights for it, `R-50.pkl` | Caffe2's: `res2_0_branch2a_bn_gamma` |
+| ImageNet weights for it, `MSRA/R-50.pkl` | Caffe2's: `res2_0_branch2a_bn_gamma` |
+| torchvision's for it, `torchvision/R-50.pkl` | `res2.0.conv1.norm.weight`, `stem.fc` |
 | Detectron, `model_final.pkl` | the same, and `fpn_inner_res4_5_sum_lateral_w` |
 
-All read BGR; Detectron2 has the background last and without a box; Detectron's norms
-have no statistics. That is undone here. What changes no shape is the configuration's:
-pixels of deviation 1 (ResNeXt has its own), stride in the first 1x1 (ResNeXt: 3x3),
-epsilon 1e-5, anchors in the order "detectron2"; `experiments/coco_r50_fpn.py`,
-`coco_r50_c4.py` and `coco_r50_dc5.py` have them. Detectron's own detectors besides have
-RoIs that are not `aligned`, and boxes one pixel larger, which ours are not.
+All but torchvision's read BGR; Detectron2 has the background last and without a box;
+Detectron's norms have no statistics. This module undoes all of that. What changes no
+shape is a matter of the experiment (`families` compares it): pixels of deviation 1
+(ResNeXt has its own), stride in the first 1x1 (ResNeXt: 3x3), epsilon 1e-5, anchors in
+the order "detectron2". `experiments/coco_r50_fpn.py`, `coco_r50_c4.py` and
+`coco_r50_dc5.py` have these values. Detectron's own detectors have RoIs that are not
+`aligned`, and boxes that are one pixel larger; this code has no such boxes.
 """
 
 import re
@@ -98,7 +100,7 @@ def to_torchvision(
         for pattern, new in DETECTRON2:
             known = re.sub(pattern, new, known)
         origin[known] = name
-        if known == "backbone.body.conv1.weight":
+        if known == "backbone.body.conv1.weight" and "stem.fc.weight" not in arrays:
             array, origin[known] = array[:, ::-1], f"{name} (BGR to RGB)"
         if not caffe2 and "box_predictor.cls_score" in known:
             array = np.roll(array, 1, axis=0)

@@ -12,8 +12,8 @@ and exporting follow from it. Layouts, torch -> ours:
 | `logits` | a row a class, background first | columns, background first |
 | `deltas` | four rows a class, background first | four columns a class, no background |
 
-The configuration is the caller's: epsilon, anchor rounding and `aligned` change no
-shape, so nothing here can notice a wrong one. `experiments/coco_*.py` have them.
+Epsilon, anchor rounding and `aligned` change no shape, so this module does not notice a
+wrong one: `families` compares them. `experiments/coco_*.py` have the right ones.
 """
 
 import pathlib

@@ -5,8 +5,9 @@
 | torchvision's and timm's `vgg16` | the default pixels |
 | Caffe's, under the same names | `backbone.bgr=True`, `pixel_std` of ones, its means |
 
-The two look alike; a wrong choice only makes worse features. Caffe's give the paper's
-results, torchvision's about 1 mAP less.
+The two files have the same names and shapes, so `families` accepts the settings of
+either, but no mixture. Caffe's weights give the paper's results, torchvision's about
+1 mAP less.
 """
 
 import pathlib

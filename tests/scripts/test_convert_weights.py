@@ -181,4 +181,18 @@ def test_mistakes_are_explained(peer, tmp_path):
         "has 3 classes, COCO 80 or 90: give their --classes"
         in done.stderr + done.stdout
     )
+    # Detectron2's recipe for a file of torchvision: nothing is written.
+    wrong = (folder / "small.py").read_text() + "    c.model.pixel_std = (1, 1, 1)\n"
+    wrong = wrong.replace("    return c\n", "") + "    return c\n"
+    (folder / "wrong.py").write_text(wrong)
+    arguments = (
+        *(f"--config={folder / 'wrong.py'}", f"--output={tmp_path / 'run'}"),
+        f"--weights={folder / 'peer.npz'}",
+    )
+    done = convert(*arguments, code=1)
+    assert "model.pixel_std: found (1, 1, 1), expected (58.395" in done.stderr
+    assert "use --config=experiments/coco_r50_fpn_v1.py" in done.stderr
     assert not (tmp_path / "run").exists()
+    done = convert(*arguments, "--config.model.pixel_std=(1,1,1)")
+    assert "set on purpose: model.pixel_std" in done.stderr
+    assert (tmp_path / "run").exists()
