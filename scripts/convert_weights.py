@@ -101,7 +101,7 @@ def from_peer(weights: str) -> dict[str, Any]:
         classes=classes,
         category_ids=COCO_IDS if classes is COCO else rows,
         rows=rows,
-        set_by_flag=flags.FLAGS["config"].override_values,
+        set_by_flag=config_flags.get_override_values(flags.FLAGS["config"]),
     )
     if REPORT.value:
         print("\n".join(report))

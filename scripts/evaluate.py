@@ -64,7 +64,7 @@ def convert_weights(weights: str, folder: str) -> None:
         category_ids=source.category_ids,
         rows=convert.rows_of(weights, source.category_ids),
         set_by_flag=[
-            *flags.FLAGS["config"].override_values,
+            *config_flags.get_override_values(flags.FLAGS["config"]),
             *(change.partition("=")[0] for change in SET.value),
         ],
     )

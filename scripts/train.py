@@ -71,7 +71,7 @@ def main(argv):
             WORKDIR.value,
             allow_changes=ALLOW.value,
             log_to=LOG_TO.value,
-            set_by_flag=flags.FLAGS["config"].override_values,
+            set_by_flag=config_flags.get_override_values(flags.FLAGS["config"]),
         )
         if devices.is_first():
             print(json.dumps(result))
