@@ -19,8 +19,8 @@ Faster R-CNN, approximate joint training:
 
 Faster R-CNN, four-step alternating training (`:step=1` to `4`):
 
-    python scripts/train_alternating.py --experiment=experiments/bccd_paper.py \
-        --workdir=runs/paper_alternating --set=DATA --set=WEIGHTS
+    python scripts/train_alternating.py --config=experiments/bccd_paper.py \
+        --workdir=runs/paper_alternating --config.DATA --config.WEIGHTS
 
 Then, of each: `python scripts/evaluate.py --checkpoint=RUN` (of the last,
 `runs/paper_alternating/step4`). The RPN in testing without its parts, as in Table 2:

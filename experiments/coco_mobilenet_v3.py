@@ -1,10 +1,10 @@
 r"""torchvision's fasterrcnn_mobilenet_v3_large_fpn on COCO, and `:low` at 320 pixels.
 
     python scripts/evaluate.py --config=experiments/coco_mobilenet_v3.py \
-        --weights=fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth --set=data.root=COCO
+        --weights=fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth --config.data.root=COCO
     python scripts/evaluate.py --config=experiments/coco_mobilenet_v3.py:low \
         --weights=fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth \
-        --set=data.root=COCO
+        --config.data.root=COCO
     python scripts/train.py --config=experiments/coco_mobilenet_v3.py \
         --workdir=runs/mobilenet --config.data.root=COCO \
         --config.model.backbone.pretrained=mobilenet_v3_large-8738ca79.pth

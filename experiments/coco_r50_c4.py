@@ -3,7 +3,7 @@ r"""Detectron2's Faster R-CNN on stage 3 (C4), stage 4 on every RoI, COCO.
     python scripts/train.py --config=experiments/coco_r50_c4.py --workdir=runs/c4 \
         --config.data.root=COCO --config.model.backbone.pretrained=R-50.pkl
     python scripts/evaluate.py --config=experiments/coco_r50_c4.py:schedule=3x \
-        --weights=model_final_f97cb7.pkl --set=data.root=COCO   # the published weights
+        --weights=model_final_f97cb7.pkl --config.data.root=COCO
 
 Arguments: `:schedule=3x`, `:depth=101`, `:runlocal` is small, for two CPU cores.
 

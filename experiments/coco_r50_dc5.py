@@ -3,7 +3,7 @@ r"""Detectron2's Faster R-CNN on a dilated stage 4 (DC5), COCO.
     python scripts/train.py --config=experiments/coco_r50_dc5.py --workdir=runs/dc5 \
         --config.data.root=COCO --config.model.backbone.pretrained=R-50.pkl
     python scripts/evaluate.py --config=experiments/coco_r50_dc5.py:schedule=3x \
-        --weights=model_final_68d202.pkl --set=data.root=COCO   # the published weights
+        --weights=model_final_68d202.pkl --config.data.root=COCO
 
 Arguments: `:schedule=3x`, `:depth=101`, `:runlocal` is small, for two CPU cores.
 

@@ -3,7 +3,7 @@ r"""Detectron2's Faster R-CNN with FPN: ResNet-50, ResNet-101 or ResNeXt-101 on 
     python scripts/train.py --config=experiments/coco_r50_fpn.py --workdir=runs/r50 \
         --config.data.root=COCO --config.model.backbone.pretrained=R-50.pkl
     python scripts/evaluate.py --config=experiments/coco_r50_fpn.py:schedule=3x \
-        --weights=model_final_280758.pkl --set=data.root=COCO   # the published weights
+        --weights=model_final_280758.pkl --config.data.root=COCO
 
 Arguments: `:schedule=3x` (270k steps in place of 90k), `:depth=101`, `:x101` for
 ResNeXt-101 32x8d (stride in the 3x3, its own pixel deviation), `:runlocal` is small,

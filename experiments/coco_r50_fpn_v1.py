@@ -1,7 +1,7 @@
 r"""torchvision's fasterrcnn_resnet50_fpn (v1) on COCO: its weights, or its recipe.
 
     python scripts/evaluate.py --config=experiments/coco_r50_fpn_v1.py \
-        --weights=fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --set=data.root=COCO
+        --weights=fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --config.data.root=COCO
     python scripts/train.py --config=experiments/coco_r50_fpn_v1.py:eps=1e-5 \
         --workdir=runs/v1 --config.data.root=COCO \
         --config.model.backbone.pretrained=resnet50-0676ba61.pth

@@ -1,7 +1,7 @@
 r"""torchvision's fasterrcnn_resnet50_fpn_v2 on COCO: norms in FPN and box head.
 
     python scripts/evaluate.py --config=experiments/coco_r50_fpn_v2.py \
-        --weights=fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth --set=data.root=COCO
+        --weights=fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth --config.data.root=COCO
     python scripts/train.py --config=experiments/coco_r50_fpn_v2.py:norm=group \
         --workdir=runs/v2 --config.data.root=COCO \
         --config.model.backbone.pretrained=resnet50-11ad3fa6.pth

@@ -1,8 +1,8 @@
 r"""The paper's four-step alternating training (Sec 3.2): VGG-16 on VOC 2007.
 
     python scripts/train_alternating.py \
-        --experiment=experiments/voc07_vgg16_alternating.py --workdir=runs/alternating \
-        --set=data.root=VOCdevkit --set=model.backbone.pretrained=FILE
+        --config=experiments/voc07_vgg16_alternating.py --workdir=runs/alternating \
+        --config.data.root=VOCdevkit --config.model.backbone.pretrained=FILE
     python scripts/evaluate.py --checkpoint=runs/alternating/step4
 
 One step alone (`step=2` to `4` also need `init_from` or `data.proposals`):
@@ -18,7 +18,7 @@ FILE has VGG-16 of ImageNet under torchvision's names: Caffe's weights, as the p
 with `:torchvision` those of torchvision (`weights/vgg.py`).
 
 Published, VOC 2007 test, mAP of the 11-point metric in % (Table 3): 69.9 on 07, 73.2 on
-07+12; not shared (`step2`, evaluated with `--set=data.max_proposals=300`) 68.5. Steps
+07+12; not shared (`step2`, evaluated with `data.max_proposals=300`) 68.5. Steps
 and rates are py-faster-rcnn's: 80k, 40k, 80k, 40k, one image for the RPN, two for the
 detector. Ours: not run: needs VOC and ImageNet weights.
 """

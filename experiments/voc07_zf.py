@@ -21,10 +21,11 @@ RoIs are pooled to 6x6, what the fc6 of ZF was trained on; 7x7, as VGG-16's, is
 Shared or not (Table 2): the network of step 4, 59.9, or that of step 2, 58.7, whose RPN
 is another network:
 
-    python scripts/train_alternating.py --experiment=experiments/voc07_zf.py \
-        --workdir=runs/zf --set=data.root=VOCdevkit
+    python scripts/train_alternating.py --config=experiments/voc07_zf.py \
+        --workdir=runs/zf --config.data.root=VOCdevkit
     python scripts/evaluate.py --checkpoint=runs/zf/step4
-    python scripts/evaluate.py --checkpoint=runs/zf/step2 --set=data.max_proposals=300
+    python scripts/evaluate.py --checkpoint=runs/zf/step2 \
+        --config.data.max_proposals=300
 
 The RPN in testing without its parts (lower half of Table 2), on one checkpoint:
 

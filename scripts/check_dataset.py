@@ -2,6 +2,7 @@ r"""Checks an experiment's data before training: counts, faults, sizes, anchors.
 
 python scripts/check_dataset.py --config=experiments/bccd_r50_fpn.py:runlocal \
     --config.data.root=DIR --output=runs/check
+python scripts/check_dataset.py --config=experiments/shapes_demo.py --nodecode
 
 Both splits are read and every image decoded. Leaves `check.json` and `sheet.jpg`, a
 sheet of pictures with their boxes, those with problems first, in `--output`. The last
@@ -18,7 +19,7 @@ from typing import NoReturn
 
 import cv2
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from frcnn_jax import models
 from frcnn_jax.data import check, images, pipeline
@@ -29,18 +30,15 @@ from frcnn_jax.training import cli
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
 
-# Experiments import their shared parts from the folder beside this one.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-
-CONFIG = cli.define_config("The experiment, e.g. experiments/bccd_r50_fpn.py.")
+CONFIG = cli.define_config(
+    "The experiment, e.g. experiments/bccd_r50_fpn.py.", required=True
+)
 OUTPUT = flags.DEFINE_string("output", None, "A folder for check.json and sheet.jpg.")
 DECODE = flags.DEFINE_bool("decode", True, "Decode every image.")
 PICTURES = flags.DEFINE_integer("pictures", 16, "How many the sheet shows.")
 
 
-def main(argv):
-    if argv[1:]:
-        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
+def main(_):
     log_to_stderr()
     try:
         c = configs.resolve(CONFIG.value).to_dict()
@@ -167,5 +165,4 @@ def tile(source: Source, i: int, side: int = 360) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     cli.run(main)

@@ -27,7 +27,6 @@ last line on stdout is one JSON object.
 
 import json
 import pathlib
-import sys
 from typing import Any
 
 from absl import app, flags
@@ -36,8 +35,6 @@ from frcnn_jax.training import checkpoint, cli, pretrained
 from frcnn_jax.training.convert import convert
 from frcnn_jax.weights import torchvision
 from frcnn_jax.weights.files import write_npz, write_safetensors
-
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
 CONFIG = cli.define_config("The experiment whose model it is: experiments/coco_*.py.")
 WEIGHTS = flags.DEFINE_string("weights", None, "The peer's file.")

@@ -2,19 +2,18 @@ r"""COCO and VOC metrics of a checkpoint, of a peer's weights, or of a detection
 
 python scripts/evaluate.py --checkpoint=runs/demo --split=test --pictures=12
 python scripts/evaluate.py --config=experiments/coco_r50_fpn.py \
-    --weights=model_final_b275ba.pkl --set=data.root=COCO
+    --weights=model_final_b275ba.pkl --config.data.root=COCO
 python scripts/evaluate.py --detections=detections.json --annotations=annotations.json
 
-With a checkpoint, its data is read as in training (`--set=data.root=DIR` where it has
-moved), and annotations.json, detections.json (COCO format) and annotated pictures go to
-`--output`. `--weights` is a file of torchvision, Detectron2 or Detectron, as in
+With a checkpoint, its data is read as in training (`--config.data.root=DIR` where it
+has moved), and annotations.json, detections.json (COCO format) and annotated pictures
+go to `--output`. `--weights` is a file of torchvision, Detectron2 or Detectron, as in
 convert_weights.py, and `--config` the experiment that it belongs to; the output is then
 left in runs/NAME unless told otherwise. The last line on stdout is one JSON object.
 """
 
 import json
 import pathlib
-import sys
 import tempfile
 
 from absl import app, flags
@@ -23,8 +22,6 @@ from frcnn_jax.evaluation import coco, files, voc
 from frcnn_jax.training import checkpoint, cli, convert, devices, evaluate
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
-
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run (its best checkpoint), RUN/last or a checkpoint."
@@ -38,7 +35,7 @@ OUTPUT = flags.DEFINE_string("output", None, "A folder; default the run's own.")
 PICTURES = flags.DEFINE_integer("pictures", 0, "How many annotated pictures to write.")
 SCORE = flags.DEFINE_float("score", 0.5, "The least score shown in pictures.")
 BATCH = flags.DEFINE_integer("batch_size", None, "Images at a time.")
-SET = flags.DEFINE_multi_string("set", [], "Changes a config value: data.root=DIR.")
+SET = cli.define_changes()
 
 
 def changes() -> list[str]:
@@ -81,9 +78,7 @@ def of_checkpoint(path: pathlib.Path, run: pathlib.Path) -> tuple[dict, list[dic
     )
 
 
-def main(argv):
-    if argv[1:]:
-        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
+def main(_):
     log_to_stderr()
     devices.keep_compiled()
     if CHECKPOINT.value:

@@ -4,6 +4,7 @@ python scripts/evaluate_proposals.py --config=experiments/voc07_vgg16.py \
     --config.data.root=VOCdevkit --split=2007_test \
     --proposals=SS=proposals/2007_test.npz --proposals=EB=edge_boxes.npz \
     --checkpoint=runs/voc07 --plot=recall.png
+python scripts/evaluate_proposals.py --checkpoint=runs/demo --counts=10,100
 
 Files (NAME=FILE, or FILE) and the RPN of checkpoints side by side, on the objects of
 one split that are not marked difficult or crowd. A checkpoint alone needs no --config.
@@ -12,7 +13,6 @@ The last line on stdout is one JSON object.
 
 import json
 import pathlib
-import sys
 
 from absl import app, flags
 
@@ -22,18 +22,13 @@ from frcnn_jax.training import cli, propose
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
 
-# Experiments import their shared parts from the folder beside this one.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-
 CONFIG = cli.define_config("Whose data: an experiment.")
 SPLIT = flags.DEFINE_string("split", None, "The split; default data.eval_split.")
 PROPOSALS = flags.DEFINE_multi_string("proposals", [], "FILE or NAME=FILE.")
 CHECKPOINT = flags.DEFINE_multi_string("checkpoint", [], "PATH or NAME=PATH: its RPN.")
 COUNTS = flags.DEFINE_list("counts", [str(c) for c in recall.COUNTS], "How many.")
 PLOT = flags.DEFINE_string("plot", None, "A picture of recall against IoU.")
-SET = flags.DEFINE_multi_string(
-    "set", [], "Changes a value of the checkpoint's config."
-)
+SET = cli.define_changes()
 
 
 def named(text):

@@ -2,28 +2,25 @@ r"""One checkpoint under several settings of testing: a table, one row a setting
 
 python scripts/evaluate_sweep.py --config=experiments/voc07_zf.py --sweep=rpn \
     --checkpoint=runs/voc07_zf
+python scripts/evaluate_sweep.py --config=experiments/bccd_paper.py --sweep=rpn \
+    --checkpoint=runs/paper_joint --config.data.root=DIR --output=runs/table2
 
 `--sweep=NAME` is the function `sweep_NAME` of the experiment's file, which yields the
 changes of one row after the other; they must be changes that matter in testing, such as
-`proposals.eval.post_nms`. `--set` changes a value for all rows. One row alone is
-`scripts/evaluate.py --checkpoint=... --set=proposals.eval.post_nms=100`. Each row
-leaves its detections in `sweep_NAME` of `--output` (default the run's folder);
+`proposals.eval.post_nms`. `--config.NAME=VALUE` changes a value for all rows. One row
+alone is `scripts/evaluate.py --checkpoint=... --config.proposals.eval.post_nms=100`.
+Each row leaves its detections in `sweep_NAME` of `--output` (default the run's folder);
 the last line on stdout is one JSON object.
 """
 
 import json
 import pathlib
-import sys
 
 from absl import app, flags
 
 from frcnn_jax.evaluation import coco, voc
 from frcnn_jax.training import checkpoint, cli, devices, evaluate
-from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
-
-# Experiments import their shared parts from the folder beside this one.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
 CONFIG = flags.DEFINE_string("config", None, "The experiment's file.", required=True)
 SWEEP = flags.DEFINE_string("sweep", None, "Of its sweep_NAME.", required=True)
@@ -31,15 +28,13 @@ CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run's folder or a checkpoint.", required=True
 )
 OUTPUT = flags.DEFINE_string("output", None, "A folder for the detections.")
-SET = flags.DEFINE_multi_string("set", [], "Changes a config value: data.root=DIR.")
+SET = cli.define_changes()
 
 
-def main(argv):
-    if argv[1:]:
-        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
+def main(_):
     log_to_stderr()
     devices.keep_compiled()
-    module = configs.load_experiment(CONFIG.value.partition(":")[0])
+    module = cli.experiment(CONFIG.value.partition(":")[0])
     function = getattr(module, f"sweep_{SWEEP.value}", None)
     if function is None:
         there = sorted(n for n in vars(module) if n.startswith("sweep_"))

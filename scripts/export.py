@@ -37,9 +37,7 @@ PLATFORMS = flags.DEFINE_list("platforms", "cpu,cuda,tpu", "Where it is to run."
 SCORE = flags.DEFINE_float("score", None, "Least score; default the configuration's.")
 
 
-def main(argv):
-    if argv[1:]:
-        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
+def main(_):
     if SIZE.value and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", SIZE.value):
         raise app.UsageError(f"--size={SIZE.value}: expected HEIGHTxWIDTH, 480x640")
     if SIZE.value and INPUT.value != "image":

@@ -4,7 +4,7 @@ python scripts/make_proposals.py --config=experiments/voc07_vgg16_fast_rcnn.py \
     --config.data.root=VOCdevkit --splits=2007_trainval,2007_test \
     --output='proposals/{split}.npz'
 python scripts/make_proposals.py --checkpoint=runs/voc07 --splits=2007_test \
-    --output='proposals/rpn_{split}.npz' --set=proposals.eval.post_nms=2000
+    --output='proposals/rpn_{split}.npz' --config.proposals.eval.post_nms=2000
 
 The files serve `data.proposals` and scripts/evaluate_proposals.py. Selective search
 takes a second or two an image and core ("quality" four times that) and uses all cores;
@@ -20,7 +20,6 @@ import multiprocessing
 import os
 import pathlib
 import shutil
-import sys
 import time
 
 import cv2
@@ -33,9 +32,6 @@ from frcnn_jax.training import cli
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import duration, log_to_stderr
 
-# Experiments import their shared parts from the folder beside this one.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-
 log = logging.getLogger("frcnn_jax.make_proposals")
 CONFIG = cli.define_config("Whose data: an experiment.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Whose RPN: a run or checkpoint.")
@@ -47,9 +43,7 @@ MODE = flags.DEFINE_enum("mode", "fast", MODES, "Of selective search.")
 COUNT = flags.DEFINE_integer("max_proposals", 2000, "The most an image.")
 MAX_SIDE = flags.DEFINE_integer("max_side", 0, "Shrink larger images before; 0: never.")
 WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes.")
-SET = flags.DEFINE_multi_string(
-    "set", [], "Changes a value of the checkpoint's config."
-)
+SET = cli.define_changes()
 # What is lost when the script is stopped; what says how far it is.
 PART = 20
 

@@ -2,6 +2,7 @@ r"""Writes an experiment's data as a TFDS data set of sequential files (array_re
 
 python scripts/make_records.py --config=experiments/bccd_r50_fpn.py \
     --config.data.root=DIR --output=prepared
+python scripts/make_records.py --config=experiments/shapes_demo.py --splits=test
 
 Any source will do. Afterwards `--config.data.name=tfds --config.data.root=prepared`
 trains from it (remove what only the other source takes, as `annotations`), and so does
@@ -10,27 +11,23 @@ plain TFDS. TensorFlow is not needed. The last line on stdout is one JSON object
 
 import inspect
 import json
-import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from frcnn_jax.data import pipeline
 from frcnn_jax.data.sources import records
 from frcnn_jax.training import cli
 from frcnn_jax.training import config as configs
 
-# Experiments import their shared parts from the folder beside this one.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-
-CONFIG = cli.define_config("The experiment, e.g. experiments/bccd_r50_fpn.py.")
+CONFIG = cli.define_config(
+    "The experiment, e.g. experiments/bccd_r50_fpn.py.", required=True
+)
 OUTPUT = flags.DEFINE_string("output", "prepared", "The folder to write below.")
 SPLITS = flags.DEFINE_list("splits", None, "Default: the experiment's two.")
 
 
-def main(argv):
-    if argv[1:]:
-        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
+def main(_):
     data = configs.resolve(CONFIG.value).to_dict()["data"]
     known = inspect.signature(pipeline.build).parameters
     source_kwargs = {k: v for k, v in data.items() if k not in known}
@@ -50,5 +47,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     cli.run(main)

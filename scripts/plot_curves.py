@@ -1,6 +1,7 @@
 """The curves of runs as one SVG picture: losses, learning rate, AP.
 
 python scripts/plot_curves.py --runs=runs/bccd --output=docs/images/bccd_curves.svg
+python scripts/plot_curves.py --runs=runs/a --runs=runs/b --output=both.svg --smooth=20
 
 Reads each run's metrics.jsonl; several runs (`--runs` repeated) share the axes. Losses
 are drawn as running means over `--smooth` logged values.

@@ -262,9 +262,7 @@ def chosen_classes(classes: tuple[str, ...]) -> set[int]:
     return {classes.index(name) + 1 for name in wanted}
 
 
-def main(argv):
-    if argv[1:]:
-        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
+def main(_):
     log_to_stderr()
     devices.keep_compiled()
     paths, unread = find_files(IMAGES.value, OUTPUT.value)

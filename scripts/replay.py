@@ -14,7 +14,7 @@ import json
 import math
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from frcnn_jax.training import cli, faults
 from frcnn_jax.training.metrics import log_to_stderr
@@ -27,9 +27,7 @@ CHECKPOINT = flags.DEFINE_string(
 )
 
 
-def main(argv):
-    if argv[1:]:
-        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
+def main(_):
     log_to_stderr()
     step, rows = faults.replay(BATCH.value, CHECKPOINT.value)
     print(faults.format_table(rows))

@@ -1,14 +1,14 @@
 """One HTML page about runs, for a browser without network.
 
 python scripts/report.py runs/a runs/b --output=report.html
-python scripts/report.py runs/demo --set=data.root=DIR --images=200
+python scripts/report.py runs/demo --config.data.root=DIR --images=200
 
 Reads what a run leaves behind (metrics.jsonl, config.json and the last evaluation's
 annotations.json and detections.json) and shows curves, configurations, COCO metrics,
 precision over recall, the confusion matrix and kinds of error, and a gallery of the
 evaluation's images with a slider for the score. The images come from the run's data
-(`--set` where it has moved, `--images=0` for none). The last line on stdout is one JSON
-object.
+(`--config.data.root=DIR` where it has moved, `--images=0` for none). The last line on
+stdout is one JSON object.
 """
 
 import concurrent.futures
@@ -34,7 +34,7 @@ IMAGES = flags.DEFINE_integer(
 )
 SIDE = flags.DEFINE_integer("side", 320, "Pixels of their longer side.", lower_bound=16)
 TITLE = flags.DEFINE_string("title", "", "Default: the names of the runs.")
-SET = flags.DEFINE_multi_string("set", [], "Changes a config value: data.root=DIR.")
+SET = cli.define_changes()
 
 
 def read_run(folder: pathlib.Path, name: str) -> tuple[report.Run, Any]:
@@ -127,4 +127,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, takes="runs")

@@ -28,7 +28,6 @@ object. The exit code is 1 if a trial failed or was killed.
 """
 
 import difflib
-import fcntl
 import inspect
 import json
 import logging
@@ -43,15 +42,15 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from frcnn_jax.sweeps import launch, sweep
-from frcnn_jax.training import cli, metrics
+from frcnn_jax.training import cli, lock, metrics
 from frcnn_jax.training import config as configs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Experiments import their shared parts from the folder beside this one.
-sys.path.append(str(ROOT))
 
 log = logging.getLogger("frcnn_jax.sweep")
-CONFIG = cli.define_config("The experiment, e.g. experiments/shapes_demo.py.")
+CONFIG = cli.define_config(
+    "The experiment, e.g. experiments/shapes_demo.py.", required=True
+)
 SWEEP = flags.DEFINE_string(
     "sweep", None, "Of the experiment's file: sweep_NAME or search_NAME.", required=True
 )
@@ -166,7 +165,8 @@ def executor(workdir: pathlib.Path) -> Any:
         import submitit
     except ImportError:
         raise app.UsageError(
-            "--launcher=slurm needs submitit: pip install 'frcnn_jax[sweep]'"
+            "--launcher=slurm needs submitit: run pip install '.[sweep]' in the "
+            "folder of the repository"
         ) from None
     found = submitit.AutoExecutor(workdir / "jobs", cluster=CLUSTER.value)
     values: dict[str, Any] = {"name": f"sweep_{SWEEP.value}", "timeout_min": 24 * 60}
@@ -183,21 +183,16 @@ def executor(workdir: pathlib.Path) -> Any:
     return found
 
 
-def main(argv):
-    if argv[1:]:
-        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
+def main(_):
     metrics.log_to_stderr()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     workdir = pathlib.Path(WORKDIR.value).absolute()
-    workdir.mkdir(parents=True, exist_ok=True)
-    held = (workdir / launch.LOCK).open("w")  # as long as this process lives
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise app.UsageError(
-            f"another sweep is at work in {workdir}: wait for it, or use another "
-            "--workdir"
-        ) from None
+    with lock.held(workdir, "swept", name=launch.LOCK):
+        sweep_all(workdir)
+
+
+def sweep_all(workdir: pathlib.Path) -> None:
+    """All trials of the sweep, those done already left as they are."""
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     path, _, arg = name.partition(":")
     module = configs.load_experiment(path)
@@ -281,5 +276,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     cli.run(main)

@@ -14,19 +14,16 @@ goes on. On several hosts start the same command on each (docs/multi-host.md): w
 import contextlib
 import json
 import os
-import pathlib
-import sys
 
-from absl import app, flags
+from absl import flags
 
 from frcnn_jax.training import cli, devices
 from frcnn_jax.training.loop import train_and_evaluate
 from frcnn_jax.training.metrics import log_to_stderr
 
-# Experiments import their shared parts from the folder beside this one.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-
-CONFIG = cli.define_config("The experiment, e.g. experiments/shapes_demo.py.")
+CONFIG = cli.define_config(
+    "The experiment, e.g. experiments/shapes_demo.py.", required=True
+)
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The folder that keeps the run.", required=True
 )
@@ -52,9 +49,7 @@ LOG_TO = flags.DEFINE_string(
 )
 
 
-def main(argv):
-    if argv[1:]:
-        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
+def main(_):
     if DETERMINISTIC.value:  # read when JAX first looks for devices
         before = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{before} --xla_gpu_deterministic_ops=true"
@@ -78,5 +73,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     cli.run(main)

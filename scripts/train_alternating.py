@@ -1,8 +1,10 @@
 r"""Four-step alternating training (Faster R-CNN, Sec 3.2): steps 1 to 4 in one command.
 
 python scripts/train_alternating.py \
-    --experiment=experiments/voc07_vgg16_alternating.py --workdir=runs/alternating \
-    --set=data.root=VOCdevkit --set=model.backbone.pretrained=FILE
+    --config=experiments/voc07_vgg16_alternating.py --workdir=runs/alternating \
+    --config.data.root=VOCdevkit --config.model.backbone.pretrained=FILE
+python scripts/train_alternating.py --config=experiments/voc07_zf.py \
+    --workdir=runs/zf --config.data.root=VOCdevkit
 
 The experiment has an argument `step` (see `experiments/common.py: alternating`). Leaves
 a run in `step1` to `step4`, of which the last is the network. The same command again
@@ -13,7 +15,6 @@ JSON object, the metrics of step 4.
 import json
 import logging
 import pathlib
-import sys
 
 from absl import flags
 
@@ -23,24 +24,22 @@ from frcnn_jax.training import config as configs
 from frcnn_jax.training.loop import train_and_evaluate
 from frcnn_jax.training.metrics import log_to_stderr
 
-# Experiments import their shared parts from the folder beside this one.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-
 log = logging.getLogger("frcnn_jax.train_alternating")
-EXPERIMENT = flags.DEFINE_string(
-    "experiment", None, "The file, with its arguments after a colon.", required=True
+CONFIG = flags.DEFINE_string(
+    "config", None, "The experiment, with its arguments after a colon.", required=True
 )
+flags.DEFINE_alias("experiment", "config")  # as it was called
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The folder that keeps the four runs.", required=True
 )
-SET = flags.DEFINE_multi_string("set", [], "Changes a config value: data.root=DIR.")
+SET = cli.define_changes()
 
 
 def get_config(step):
     """The experiment's configuration of one step, with the changes of the command."""
-    path, _, arg = EXPERIMENT.value.partition(":")
+    path, _, arg = CONFIG.value.partition(":")
     arg = ",".join(filter(None, [arg, f"step={step}"]))
-    c = configs.load_experiment(path).get_config(arg)
+    c = cli.experiment(path).get_config(arg)
     configs.change(c, SET.value)
     return c
 

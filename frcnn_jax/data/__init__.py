@@ -23,6 +23,9 @@ only; docs/data.md says how to use them.
 
 import os
 
+from frcnn_jax.extras import need
+
+need("train", "cv2", "grain", "absl", "yaml")
 # An image that claims more pixels is not decoded (OpenCV reads this as it is loaded):
 # 268 million, 0.8 GB, a quarter of OpenCV's own limit.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))

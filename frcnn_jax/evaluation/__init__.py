@@ -7,3 +7,7 @@
 
 Everything here is NumPy and COCO dicts; each module is imported by its own name.
 """
+
+from frcnn_jax.extras import need
+
+need("train", "cv2", "hotcoco")

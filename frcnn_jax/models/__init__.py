@@ -5,8 +5,12 @@ found by module name (`resnet` is `frcnn_jax.models.resnet`; `my.own.module` wor
 well). There is no registry: to add one, add a file.
 """
 
-from frcnn_jax.models.build import build_backbone, build_detector
-from frcnn_jax.models.faster_rcnn import FasterRCNN, FastRCNN, RPNOutput
+from frcnn_jax.extras import need
+
+need("train", "flax")
+
+from frcnn_jax.models.build import build_backbone, build_detector  # noqa: E402
+from frcnn_jax.models.faster_rcnn import FasterRCNN, FastRCNN, RPNOutput  # noqa: E402
 
 __all__ = [
     "FastRCNN",

@@ -193,7 +193,8 @@ class Search:
             import optuna
         except ImportError:
             raise ImportError(
-                "a search needs Optuna: pip install 'frcnn_jax[sweep]'"
+                "a search needs Optuna: run pip install '.[sweep]' in the folder of "
+                "the repository"
             ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.optuna, self.function, self.make = optuna, function, make

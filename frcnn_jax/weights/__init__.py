@@ -24,7 +24,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from frcnn_jax.weights import hub, keras, torchvision, vgg
+from frcnn_jax.extras import need
+
+need("train", "safetensors")
+
+from frcnn_jax.weights import hub, keras, torchvision, vgg  # noqa: E402
 
 __all__ = ["load_backbone"]
 

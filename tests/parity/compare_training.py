@@ -29,7 +29,6 @@ from typing import Any
 import jax
 import optax
 from absl import flags
-from ml_collections import config_flags
 
 from frcnn_jax import models, weights
 from frcnn_jax.data.images import canvases
@@ -49,7 +48,7 @@ from frcnn_jax.weights.files import write_npz
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "An FPN experiment.")
+CONFIG = cli.define_config("An FPN experiment.")
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder.", required=True)
 PEER = flags.DEFINE_string(
     "peer", str(ROOT / ".venv-peer/bin/python"), "A Python with torch and torchvision."

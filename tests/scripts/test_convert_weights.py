@@ -171,12 +171,12 @@ def test_rows_of_a_file_follow_from_its_count(peer):
 def test_mistakes_are_explained(peer, tmp_path):
     folder, state = peer
     arguments = (f"--config={folder / 'small.py'}", f"--output={tmp_path / 'run'}")
-    done = convert(*arguments, code=1)
+    done = convert(*arguments, code=2)
     assert "give --config and --weights, or --checkpoint" in done.stderr + done.stdout
     few = dict(state)
     few["roi_heads.box_predictor.cls_score.bias"] = np.zeros(4, np.float32)
     weight_files.write_npz(tmp_path / "few.npz", few)
-    done = convert(*arguments, f"--weights={tmp_path / 'few.npz'}", code=1)
+    done = convert(*arguments, f"--weights={tmp_path / 'few.npz'}", code=2)
     assert (
         "has 3 classes, COCO 80 or 90: give their --classes"
         in done.stderr + done.stdout

@@ -22,7 +22,7 @@ def test_selective_search_goes_on_where_it_stopped_and_is_judged(tmp_path):
     (parts / "options.json").write_text(json.dumps(options))
     call = ("make_proposals", f"--config={CONFIG}", f"--output={output}")
     limits = ("--splits=val[:3]", "--workers=1")
-    other = script(*call, *limits, "--max_proposals=9", code=1)
+    other = script(*call, *limits, "--max_proposals=9", code=2)
     assert "other settings" in other.stderr
     done = script(*call, *limits, "--max_proposals=50")
     assert list(proposal_files.read(tmp_path / "val.npz")) == list(mine)

@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 def test_report_needs_a_run(tmp_path):
-    done = script("report", tmp_path, code=1)
+    done = script("report", tmp_path, code=2)
     assert "has no metrics.jsonl" in done.stdout + done.stderr
 
 

@@ -1,6 +1,5 @@
 """Sweeps as a user runs them: real runs, one of them killed; a job of submitit."""
 
-import fcntl
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ import time
 import pytest
 
 from frcnn_jax.sweeps import launch
+from frcnn_jax.training import lock
 from tests.scripts.test_scripts import ROOT, last_json, script
 
 EXPERIMENT = "tests/scripts/sweep_experiment.py"
@@ -20,7 +20,7 @@ def test_a_sweep_that_cannot_run_is_refused_before_anything_starts(tmp_path):
     done = script(
         *("sweep", f"--config={EXPERIMENT}", "--sweep=misspelt"),
         f"--workdir={tmp_path}",
-        code=1,
+        code=2,
     )
     assert "no such leaf: is it optimizer.learning_rate?" in done.stderr + done.stdout
     assert not (tmp_path / "trials").exists()
@@ -38,21 +38,20 @@ def test_a_sweep_that_is_not_there_or_yields_twice_is_refused(tmp_path, name, me
     done = script(
         *("sweep", f"--config={EXPERIMENT}", f"--sweep={name}"),
         f"--workdir={tmp_path}",
-        code=1,
+        code=2,
     )
     assert message in done.stderr + done.stdout
 
 
 @pytest.mark.slow
 def test_a_folder_has_one_sweep_at_a_time(tmp_path):
-    with (tmp_path / launch.LOCK).open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with lock.held(tmp_path, "swept", name=launch.LOCK):
         done = script(
             *("sweep", f"--config={EXPERIMENT}", "--sweep=rate"),
             f"--workdir={tmp_path}",
-            code=1,
+            code=75,
         )
-    assert "another sweep is at work" in done.stderr + done.stdout
+    assert f"is being swept by process {os.getpid()} on" in done.stderr + done.stdout
 
 
 @pytest.mark.slow
@@ -99,7 +98,7 @@ def test_of_four_runs_one_is_killed_and_goes_on_and_none_runs_twice(tmp_path):
         assert config["seed"] == row["changes"]["seed"]
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 5
 
-    other = script("sweep", *args, "--config.batch_size=4", code=1)
+    other = script("sweep", *args, "--config.batch_size=4", code=2)
     assert "batch_size: 2 -> 4" in other.stderr + other.stdout
 
 

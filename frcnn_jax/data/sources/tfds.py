@@ -172,7 +172,7 @@ def _command(dataset: str, root: str) -> str:
     """What to run once. (The program `tfds build` would want Apache Beam besides.)"""
     folder = f"data_dir={root!r}, " if root else ""
     return (
-        "prepare it once, with TensorFlow (pip install 'frcnn_jax[prepare]'): "
+        "prepare it once, with TensorFlow (pip install '.[prepare]'): "
         'python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder({dataset!r}, {folder}file_format='array_record')"
         '.download_and_prepare()"'

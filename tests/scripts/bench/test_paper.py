@@ -27,7 +27,7 @@ def test_one_checkpoint_under_many_settings_is_each_of_them(workdir, tmp_path):
     config = tmp_path / "sweeps.py"
     config.write_text(SWEEPS)
     call = ("evaluate_sweep", f"--config={config}", f"--checkpoint={workdir}/best")
-    unknown = script(*call, "--sweep=count", code=1)
+    unknown = script(*call, "--sweep=count", code=2)
     assert "sweep_counts" in unknown.stderr + unknown.stdout
     done = script(*call, "--sweep=counts")
     assert (workdir / "sweep_counts" / "01" / "detections.json").is_file()
@@ -60,5 +60,5 @@ def test_table_5_times_both_kinds_of_proposals(tmp_path):
     assert fast["total"] > fast["proposal"]
     assert "10 ms" in done.stdout
     assert "no such file" in script(
-        *("bench/paper", f"--images={ROOT}/none*.jpg"), code=1
+        *("bench/paper", f"--images={ROOT}/none*.jpg"), code=2
     ).stderr  # fmt: skip

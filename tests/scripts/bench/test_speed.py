@@ -41,9 +41,9 @@ def test_names_that_programs_rely_on():
 
 
 def test_an_unknown_case_and_a_missing_peer_are_refused():
-    done = script("bench/speed", "--cases=nonsense", code=1)
+    done = script("bench/speed", "--cases=nonsense", code=2)
     assert "--cases=nonsense: none of infer_r50_fpn_800x1344" in done.stderr
-    done = script("bench/speed", "--peer_python=/nowhere/python", code=1)
+    done = script("bench/speed", "--peer_python=/nowhere/python", code=2)
     assert "`make peer`" in done.stderr
 
 
