@@ -17,12 +17,11 @@ from frcnn_jax.data.images import (
     Canvas,
     check_canvas,
     fit,
-    image_size,
     load_image,
     load_reduced,
     shrink,
 )
-from frcnn_jax.data.source import Example, Size, Source
+from frcnn_jax.data.source import Example, Size, Source, name_of
 from frcnn_jax.types import Batch, Proposals
 
 
@@ -277,21 +276,6 @@ def _slots(values: np.ndarray, count: int) -> np.ndarray:
     out = np.zeros((count, *values.shape[1:]), values.dtype)
     out[: len(values)] = values
     return out
-
-
-def name_of(example: Example) -> str:
-    """The path of its image, or its id where it has none."""
-    return example.image if isinstance(example.image, str) else str(example.image_id)
-
-
-def example_size(example: Example) -> Size:
-    """(h, w) as annotated, or of the image itself."""
-    image = example.image
-    if example.size is not None:
-        return example.size
-    if isinstance(image, np.ndarray):
-        return image.shape[0], image.shape[1]
-    return image_size(image, name=name_of(example))
 
 
 def proposals_of(

@@ -13,8 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from frcnn_jax.data.source import Size
-
+Size = tuple[int, int]  # (h, w) in pixels
 MAX_PIXELS = int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", 1 << 28))
 Canvas = Size | Sequence[Size]  # one static shape, or several to choose from
 

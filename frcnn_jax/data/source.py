@@ -7,15 +7,17 @@ Boxes here are `(x1, y1, x2, y2)` in continuous pixels of the image on disk; cla
 1..C, so `classes[c - 1]` names class c and `category_ids[c - 1]` is its id in files.
 """
 
+import collections.abc
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, UInt8
 
-Size = tuple[int, int]  # (h, w) in pixels
+from frcnn_jax.data.images import Size, image_size
 
 
 class Example(NamedTuple):
@@ -47,11 +49,15 @@ class Source:
     category_ids: tuple[int, ...] = ()  # empty: 1..C
     report: list[str] = dataclasses.field(default_factory=list)
     repeats: Float[np.ndarray, "n"] | None = None
+    valid: bool = False  # `validate` has seen it
 
     def __post_init__(self):
         ids = tuple(self.category_ids) or tuple(range(1, len(self.classes) + 1))
         if len(ids) != len(self.classes):
-            raise ValueError(f"{len(self.classes)} classes but {len(ids)} category_ids")
+            raise ValueError(
+                f"{len(self.classes)} classes but {len(ids)} category_ids: give one id "
+                "for each class, or none"
+            )
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "category_ids", ids)
 
@@ -66,6 +72,73 @@ def subset(source: Source, part: slice) -> Source:
     """Some of the examples of a source: `subset(source, slice(0, 100))`."""
     repeats = None if source.repeats is None else source.repeats[part]
     return dataclasses.replace(source, examples=source.examples[part], repeats=repeats)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped(collections.abc.Sequence):
+    """Examples that are changed as they are drawn."""
+
+    examples: Sequence[Example]
+    change: Callable[[Example], Example]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Mapped": ...
+    def __getitem__(self, index: int | slice) -> "Example | Mapped":
+        if isinstance(index, slice):
+            return dataclasses.replace(self, examples=self.examples[index])
+        return self.change(self.examples[index])
+
+
+def merge_duplicates(source: Source) -> Source:
+    """The source with classes of one name made one; the first one's id stands for all.
+
+    >>> merged = merge_duplicates(Source([], ("cat", "dog", "cat"), (3, 5, 9)))
+    >>> merged.classes, merged.category_ids
+    (('cat', 'dog'), (3, 5))
+    """
+    names = tuple(dict.fromkeys(source.classes))
+    if len(names) == len(source.classes):
+        return source
+    numbers = [names.index(c) + 1 for c in source.classes]
+    table = np.array([0, *numbers, len(names) + 1], np.int32)
+    change = functools.partial(_renumber, table=table)
+    listed = isinstance(source.examples, list | tuple)
+    examples = Mapped(source.examples, change)
+    source.report.append(f"merged {len(source.classes)} classes into {len(names)}")
+    return dataclasses.replace(
+        source,
+        examples=list(examples) if listed else examples,
+        classes=names,
+        category_ids=tuple(
+            source.category_ids[source.classes.index(name)] for name in names
+        ),
+    )
+
+
+def _renumber(example: Example, *, table: np.ndarray) -> Example:
+    """The classes of an example by a table of 0..C+1; `validate` meets the two ends."""
+    found = np.clip(np.asarray(example.classes), 0, len(table) - 1).astype(int)
+    return example._replace(classes=table[found])
+
+
+def name_of(example: Example) -> str:
+    """The path of its image, or its id where it has none."""
+    return example.image if isinstance(example.image, str) else str(example.image_id)
+
+
+def example_size(example: Example) -> Size:
+    """(h, w) as annotated, or of the image itself."""
+    image = example.image
+    if example.size is not None:
+        return example.size
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    return image_size(image, name=name_of(example))
 
 
 def below(folder: pathlib.Path, name: str, where: object) -> pathlib.Path:
