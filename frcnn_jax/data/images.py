@@ -13,51 +13,80 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-Size = tuple[int, int]  # (h, w) in pixels
+from frcnn_jax.data import headers
+from frcnn_jax.data.headers import Size
+
 MAX_PIXELS = int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", 1 << 28))
 Canvas = Size | Sequence[Size]  # one static shape, or several to choose from
 
 
 def load_image(
-    path: str | bytes, *, orient: bool = True, part: int = 1, name: str = ""
+    path: str | bytes,
+    *,
+    orient: bool = True,
+    part: int = 1,
+    name: str = "",
+    pixel_range: Sequence[float | int] | None = None,
+    completed: list[str] | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The image in a file, or in a file's bytes called `name`, as RGB.
 
     Grayscale is repeated, transparency dropped, 16 bits scaled to 8, and the picture
     turned upright as its EXIF tag says (not with `orient=False`). With `part` 2, 4 or
     8 that part of each side, rounded up; a JPEG is then not decoded any finer.
-    FileNotFoundError or, when it cannot be decoded to its end, ValueError, both naming
-    the file.
+    `pixel_range` are the values of more than 8 bits, or signed or floating ones, that
+    become 0 and 255. Given a list `completed`, a file that ends before its picture is
+    taken as far as it goes, and its name added. FileNotFoundError or, when it cannot be
+    decoded to its end, ValueError, both naming the file.
     """
     shown = name if isinstance(path, bytes) else path
     if not isinstance(path, bytes) and not os.path.isfile(path):  # a pipe never ends
         raise FileNotFoundError(f"no image file {path}")
-    data = np.frombuffer(path, np.uint8) if isinstance(path, bytes) else _read(path)
-    h, w = _header_size(data[:_HEADER].tobytes()) or (0, 0)
+    data = path if isinstance(path, bytes) else _read(path)
+    _check_pixels(data, shown)
+    if cut := headers.cut_short(data):
+        if completed is None:
+            raise ValueError(
+                f"cannot decode the image {shown} ({len(data)} bytes): cut short, "
+                "it ends before its picture does: replace it, or take what there is "
+                "with data.cut_short='accept'"
+            )
+        data = headers.completed(data)
+    flags = _PARTS[part] if orient else _AS_STORED
+    samples = headers.samples(data) or headers.Samples("uint", 8)
+    if samples.kind == "uint" and samples.bits <= 8:
+        image = _decoded(data, flags)
+    elif pixel_range is not None:
+        image = _scaled(_deep(data, orient), pixel_range)
+    elif samples == ("uint", 16):
+        image = _decoded(data, flags)
+    else:
+        raise ValueError(_no_range(shown, samples, _deep(data, orient)))
+    if image is None:
+        raise ValueError(
+            f"cannot decode the image {shown} ({len(data)} bytes): the file is "
+            "corrupt, cut short or no image; replace it"
+        )
+    if cut and completed is not None:
+        completed.append(shown)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _read(path: str) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes()
+    except FileNotFoundError:  # only now
+        raise FileNotFoundError(f"no image file {path}") from None
+
+
+def _check_pixels(data: bytes, shown: str) -> None:
+    h, w = headers.size(data, stored=True) or (0, 0)
     if h * w > MAX_PIXELS:
         raise ValueError(
             f"the image {shown} claims {w}x{h} pixels, more than the {MAX_PIXELS:,} "
             "that are decoded: cut it into parts, or set the environment variable "
             "OPENCV_IO_MAX_IMAGE_PIXELS"
         )
-    flags = _PARTS[part] if orient else _AS_STORED
-    try:
-        image = None if _cut_short(data) else cv2.imdecode(data, flags)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise ValueError(
-            f"cannot decode the image {shown} ({data.size} bytes): the file is "
-            "corrupt, cut short or no image; replace it"
-        )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _read(path: str) -> UInt8[np.ndarray, "n"]:
-    try:
-        return np.fromfile(path, np.uint8)
-    except FileNotFoundError:  # only now
-        raise FileNotFoundError(f"no image file {path}") from None
 
 
 _PARTS = {
@@ -69,87 +98,97 @@ _PARTS = {
 _AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 
-def _cut_short(data: UInt8[np.ndarray, "n"]) -> bool:
-    """Empty, or a JPEG whose picture has no end (some decoders fill it with gray).
+def _decoded(data: bytes, flags: int) -> np.ndarray | None:
+    if not data:
+        return None
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
 
-    Markers before the first scan lie in segments that say how long they are (a
-    thumbnail has its own); from there on FFD9 is the end, whatever may follow it.
+
+def _deep(data: bytes, orient: bool) -> np.ndarray | None:
+    """The values of an image of any sample format as they are, `[h, w, 3]`, BGR."""
+    turned = 0 if orient else cv2.IMREAD_IGNORE_ORIENTATION
+    image = _decoded(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | turned)
+    if image is None:
+        image = _decoded(data, cv2.IMREAD_UNCHANGED)
+    if image is None:
+        return None
+    channels = image.shape[2] if image.ndim == 3 else 1
+    image = image.reshape(*image.shape[:2], channels)
+    return image[..., :3] if channels >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+
+
+def _scaled(
+    image: np.ndarray | None, pixel_range: Any
+) -> UInt8[np.ndarray, "h w 3"] | None:
+    """Values of `pixel_range` as 0..255, those beyond it at its ends, NaN as 0."""
+    low, high = check_pixel_range(pixel_range)
+    if image is None or image.dtype == np.uint8:
+        return image
+    share = (np.nan_to_num(image.astype(np.float64), nan=low) - low) / (high - low)
+    return np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)
+
+
+def check_pixel_range(pixel_range: Any) -> tuple[float, float]:
+    """The two values; ValueError unless the second is the larger.
+
+    >>> check_pixel_range((0, 4095))
+    (0.0, 4095.0)
     """
-    raw = data.tobytes()
-    if raw[:2] != b"\xff\xd8":
-        return not raw
-    at = 2
-    while (at := raw.find(b"\xff", at)) >= 0 and (marker := raw[at + 1 : at + 2]):
-        if marker == b"\xda":
-            return raw.find(b"\xff\xd9", at) < 0
-        alone = marker < b"\xc0" or b"\xd0" <= marker <= b"\xd9" or marker == b"\xff"
-        at += 1 if alone else 2 + int.from_bytes(raw[at + 2 : at + 4])
-    return True
+    try:
+        low, high = (float(v) for v in pixel_range)
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not low < high < float("inf"):
+        raise ValueError(
+            f"data.pixel_range={pixel_range!r}: expected two numbers, the values that "
+            "become 0 and 255, such as (0, 4095)"
+        )
+    return low, high
+
+
+def _no_range(shown: str, samples: headers.Samples, image: np.ndarray | None) -> str:
+    """What to say of an image whose numbers have no brightness by themselves."""
+    if image is None:
+        return (
+            f"the image {shown} has the sample format {samples}, which cannot be "
+            "decoded: convert it to 8 or 16 bits without sign"
+        )
+    finite = image[np.isfinite(image)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
+    return (
+        f"the image {shown} has the sample format {samples} with values from "
+        f"{low:g} to {high:g}: set data.pixel_range=(LOW, HIGH), the values that "
+        "become 0 and 255, or convert it to 8 bits"
+    )
 
 
 def image_size(image: str | bytes, *, name: str = "") -> Size:
-    """(h, w) of an upright image, from the header of a JPEG or PNG that is not turned.
+    """(h, w) of an upright image, from its header where that says it.
 
-    Anything else is decoded; raises what `load_image` does.
+    Anything else is decoded; raises what `load_image` does, but not for a file that is
+    cut short or of another sample format.
     """
-    head = _head(image)
-    png = head[:8] == _PNG and b"eXIf" not in head
-    found = _header_size(head) if png else _jpeg_size(head)
-    h, w = found or load_image(image, name=name).shape[:2]
+    if found := headers.size(_head(image)):
+        return found
+    data = image if isinstance(image, bytes) else _read(image)
+    _check_pixels(data, name if isinstance(image, bytes) else image)
+    if (found := headers.size(data)) is None and headers.samples(data):
+        deep = _deep(data, orient=True)
+        found = None if deep is None else deep.shape[:2]
+    h, w = found or load_image(image, name=name, completed=[]).shape[:2]
     return h, w
-
-
-def _header_size(head: bytes) -> Size | None:
-    """The size that the header of a PNG or JPEG states, as stored; else None."""
-    if head[:8] == _PNG and len(head) >= 24:
-        return int.from_bytes(head[20:24]), int.from_bytes(head[16:20])
-    return _jpeg_size(head, turned=True)
-
-
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def _head(image: str | bytes) -> bytes:
     if isinstance(image, bytes):
-        return image[:_HEADER]
+        return image[: headers.LENGTH]
     if not os.path.isfile(image):
         raise FileNotFoundError(f"no image file {image}")
     with open(image, "rb") as file:
-        return file.read(_HEADER)
-
-
-_HEADER = 1 << 18  # bytes that hold everything in front of a picture's pixels
-
-
-def _jpeg_size(head: bytes, *, turned: bool = False) -> Size | None:
-    """The size in a JPEG's frame header; None for anything odd.
-
-    And for one that its EXIF tag turns, unless `turned`: then as it is stored.
-    """
-    if head[:2] != b"\xff\xd8":
-        return None
-    at = 2
-    while at + 9 <= len(head) and head[at] == 0xFF:
-        marker, length = head[at + 1], int.from_bytes(head[at + 2 : at + 4])
-        if marker == 0xE1 and head[at + 4 : at + 8] == b"Exif":
-            if not turned and _orientation(head[at + 10 : at + 2 + length]) != 1:
-                return None
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            h, w = (int.from_bytes(head[at + k : at + k + 2]) for k in (5, 7))
-            return (h, w) if h and w else None
-        at += 2 + length
-    return None
-
-
-def _orientation(tiff: bytes) -> int:
-    """The orientation tag of an EXIF block's first directory: 1 where it has none."""
-    order = "little" if tiff[:2] == b"II" else "big"
-    start = int.from_bytes(tiff[4:8], order)
-    count = int.from_bytes(tiff[start : start + 2], order)
-    for at in range(start + 2, start + 2 + 12 * count, 12):
-        if int.from_bytes(tiff[at : at + 2], order) == 0x0112:
-            return int.from_bytes(tiff[at + 8 : at + 10], order)
-    return 1
+        return file.read(headers.LENGTH)
 
 
 def canvases(canvas: Canvas) -> tuple[Size, ...]:
@@ -284,19 +323,24 @@ def reduction(size: Size, wanted: Size) -> int:
 
 
 def load_reduced(
-    path: str | bytes, fitted: Callable[[Size], Size], *, name: str = ""
+    path: str | bytes,
+    fitted: Callable[[Size], Size],
+    *,
+    name: str = "",
+    **reading: Any,
 ) -> tuple[UInt8[np.ndarray, "i j 3"], Size] | None:
     """A JPEG at the size `fitted(its size)`, and its size; None where it will not do.
 
     `shrink(reduced=True)` of it within a few levels, decoded at a half, a quarter or an
     eighth, which is faster. The geometry is that of the whole image. It will not do if
-    it is no JPEG, turned by its EXIF tag, or less than twice as large.
+    it is no JPEG, turned by its EXIF tag, or less than twice as large. `reading` is
+    what `load_image` takes besides.
     """
     head = _head(path)
-    size = _jpeg_size(head)
+    size = headers.size(head) if head[:2] == b"\xff\xd8" else None
     if size is None or (n := reduction(size, fitted(size))) == 1:
         return None
-    image = load_image(path, part=n, name=name)
+    image = load_image(path, part=n, name=name, **reading)
     return resize(image, fitted(size), (size[0] / n, size[1] / n)), size
 
 

@@ -1,8 +1,8 @@
 """The border: what a source may hold, whoever wrote it, checked once.
 
-    source = validate(source)            # training, evaluation and check_dataset alike
-    check_trainable(source, "train")     # what the two roles of a split ask besides
-    check_evaluable(source, "val")
+source = validate(source)            # training, evaluation and check_dataset alike
+check_trainable(source, "train")     # what the two roles of a split ask besides
+check_evaluable(source, "val")
 """
 
 import collections
