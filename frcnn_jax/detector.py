@@ -59,7 +59,8 @@ class Detector:
         waiting: dict[Any, list] = {}  # those of one canvas run together
         for i, x in enumerate(images):
             named = isinstance(x, str | pathlib.Path)
-            array = image_files.load_image(str(x)) if named else check_image(x)
+            how = image_files.reading(**data)
+            array = image_files.load_image(str(x), **how) if named else check_image(x)
             pixels, size = image_files.prepare(
                 array,
                 short_side=data.short_side,

@@ -9,7 +9,6 @@ trains from it (remove what only the other source takes, as `annotations`), and 
 plain TFDS. TensorFlow is not needed. The last line on stdout is one JSON object.
 """
 
-import inspect
 import json
 import sys
 
@@ -29,13 +28,8 @@ SPLITS = flags.DEFINE_list("splits", None, "Default: the experiment's two.")
 
 def main(_):
     data = configs.resolve(CONFIG.value).to_dict()["data"]
-    known = inspect.signature(pipeline.build).parameters
-    source_kwargs = {k: v for k, v in data.items() if k not in known}
     names = SPLITS.value or dict.fromkeys((data["train_split"], data["eval_split"]))
-    sources = {
-        name: pipeline.load_source(data["name"], split=name, **source_kwargs)
-        for name in names
-    }
+    sources = {name: pipeline.split_of(data, name) for name in names}
     for source in sources.values():
         for line in source.report:
             print(line, file=sys.stderr)

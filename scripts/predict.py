@@ -170,7 +170,8 @@ def predict_images(detector: Detector, paths: list[str], writer: Writer) -> list
 
     def read(path: str) -> Picture | None:
         try:
-            return Picture(path, image_files.load_image(path))
+            how = image_files.reading(**detector.config.data)
+            return Picture(path, image_files.load_image(path, **how))
         except (ValueError, OSError) as error:
             log.error("%s", error)
             return None

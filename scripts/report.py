@@ -21,6 +21,7 @@ from typing import Any
 
 from absl import app, flags
 
+from frcnn_jax.data import images
 from frcnn_jax.data.example import decode
 from frcnn_jax.data.source import image_ids
 from frcnn_jax.evaluation import files, report
@@ -78,7 +79,8 @@ def read_pictures(run: report.Run, config: Any) -> dict[Any, str]:
 
     def encode(i: int) -> str | None:
         try:
-            return report.data_uri(decode(source[i]), side=SIDE.value)
+            image = decode(source[i], **images.reading(**config.data))
+            return report.data_uri(image, side=SIDE.value)
         except (OSError, ValueError) as error:
             log.warning("%s: not in the gallery: %s", run.name, error)
             return None

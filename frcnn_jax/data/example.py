@@ -5,8 +5,8 @@ follows `on_bad_image`.
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,9 +16,11 @@ from frcnn_jax.data.augment import Resized, mirror
 from frcnn_jax.data.images import (
     Canvas,
     check_canvas,
+    check_pixel_range,
     fit,
     load_image,
     load_reduced,
+    reading,
     shrink,
 )
 from frcnn_jax.data.source import Example, Size, Source, name_of
@@ -34,6 +36,8 @@ def make_steps(
     max_boxes: int = 100,
     on_overflow: str = "error",
     on_bad_image: str = "error",
+    cut_short: str = "error",
+    pixel_range: Sequence[float | int] = (),
     cache: bool = False,
     reduced: bool = False,
     proposals: Mapping[str, proposal_files.Scored] | None = None,
@@ -48,9 +52,12 @@ def make_steps(
     for key, value, known in (
         ("on_overflow", on_overflow, ("error", "drop_smallest")),
         ("on_bad_image", on_bad_image, ("error", "skip")),
+        ("cut_short", cut_short, ("error", "accept")),
     ):
         if value not in known:
             raise ValueError(f"data.{key}={value!r}: expected one of {known}")
+    if pixel_range:
+        check_pixel_range(pixel_range)
     known = set(source.report)
     if isinstance(source.examples, list | tuple):  # nothing is drawn or decoded
         for example in source.examples:
@@ -71,6 +78,8 @@ def make_steps(
             reduced=reduced,
             cache={} if cache else None,
             proposals=proposals,
+            reading=functools.partial(reading, pixel_range, cut_short),
+            report=source.report,
         ),
     )
     pad = functools.partial(
@@ -142,17 +151,31 @@ def _attempt(
 
 
 def _read(
-    index: int, example: Example, canvas: Size, *, sides, cache, reduced, proposals
+    index: int,
+    example: Example,
+    canvas: Size,
+    *,
+    sides,
+    cache,
+    reduced,
+    proposals,
+    reading,
+    report,
 ) -> Resized:
     """Decodes and resizes, or takes what was decoded and resized before.
 
     `sides` are (short_side, max_side); with None the image keeps its size.
     """
+    how = reading()
     key = index, canvas
     if cache is not None and key in cache:
         return cache[key]
     fitted = functools.partial(_fitted, sides=sides, canvas=canvas)
-    image, original = decode_resized(example, fitted, reduced=reduced)
+    image, original = decode_resized(example, fitted, reduced=reduced, **how)
+    for name in dict.fromkeys(how["completed"] or ()):
+        line = f"{name}: cut short, taken as far as it goes"
+        if line not in report:
+            report.append(line)
     h, w = image.shape[:2]
     scale = np.array([w / original[1], h / original[0]] * 2, np.float32)
     resized = Resized(image, example.boxes * scale, original)
@@ -169,23 +192,24 @@ def _fitted(size: Size, *, sides: Size | None, canvas: Size) -> Size:
 
 
 def decode_resized(
-    example: Example, fitted: Callable[[Size], Size], *, reduced: bool
+    example: Example, fitted: Callable[[Size], Size], *, reduced: bool, **how: Any
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Size]:
     """The image of an example at the size `fitted(its own)`, and its own (h, w)."""
     if reduced and not isinstance(example.image, np.ndarray):
-        found = load_reduced(example.image, fitted, name=name_of(example))
+        found = load_reduced(example.image, fitted, name=name_of(example), **how)
         if found and example.size in (None, found[1]):
             return found
-    image = decode(example)
+    image = decode(example, **how)
     h, w = image.shape[:2]
     return shrink(image, fitted((h, w)), reduced=reduced), (h, w)
 
 
-def decode(example: Example) -> UInt8[np.ndarray, "h w 3"]:
+def decode(example: Example, **how: Any) -> UInt8[np.ndarray, "h w 3"]:
     """The image of an example, in the frame that its boxes were drawn in.
 
     That is upright, as its EXIF tag says; but as stored where only that has the size
-    that the annotation states. ValueError where neither has.
+    that the annotation states. ValueError where neither has. `how` is what `load_image`
+    takes besides (`reading`).
     """
     if isinstance(example.image, np.ndarray):
         if example.image.dtype != np.uint8 or example.image.shape[2:] != (3,):
@@ -193,10 +217,10 @@ def decode(example: Example) -> UInt8[np.ndarray, "h w 3"]:
             raise ValueError(f"{name_of(example)} is {found}, expected uint8 (h, w, 3)")
         return example.image
     name = name_of(example)
-    image = load_image(example.image, name=name)
+    image = load_image(example.image, name=name, **how)
     if example.size is None or image.shape[:2] == tuple(example.size):
         return image
-    stored = load_image(example.image, orient=False, name=name)
+    stored = load_image(example.image, orient=False, name=name, **how)
     if stored.shape[:2] == tuple(example.size):
         return stored
     (h, w), (want_h, want_w) = image.shape[:2], example.size

@@ -36,7 +36,7 @@ def size(head: bytes, *, stored: bool = False) -> Size | None:
         if turned != 1 and not stored:
             return None
     else:
-        found = tuple(tiff_tag(head, tag) or 0 for tag in (257, 256))
+        found = tiff_tag(head, 257) or 0, tiff_tag(head, 256) or 0
         if not stored and tiff_tag(head, 274) not in (None, 1):
             return None
     return found if found and all(found) else None

@@ -72,6 +72,20 @@ def load_image(
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def reading(
+    pixel_range: Sequence[float | int] = (), cut_short: str = "error", **_: Any
+) -> dict[str, Any]:
+    """What `load_image` takes of the group `data` of a configuration.
+
+    >>> reading(pixel_range=(0, 4095), short_side=300)
+    {'pixel_range': (0, 4095), 'completed': None}
+    """
+    return dict(
+        pixel_range=pixel_range or None,
+        completed=[] if cut_short == "accept" else None,
+    )
+
+
 def _read(path: str) -> bytes:
     try:
         return pathlib.Path(path).read_bytes()

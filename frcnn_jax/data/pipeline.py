@@ -14,7 +14,8 @@ Arguments of `build`, which are the group `data` of a configuration:
     eval_batch_size: the same for evaluation.
     seed: of the order and the flips.
     train_split: the split to train on; `"train[:100]"` is its first hundred.
-    eval_split: the split to evaluate on.
+    eval_split: the split to evaluate on; "" to train without evaluation.
+    merge_duplicates: take classes of one name as one class, which is else an error.
     short_side: pixels of an image's short side after resizing,
     max_side: but no more than this for its long side,
     canvas: and no more than the (h, w) of the static shape it is padded to; or a
@@ -29,6 +30,11 @@ Arguments of `build`, which are the group `data` of a configuration:
     on_bad_image: "error", or "skip", which warns, reports and replaces the image:
         in training by the next readable one, in evaluation by a slot with
         `valid=False` (so that its objects count as missed).
+    cut_short: "error", or "accept" to take a picture whose file ends too early as far
+        as it goes; it is named in the report.
+    pixel_range: the values of images with more than 8 bits, or signed or floating ones,
+        that become 0 and 255, such as (0, 4095); (): 16 bits are divided by 256, and
+        other sample formats are an error.
     cache: keep decoded and resized images in memory (of each worker).
     reduced: resize an image that is more than twice too large from means of 2x2,
         4x4 or 8x8 pixels, as which a JPEG is decoded faster; not with `augment`,
@@ -50,7 +56,7 @@ import importlib.util
 import inspect
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -63,13 +69,14 @@ from frcnn_jax.data import sampling as sampling_order
 from frcnn_jax.data.batches import ENDLESS, Batches, Made, Notes, Stream, collect
 from frcnn_jax.data.example import (
     eval_row,
-    example_size,
     make_steps,
     proposals_of,
     train_row,
 )
 from frcnn_jax.data.images import Canvas, canvases, choose_canvas
-from frcnn_jax.data.source import Source, subset
+from frcnn_jax.data.source import Source, example_size, subset
+from frcnn_jax.data.source import merge_duplicates as merge
+from frcnn_jax.data.validate import check_evaluable, validate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +123,9 @@ def build(
     augment: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Any] | None = None,
     on_bad_image: str = "error",
+    cut_short: str = "error",
+    pixel_range: Sequence[float | int] = (),
+    merge_duplicates: bool = False,
     cache: bool = False,
     reduced: bool = True,
     proposals: str = "",
@@ -127,7 +137,13 @@ def build(
     **source_kwargs: Any,
 ) -> Data:
     """Both splits of a source as batches; the module's head lists the arguments."""
-    train, evaluation = _load_splits(name, train_split, eval_split, source_kwargs)
+    train, evaluation = load_splits(
+        name,
+        train_split,
+        eval_split,
+        merge_duplicates=merge_duplicates,
+        **source_kwargs,
+    )
     common: dict[str, Any] = dict(
         short_side=short_side,
         max_side=max_side,
@@ -135,6 +151,8 @@ def build(
         max_boxes=max_boxes,
         on_overflow=on_overflow,
         on_bad_image=on_bad_image,
+        cut_short=cut_short,
+        pixel_range=pixel_range,
         cache=cache,
         reduced=reduced and not augment,
         threads=threads,
@@ -160,20 +178,73 @@ def build(
     return Data(train, evaluation, steps, train_stream, eval_stream)
 
 
-def _load_splits(
-    name: str, train_split: str, eval_split: str, kwargs: Mapping[str, Any]
+def load_splits(
+    name: str,
+    train_split: str,
+    eval_split: str,
+    *,
+    merge_duplicates: bool = False,
+    **kwargs: Any,
 ) -> tuple[Source, Source]:
-    """Both splits, or one twice; ValueError where they have other classes."""
-    train = load_source(name, split=train_split, **kwargs)
-    if eval_split == train_split:
-        return train, train
-    evaluation = load_source(name, split=eval_split, **kwargs)
+    """Both splits, validated, or one twice; none to evaluate on where its name is "".
+
+    ValueError where they have other classes, or where an evaluation would be refused.
+    """
+    train = load_split(
+        name, split=train_split, merge_duplicates=merge_duplicates, **kwargs
+    )
+    if not eval_split:
+        return train, Source([], train.classes, train.category_ids, valid=True)
+    evaluation = train
+    if eval_split != train_split:
+        evaluation = load_split(
+            name, split=eval_split, merge_duplicates=merge_duplicates, **kwargs
+        )
     if train.classes != evaluation.classes:
         raise ValueError(
-            f"{train_split!r} has the classes {train.classes}, {eval_split!r} has "
-            f"{evaluation.classes}: both need the same, in the same order"
+            _other_classes(name, train_split, train, eval_split, evaluation)
         )
+    check_evaluable(evaluation, eval_split)
     return train, evaluation
+
+
+def load_split(
+    name: str, *, split: str, merge_duplicates: bool = False, **kwargs: Any
+) -> Source:
+    """What `load_source` returns, every example of it checked by `validate`."""
+    source = load_source(name, split=split, **kwargs)
+    return validate(merge(source) if merge_duplicates else source)
+
+
+def split_of(data: Mapping[str, Any], split: str) -> Source:
+    """One split, validated, of what the group `data` of a configuration describes."""
+    known = inspect.signature(build).parameters  # the rest is the source's
+    kwargs = {k: v for k, v in data.items() if k not in known}
+    merge_duplicates = data.get("merge_duplicates", False)
+    return load_split(
+        data["name"], split=split, merge_duplicates=merge_duplicates, **kwargs
+    )
+
+
+def _other_classes(
+    name: str, train_split: str, train: Source, eval_split: str, evaluation: Source
+) -> str:
+    """What to say of splits whose classes differ."""
+    a, b = train.classes, evaluation.classes
+    only = [
+        f"only {split!r} has {', '.join(sorted(more)[:5])}"
+        for split, more in (
+            (train_split, set(a) - set(b)),
+            (eval_split, set(b) - set(a)),
+        )
+        if more
+    ]
+    return (
+        f"{train_split!r} has the classes {a}, {eval_split!r} has {b} "
+        f"({'; '.join(only) or 'in another order'}): both need the same, in the same "
+        "order: list them all in data.classes, or write the same categories into both "
+        "files"
+    )
 
 
 def load_source(name: str, *, split: str, group: str = "", **kwargs: Any) -> Source:
@@ -251,6 +322,7 @@ def train_dataset(
     share = _share(batch_size, process_index, process_count)
     if not len(source):
         raise ValueError("there is no image to train on: the split is empty")
+    source = validate(source)
     read, pad = make_steps(source, **shape, whole=bool(augment))
     change = None
     if augment:
@@ -284,9 +356,10 @@ def eval_dataset(
     """Each example once, in order within its canvas; as many batches on every process.
 
     `shape` are `short_side`, `max_side`, `canvas`, `max_boxes`, `on_overflow`,
-    `on_bad_image`, `cache` and `reduced`, as for `build`.
+    `on_bad_image`, `cut_short`, `pixel_range`, `cache` and `reduced`, as for `build`.
     """
     share = _share(batch_size, process_index, process_count)
+    source = validate(source)
     read, pad = make_steps(source, **shape)
     buckets = find_buckets(source, **_sides(shape))
     rows = sampling_order.eval_batches(buckets, batch_size)

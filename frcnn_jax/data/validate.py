@@ -139,10 +139,10 @@ def _check_numbers(
     name: str,
 ) -> None:
     """ValueError names the first box with a wrong number."""
-    wrong = ~np.isfinite(boxes).all(1)
+    finite = np.all(np.isfinite(boxes), axis=1)
     disordered = (boxes[:, 2:] < boxes[:, :2]).any(1)
-    for i in np.flatnonzero(wrong | disordered)[:1]:
-        what = "is not finite" if wrong[i] else "ends before it begins"
+    for i in np.flatnonzero(~finite | disordered)[:1]:
+        what = "ends before it begins" if finite[i] else "is not finite"
         raise ValueError(
             f"{name}: box {i} {boxes[i].tolist()} {what}: expected x1, y1, x2, y2 in "
             "pixels with x1 < x2 and y1 < y2; correct it or leave it out "

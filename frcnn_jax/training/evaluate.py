@@ -13,6 +13,7 @@ from frcnn_jax.data import images, pipeline
 from frcnn_jax.data.example import decode
 from frcnn_jax.data.source import Example, Source, image_ids
 from frcnn_jax.data.sources import coco
+from frcnn_jax.data.validate import check_trainable
 from frcnn_jax.evaluation import draw, files
 from frcnn_jax.training import checkpoint, devices
 from frcnn_jax.training import config as configs
@@ -25,8 +26,15 @@ log = logging.getLogger(__name__)
 def build_data(c: Mapping[str, Any]) -> pipeline.Data:
     """This process's share of the data of a configuration.
 
-    ValueError unless its batches split over the devices.
+    ValueError unless its batches split over the devices, and where there is no object
+    to learn from.
     """
+    data = _build(c)
+    check_trainable(data.train, c["data"]["train_split"])
+    return data
+
+
+def _build(c: Mapping[str, Any]) -> pipeline.Data:
     for name in ("batch_size", "eval_batch_size"):
         devices.check_batch_size(name, c[name])
     return pipeline.build(
@@ -41,8 +49,14 @@ def build_data(c: Mapping[str, Any]) -> pipeline.Data:
 
 def build_eval_data(c: Mapping[str, Any]) -> pipeline.Data:
     """The same without the training split, which need not be there."""
-    data = dict(c["data"], train_split=c["data"]["eval_split"])
-    data = build_data(dict(c, batch_size=c["eval_batch_size"], data=data))
+    split = c["data"]["eval_split"]
+    if not split:
+        raise ValueError(
+            "data.eval_split is empty, which is for training alone: name the split to "
+            "evaluate on, --split=NAME or --set=data.eval_split=NAME"
+        )
+    data = dict(c["data"], train_split=split)
+    data = _build(dict(c, batch_size=c["eval_batch_size"], data=data))
     for line in data.eval.report:
         log.warning("data: %s", line)
     return data
@@ -111,18 +125,24 @@ def evaluate_checkpoint(
     for i in range(min(pictures, len(data.eval))):
         image_id = annotations["images"][i]["id"]
         found = [d for d in shown if d["image_id"] == image_id]
-        picture = draw_example(data.eval[i], found, data.eval)
+        how = images.reading(**c["data"])
+        picture = draw_example(data.eval[i], found, data.eval, **how)
         images.save_image(output / "pictures" / f"{i:04d}.jpg", picture)
     return annotations, detections
 
 
-def draw_example(example: Example, found: list[dict], source: Source) -> np.ndarray:
-    """An image with its COCO-format detections and, dashed, its ground truth."""
+def draw_example(
+    example: Example, found: list[dict], source: Source, **how: Any
+) -> np.ndarray:
+    """An image with its COCO-format detections and, dashed, its ground truth.
+
+    `how` is what `images.load_image` takes besides.
+    """
     boxes = np.array([d["bbox"] for d in found], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     classes = [source.category_ids.index(d["category_id"]) + 1 for d in found]
     return draw.draw(
-        decode(example),
+        decode(example, **how),
         boxes,
         np.array(classes, np.int32),
         np.array([d["score"] for d in found], np.float32),

@@ -192,7 +192,12 @@ def train_and_evaluate(
         return result
 
     def evaluate_at(step):
-        return step == c["total_steps"] or step % c["eval_every"] == 0
+        due = step == c["total_steps"] or step % c["eval_every"] == 0
+        return due and bool(c["data"]["eval_split"])
+
+    def save_at(step):
+        due = step == c["total_steps"] or step % c["checkpoint_every"] == 0
+        return due or evaluate_at(step)
 
     pending = None
     try:
@@ -207,7 +212,7 @@ def train_and_evaluate(
                     read(*pending)
                 pending = step, metrics, batch
                 leave = leaving(step)
-                if leave or evaluate_at(step) or step % c["checkpoint_every"] == 0:
+                if leave or save_at(step):
                     read(*pending)  # saved is what a finite update has left
                     pending = None
                     checkpoint.save(

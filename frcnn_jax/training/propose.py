@@ -1,6 +1,5 @@
 """Proposals of a data set: those of a checkpoint's RPN, and whose objects they meet."""
 
-import inspect
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -57,9 +56,7 @@ def rpn_of_checkpoint(
 
 def source_of(data: Mapping[str, Any], split: str) -> Source:
     """One split of the data that the configuration group `data` describes."""
-    pipelines = inspect.signature(pipeline.build).parameters  # the rest is the source's
-    kwargs = {k: v for k, v in data.items() if k not in pipelines}
-    return pipeline.load_source(data["name"], split=split, **kwargs)
+    return pipeline.split_of(data, split)
 
 
 def with_objects(

@@ -1,12 +1,16 @@
 """What the border refuses, clips and lets pass, whoever wrote the source."""
 
 import collections.abc
+import sys
 import time
+import types
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from frcnn_jax.data import pipeline
 from frcnn_jax.data import validate as border
 from frcnn_jax.data.source import Example, Mapped, Source, merge_duplicates, subset
 
@@ -246,3 +250,144 @@ def test_a_large_set_is_checked_at_once():
     start = time.perf_counter()
     border.validate(source)
     assert time.perf_counter() - start < 5  # 118,000 images: about a second when idle
+
+
+# ------------------------------------------------------------------------- the pipeline
+
+SHAPE = dict(short_side=20, max_side=30, canvas=(20, 30), max_boxes=4)
+
+
+@pytest.fixture
+def lab(monkeypatch):
+    """A module of a user's own whose `load` returns what the test puts there."""
+    module: Any = types.ModuleType("my_lab.own")
+    module.splits = {}
+    module.load = lambda *, split: module.splits[split]
+    monkeypatch.setitem(sys.modules, "my_lab", types.ModuleType("my_lab"))
+    monkeypatch.setitem(sys.modules, "my_lab.own", module)
+    return module
+
+
+def build(**changes):
+    settings = dict(batch_size=1, eval_batch_size=1, seed=0, threads=1, **SHAPE)
+    settings |= dict(train_split="train", eval_split="val")
+    return pipeline.build("my_lab.own", **(settings | changes))
+
+
+BAD = [
+    (dict(classes=[0]), "class 0, expected 1..2: 0 is the background"),
+    (dict(boxes=[[1, 1, np.nan, 4]]), "is not finite"),
+    (dict(area=np.array([np.nan], np.float32)), "area nan"),
+]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("change, message", BAD)
+def test_a_source_of_ones_own_is_checked_by_every_way_in(lab, split, change, message):
+    lab.splits = {k: Source([make()], ("a", "b")) for k in ("train", "val")}
+    build()
+    lab.splits[split] = bad = Source([make(**change)], ("a", "b"))
+    with pytest.raises(ValueError, match=message):
+        build()
+    with pytest.raises(ValueError, match=message):  # what check_dataset reads
+        pipeline.split_of(dict(name="my_lab.own", **SHAPE), split)
+    options = dict(batch_size=1, **SHAPE)
+    with pytest.raises(ValueError, match=message):
+        pipeline.train_dataset(bad, seed=0, **options)
+    with pytest.raises(ValueError, match=message):
+        pipeline.eval_dataset(bad, **options)
+
+
+def test_examples_made_on_demand_are_clipped_on_their_way(lab):
+    given = [
+        make([[-5, 2, 12, 40], [40, 1, 50, 9]], [1, 2], image_id=i) for i in (1, 2)
+    ]
+    lab.splits = {k: Source(Lazy(given), ("a", "b")) for k in ("train", "val")}
+    data = build()
+    (batch, _) = data.eval_batches()
+    assert batch.gt_boxes[0, 0].tolist() == [0, 2, 12, 20]
+    assert batch.gt_valid[0].tolist() == [True, False, False, False]
+    assert [e.boxes.tolist() for e in data.eval.examples] == [[[0, 2, 12, 20]]] * 2
+    assert len(data.eval.report) == 4  # each image's two lines, once
+
+
+def test_a_class_outside_of_the_list_is_met_as_it_is_drawn(lab):
+    lab.splits = {
+        "train": Source(Lazy([make()]), ("a",)),
+        "val": Source([make()], ("a",)),
+    }
+    data = build()
+    object.__setattr__(data.train.examples, "examples", Lazy([make(classes=[2])]))
+    with pytest.raises(ValueError, match="class 2, expected 1..1"):
+        next(data.train_batches())
+
+
+def test_an_evaluation_split(lab):
+    lab.splits = {"train": Source([make()], ("a",)), "val": Source([], ("a",))}
+    with pytest.raises(ValueError, match="data.eval_split='val' has no image"):
+        build()
+    data = build(eval_split="")
+    assert len(data.eval) == 0 and list(data.eval_batches()) == []
+    assert data.eval.classes == ("a",) and next(data.train_batches()).valid.all()
+    lab.splits["val"] = Source(Lazy([make(), make()]), ("a",))
+    with pytest.raises(ValueError, match="2 images have the id 1"):
+        build()
+
+
+def test_classes_of_one_name(lab):
+    for split in ("train", "val"):
+        lab.splits[split] = Source([make(classes=[3])], ("a", "b", "a"), (5, 6, 7))
+    with pytest.raises(
+        ValueError, match="2 classes have the name 'a'.*merge_duplicates"
+    ):
+        build()
+    data = build(merge_duplicates=True)
+    assert (data.eval.classes, data.eval.category_ids) == (("a", "b"), (5, 6))
+    assert next(data.train_batches()).gt_classes[0, 0] == 1
+    found = pipeline.split_of(dict(name="my_lab.own", merge_duplicates=True), "val")
+    assert found.classes == ("a", "b") and found.valid
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (("a", "c"), r"only 'train' has b; only 'val' has c\).*data.classes"),
+        (("b", "a"), "in another order.*data.classes"),
+        (("a",), r"only 'train' has b\)"),
+    ],
+)
+def test_splits_of_other_classes(lab, other, message):
+    lab.splits = {"train": Source([make()], ("a", "b")), "val": Source([make()], other)}
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_pictures_cut_short_are_taken_if_told_so_and_named(tmp_path, lab):
+    for name in ("a", "b"):
+        cv2.imwrite(f"{tmp_path}/{name}.jpg", np.full((20, 30, 3), 200, np.uint8))
+    file = tmp_path / "b.jpg"
+    file.write_bytes(file.read_bytes()[:-2])
+    given = [
+        make(image=f"{tmp_path}/{name}.jpg", image_id=name, size=None) for name in "ab"
+    ]
+    lab.splits = {k: Source(list(given), ("a",)) for k in ("train", "val")}
+    with pytest.raises(ValueError, match=r"b.jpg .*data.cut_short='accept'"):
+        list(build().eval_batches())
+    data = build(cut_short="accept")
+    batches = list(data.eval_batches())
+    assert all(b.valid.all() for b in batches) and batches[1].image[0, 0, 0, 0] > 150
+    assert data.eval.report == [f"{file}: cut short, taken as far as it goes"]
+    with pytest.raises(ValueError, match="data.cut_short='yes': expected one of"):
+        build(cut_short="yes")
+
+
+def test_deep_images_by_a_stated_range(tmp_path, lab):
+    deep = np.linspace(0, 4095, 600).reshape(20, 30).astype(np.uint16)
+    cv2.imwrite(f"{tmp_path}/a.png", deep)
+    one = make(image=f"{tmp_path}/a.png")
+    lab.splits = {k: Source([one], ("a",)) for k in ("train", "val")}
+    (dark,) = build().eval_batches()
+    (bright,) = build(pixel_range=(0, 4095)).eval_batches()
+    assert dark.image.max() == 15 and bright.image.max() == 255
+    with pytest.raises(ValueError, match="data.pixel_range"):
+        build(pixel_range=(5, 5))

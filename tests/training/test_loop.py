@@ -127,6 +127,29 @@ def test_saved_is_the_iterator_of_the_batch_consumed(whole, config):
         small.assert_trees_equal(next(batches), expected)
 
 
+def test_training_without_evaluation(whole, config, tmp_path):
+    alone = config.copy_and_resolve_references()
+    alone.data.eval_split = ""
+    assert loop.train_and_evaluate(alone, tmp_path) == {}
+    rows = read(tmp_path / "metrics.jsonl")
+    assert {r["group"] for r in rows} == {"train"}
+    last = checkpoint.find(tmp_path)
+    assert last.name == "4" and not checkpoint.read_meta(last).metrics
+    small.assert_trees_equal(
+        checkpoint.read_arrays(last, "model"),
+        checkpoint.read_arrays(checkpoint.find(whole[0] / "last"), "model"),
+    )
+    with pytest.raises(ValueError, match="data.eval_split is empty.*--split=NAME"):
+        evaluate.build_eval_data(configs.check(alone))
+
+
+def test_nothing_to_learn_from_is_said_at_once(config, tmp_path):
+    empty = config.copy_and_resolve_references()
+    empty.data.train_split = "train[:0]"
+    with pytest.raises(ValueError, match="train.*no image"):
+        loop.train_and_evaluate(empty, tmp_path)
+
+
 def test_finished_run_returns_its_result_again(whole, config):
     workdir, result = whole
     assert loop.train_and_evaluate(config, workdir) == pytest.approx(result)
