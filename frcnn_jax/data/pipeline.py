@@ -76,7 +76,7 @@ from frcnn_jax.data.example import (
 from frcnn_jax.data.images import Canvas, canvases, choose_canvas
 from frcnn_jax.data.source import Source, example_size, subset
 from frcnn_jax.data.source import merge_duplicates as merge
-from frcnn_jax.data.validate import check_evaluable, validate
+from frcnn_jax.data.validate import check_evaluable, check_not_empty, validate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +194,7 @@ def load_splits(
         name, split=train_split, merge_duplicates=merge_duplicates, **kwargs
     )
     if not eval_split:
+        check_not_empty(train, train_split)
         return train, Source([], train.classes, train.category_ids, valid=True)
     evaluation = train
     if eval_split != train_split:
@@ -205,6 +206,7 @@ def load_splits(
             _other_classes(name, train_split, train, eval_split, evaluation)
         )
     check_evaluable(evaluation, eval_split)
+    check_not_empty(train, train_split)
     return train, evaluation
 
 

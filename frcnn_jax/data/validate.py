@@ -53,10 +53,15 @@ def validate(source: Source) -> Source:
     return dataclasses.replace(source, examples=examples, valid=True)
 
 
-def check_trainable(source: Source, split: str) -> None:
-    """ValueError where a split has no object to learn from; `split` names it."""
+def check_not_empty(source: Source, split: str) -> None:
+    """ValueError where a training split has no image."""
     if not len(source):
         raise ValueError(f"data.train_split={split!r} has no image: name another split")
+
+
+def check_trainable(source: Source, split: str) -> None:
+    """ValueError where a split has no object to learn from; `split` names it."""
+    check_not_empty(source, split)
     if not any((~example.ignore).any() for example in source.examples):
         raise ValueError(
             f"data.train_split={split!r} has {len(source)} images but not one object "
