@@ -45,15 +45,16 @@ test-prepare: .venv-prepare/.installed  ## the test that needs TensorFlow
 # The wheel in an environment of its own, the tests in a folder of their own: the pure
 # layer with jax and numpy alone, then all that does not concern the repository.
 WHEEL := $(CURDIR)/build/wheel
-PURE := ops test_losses.py test_targets.py test_proposals.py test_goldens.py test_package.py
+PURE := ops test_losses.py test_targets.py test_proposals.py test_goldens.py test_package.py \
+    examples/test_rpn_plain.py
 
 test-wheel: $(VENV)/.installed  ## the wheel outside of the repository: the pure layer
 	rm -rf build/lib build/wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(WHEEL) .
 	$(PYTHON) -m venv $(WHEEL)/venv
 	$(WHEEL)/venv/bin/python -m pip install --quiet $(WHEEL)/*.whl pytest hypothesis beartype
-	away=$$(mktemp -d) && cp -r tests experiments pyproject.toml $$away && cd $$away && \
-	    $(WHEEL)/venv/bin/python -m pytest $(PURE:%=tests/%) --pyargs frcnn_jax.ops \
+	away=$$(mktemp -d) && cp -r tests examples experiments pyproject.toml $$away && \
+	    cd $$away && $(WHEEL)/venv/bin/python -m pytest $(PURE:%=tests/%) --pyargs frcnn_jax.ops \
 	    frcnn_jax.targets frcnn_jax.losses frcnn_jax.proposals
 
 test-wheel-all: test-wheel  ## the wheel outside of the repository: the rest

@@ -106,22 +106,37 @@ def plain(value: Any) -> Any:
 
 
 def trial_name(changes: Mapping[str, Any], leaves: Iterable[str] = ()) -> str:
-    """Says what is changed; the same changes always have the same name.
+    """Names a trial after its changes; the same changes always have the same name.
 
-    Of a leaf's name stands there what tells it from the other `leaves`.
+    A leaf is called by the end of its name that no other of the `leaves` has, a float
+    by four significant digits. A hash of the whole values follows where the name does
+    not state them exactly.
 
     >>> trial_name({"optimizer.learning_rate": 0.01, "seed": 1})
     'learning_rate=0.01,seed=1'
+    >>> trial_name({"optimizer.learning_rate": 0.0123456789})
+    'learning_rate=0.01235-3f8528c0'
     >>> trial_name({"rpn.fg_iou": 0.7}, ["rpn.fg_iou", "roi.fg_iou"])
     'rpn.fg_iou=0.7'
     """
     leaves = list(leaves)
-    text = ",".join(f"{ending(k, leaves)}={encode(v)}" for k, v in changes.items())
+    whole = ",".join(f"{ending(k, leaves)}={encode(v)}" for k, v in changes.items())
+    text = ",".join(
+        f"{ending(k, leaves)}={encode(_readable(v))}" for k, v in changes.items()
+    )
     short = re.sub(r"[^\w.=,+-]+", "_", text).strip("_.")[:80] or "as_it_is"
-    if short == text:
+    if short == whole:
         return short
-    whole = json.dumps(changes, default=plain)
-    return f"{short}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    values = json.dumps(changes, default=plain)
+    return f"{short}-{hashlib.sha256(values.encode()).hexdigest()[:8]}"
+
+
+def _readable(value: Any) -> Any:
+    """A float to four significant digits, inside of tuples too."""
+    value = plain(value)
+    if isinstance(value, list | tuple):
+        return tuple(map(_readable, value))
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def ending(name: str, leaves: Iterable[str]) -> str:

@@ -1,5 +1,8 @@
+import importlib.resources
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -130,3 +133,62 @@ def test_data_uri_is_a_jpeg_of_at_most_that_side(rng, size):
     image = load_image(base64.b64decode(text))
     scale = min(1, 100 / max(size))
     assert image.shape[:2] == tuple(round(s * scale) for s in size)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_labels_of_a_tile_do_not_overlap():
+    """The page's own functions, on 200 boxes in one small tile."""
+    page = importlib.resources.files("frcnn_jax.evaluation") / "report.html"
+    text = page.read_text(encoding="utf-8")
+    code = text[text.index("function places(") : text.index("function zoom(")]
+    code += """
+      const filled = [], taken = [];
+      const c = { measureText: (t) => ({ width: 6 * t.length }), fillText() {},
+        fillRect: (...r) => filled.push(r) };
+      let seed = 1;
+      const random = () => (seed = seed * 16807 % 2147483647) / 2147483647;
+      for (let i = 0; i < 200; i++) {
+        const x = random() * 220, y = random() * 160;
+        const box = [x, y, random() * (240 - x), random() * (180 - y)];
+        tag(c, "circle 0.99", box, "#102030", 240, 180, taken);
+      }
+      console.log(JSON.stringify(filled));"""
+    done = subprocess.run(["node", "-e", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    boxes = np.array(json.loads(done.stdout))
+    assert 10 < len(boxes) < 200  # those without a free place are left out
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    assert (low >= 0).all() and (high <= [240, 180]).all()
+    shared = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
+    shared = shared.clip(0).prod(-1)
+    np.fill_diagonal(shared, 0)
+    assert not shared.any()
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_learning_rate_is_drawn_as_it_is_and_raw_values_lie_behind_the_means():
+    page = importlib.resources.files("frcnn_jax.evaluation") / "report.html"
+    text = page.read_text(encoding="utf-8")
+    code = text[text.index("function smooth(") : text.index("function smooth(") + 600]
+    code = code[: code.index("\n}\n") + 3]
+    draw = text[text.index("function drawCurves(") :]
+    code += draw[: draw.index("\n}\n") + 3]
+    code += """
+      const raw = [[0, 1], [1, 1], [2, 0.1], [3, 0.1]], shown = {};
+      const $ = (id) => ({ smooth: { value: "1" }, log: { checked: false } })[id];
+      const color = () => "#000";
+      const names = ["train/learning_rate", "train/total", "eval/AP"];
+      const curves = Object.fromEntries(names.map((n) => [n, raw]));
+      const data = { runs: [{ name: "a", curves }] };
+      const keep = (n) => ({ set: (series) => { shown[n] = series[0]; } });
+      const charts = names.map((n) => [n, keep(n)]);
+      drawCurves();
+      console.log(JSON.stringify(shown));"""
+    done = subprocess.run(["node", "-e", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown, raw = json.loads(done.stdout), [[0, 1], [1, 1], [2, 0.1], [3, 0.1]]
+    for name in ("train/learning_rate", "eval/AP"):
+        assert shown[name]["points"] == raw and shown[name]["raw"] == []
+    assert shown["train/total"]["raw"] == raw
+    means = [y for _, y in shown["train/total"]["points"]]
+    np.testing.assert_allclose(means, [1, 0.7, 0.4, 0.1])

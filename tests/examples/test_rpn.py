@@ -2,9 +2,9 @@
 
 import pytest
 
-from examples import rpn_equinox, rpn_nnx, rpn_plain_jax
+from examples import rpn_equinox, rpn_nnx
 
-EXAMPLES = pytest.mark.parametrize("example", [rpn_plain_jax, rpn_nnx, rpn_equinox])
+EXAMPLES = pytest.mark.parametrize("example", [rpn_nnx, rpn_equinox])
 
 
 @pytest.mark.slow

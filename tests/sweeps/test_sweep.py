@@ -134,6 +134,9 @@ def test_trial_name_is_short_a_folder_and_tells_apart():
     long = [sweep.trial_name({"x" * 90: i}) for i in (1, 2)]
     assert long[0] != long[1] and all(len(n) < 100 for n in long)
     assert sweep.trial_name({"a.x": 1}) != sweep.trial_name({"a.x": 1.5})
+    drawn = [{"a.rate": 0.012345678}, {"a.rate": 0.012345679}]
+    names = [sweep.trial_name(changes) for changes in drawn]
+    assert names[0] != names[1] and all(n.startswith("rate=0.01235-") for n in names)
     leaves = ["rpn.iou", "roi.iou", "a.seed", "seed", "roi.x"]
     names = [sweep.trial_name({leaf: 1}, leaves) for leaf in leaves]
     assert names == ["rpn.iou=1", "roi.iou=1", "a.seed=1", "seed=1", "x=1"]
