@@ -95,7 +95,7 @@ def recall(params, rng, *, iou=0.5):
             ANCHORS, logits, deltas, jnp.array([SIDE, SIDE]), post_nms=10
         )
     )(logits, deltas)
-    best = jax.vmap(frcnn.boxes.iou)(proposals.boxes, gt_boxes).max(axis=1)
+    best = jax.vmap(frcnn.boxes.iou)(proposals.boxes, jnp.asarray(gt_boxes)).max(axis=1)
     return float(np.mean(np.asarray(best)[gt_valid] >= iou))
 
 
