@@ -12,16 +12,12 @@ and no gradient, even where they hold NaN. Each term is a scalar and can be used
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Float, Int, Num
 
 from frcnn_jax.ops import boxes as box_ops
+from frcnn_jax.types import Array
 
 Normalizer = Num[Array, ""] | float | int
-
-
-def _f32(x) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 # -- Of one prediction -----------------------------------------------------------------
@@ -36,7 +32,7 @@ def smooth_l1(x: Float[Array, "*n"], *, beta: float | int) -> Float[Array, "*n"]
     >>> smooth_l1(jnp.array([0.5, -2.0]), beta=1.0).tolist()
     [0.125, 1.5]
     """
-    x = _f32(x)
+    x = box_ops.as_float32(x)
     size = x * jnp.sign(x)  # not jnp.abs, whose slope at 0 is 1
     if beta == 0:
         return size
@@ -60,7 +56,7 @@ def sigmoid_focal_loss(
     >>> sigmoid_focal_loss(jnp.zeros(2), jnp.array([1, 0])).round(4)
     Array([0.0433, 0.13  ], dtype=float32)
     """
-    logits, targets = _f32(logits), _f32(targets)
+    logits, targets = box_ops.as_float32(logits), box_ops.as_float32(targets)
     z = jnp.where(targets > 0, logits, -logits)  # log p_t = log_sigmoid(z)
     weight = jnp.where(targets > 0, alpha, 1 - alpha)
     # 1 - p_t through its logarithm: no power of zero in the gradient.
@@ -95,7 +91,7 @@ def ciou_loss(
 
 def _log_loss(logits, labels, used):
     """Softmax cross-entropy of each row, 0 where not used."""
-    logits = jnp.where(used[..., None], _f32(logits), 0.0)
+    logits = jnp.where(used[..., None], box_ops.as_float32(logits), 0.0)
     picked = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], axis=-1)
     loss = jax.nn.logsumexp(logits, axis=-1) - picked[..., 0]
     return jnp.where(used, loss, 0.0)
@@ -103,8 +99,22 @@ def _log_loss(logits, labels, used):
 
 def _box_loss(deltas, target_deltas, used, beta):
     """Smooth L1 of each row, summed over the four deltas, 0 where not used."""
-    off = jnp.where(used[..., None], _f32(deltas) - _f32(target_deltas), 0.0)
+    off = jnp.where(
+        used[..., None],
+        box_ops.as_float32(deltas) - box_ops.as_float32(target_deltas),
+        0.0,
+    )
     return smooth_l1(off, beta=beta).sum(axis=-1)
+
+
+def _number_of(rows):
+    """How many are used, at least 1."""
+    return jnp.maximum(rows.sum(dtype=jnp.int32), 1)
+
+
+def _mean(terms, normalizer):
+    total = terms.sum()
+    return total / jnp.asarray(normalizer, total.dtype)
 
 
 # -- Of a stage ------------------------------------------------------------------------
@@ -142,7 +152,7 @@ def rpn_loss(
     """
     sampled, found = labels >= 0, labels >= 1
     if objectness_logits.shape == labels.shape:
-        z = jnp.where(sampled, _f32(objectness_logits), 0.0)
+        z = jnp.where(sampled, box_ops.as_float32(objectness_logits), 0.0)
         loss = -jax.nn.log_sigmoid(jnp.where(found, z, -z))
         cls = jnp.where(sampled, loss, 0.0)
     elif objectness_logits.shape == (*labels.shape, 2):
@@ -153,9 +163,9 @@ def rpn_loss(
             f"labels, {labels.shape} (sigmoid), or {(*labels.shape, 2)} (softmax)."
         )
     box = _box_loss(box_deltas, target_deltas, found, beta)
-    n_cls = jnp.maximum(sampled.sum(), 1) if normalizer is None else normalizer
+    n_cls = _number_of(sampled) if normalizer is None else normalizer
     n_reg = n_cls if box_normalizer is None else box_normalizer
-    return cls.sum() / n_cls, box.sum() / n_reg
+    return _mean(cls, n_cls), _mean(box, n_reg)
 
 
 def detector_loss(
@@ -189,8 +199,9 @@ def detector_loss(
         )
     sampled, found = labels >= 0, labels >= 1
     row = jnp.clip(labels - 1, 0, rows - 1)[..., None, None]
-    deltas = jnp.take_along_axis(class_deltas, row, axis=-2)[..., 0, :]
+    used = jnp.where(found[..., None, None], class_deltas, 0)
+    deltas = jnp.take_along_axis(used, row, axis=-2)[..., 0, :]
     cls = _log_loss(class_logits, labels, sampled)
     box = _box_loss(deltas, target_deltas, found, beta)
-    n = jnp.maximum(sampled.sum(), 1) if normalizer is None else normalizer
-    return cls.sum() / n, box.sum() / n
+    n = _number_of(sampled) if normalizer is None else normalizer
+    return _mean(cls, n), _mean(box, n)

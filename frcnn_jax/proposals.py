@@ -6,11 +6,12 @@ a anchors · n candidates that survive the top-k · r RoIs · C classes
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from frcnn_jax.ops import boxes as box_ops
+from frcnn_jax.ops import modes
 from frcnn_jax.ops.nms import nms_indices
-from frcnn_jax.types import Detections, Proposals
+from frcnn_jax.types import Array, Detections, Proposals
 
 
 def select_proposals(
@@ -44,9 +45,10 @@ def select_proposals(
     >>> p.scores.round(2), p.valid.tolist()
     (Array([0.88, 0.5 , 0.  ], dtype=float32), [True, True, False])
     """
-    anchors, logits, deltas = lax.stop_gradient(
-        (anchors, objectness_logits, box_deltas)
+    anchors, logits, deltas = jax.tree.map(
+        jnp.asarray, (anchors, objectness_logits, box_deltas)
     )
+    anchors, logits, deltas = lax.stop_gradient((anchors, logits, deltas))
     sizes = (len(anchors),) if level_sizes is None else level_sizes
     if sum(sizes) != len(anchors):
         raise ValueError(f"level_sizes are {sizes}, expected a sum of {len(anchors)}")
@@ -56,8 +58,8 @@ def select_proposals(
         inside = box_ops.centered_inside(anchors, image_size)
         logits = jnp.where(inside, logits, -jnp.inf)
     index, level = _top_of_levels(logits, sizes, pre_nms)
-    logits = logits[index]
-    decoded = box_ops.decode(deltas[index], anchors[index], stds=stds)
+    logits, deltas, anchors = (modes.take(x, index) for x in (logits, deltas, anchors))
+    decoded = box_ops.decode(deltas, anchors, stds=stds)
     candidates = box_ops.clip(decoded, image_size)
     usable = (logits > -jnp.inf) & (jax.nn.sigmoid(logits) >= score)
     usable &= _large_enough(candidates, min_size)
@@ -70,8 +72,8 @@ def select_proposals(
         classes=level,
     )
     return Proposals(
-        boxes=jnp.where(valid[:, None], candidates[best], 0),
-        scores=jnp.where(valid, jax.nn.sigmoid(logits[best]), 0),
+        boxes=jnp.where(valid[:, None], modes.take(candidates, best), 0),
+        scores=jnp.where(valid, jax.nn.sigmoid(modes.take(logits, best)), 0),
         valid=valid,
     )
 
@@ -106,18 +108,18 @@ def postprocess(
     >>> found.boxes[0].tolist(), found.classes.tolist()
     ([0.0, 0.0, 10.0, 10.0], [1, 0])
     """
+    rois, rois_valid, class_logits, class_deltas = map(
+        jnp.asarray, (rois, rois_valid, class_logits, class_deltas)
+    )
     r, num_classes = len(rois), class_logits.shape[1] - 1
-    if r == 0:  # one padded RoI, so that there is something to index
-        rois, rois_valid = jnp.zeros((1, 4)), jnp.zeros(1, bool)
-        class_logits = jnp.zeros((1, num_classes + 1))
-        class_deltas, r = jnp.zeros((1, *class_deltas.shape[1:])), 1
     probability = jax.nn.softmax(class_logits.astype(jnp.float32))[:, 1:]
     candidate = (probability > score) & rois_valid[:, None]
     probability = jnp.where(candidate, probability, -jnp.inf).reshape(-1)
     top, index = lax.top_k(probability, min(pre_nms, r * num_classes))
     roi, row = index // num_classes, index % num_classes
-    deltas = class_deltas[roi, row if class_deltas.shape[1] > 1 else 0]
-    decoded = box_ops.decode(deltas, rois[roi], stds=stds)
+    place = index if class_deltas.shape[1] > 1 else roi
+    deltas = modes.take(class_deltas.reshape(-1, 4), place)
+    decoded = box_ops.decode(deltas, modes.take(rois, roi), stds=stds)
     candidates = box_ops.clip(decoded, image_size)
     usable = (top > -jnp.inf) & _large_enough(candidates, min_size)
     best, valid = nms_indices(
@@ -129,9 +131,9 @@ def postprocess(
         classes=row,
     )
     return Detections(
-        boxes=jnp.where(valid[:, None], candidates[best], 0),
-        scores=jnp.where(valid, top[best], 0),
-        classes=jnp.where(valid, row[best] + 1, 0),
+        boxes=jnp.where(valid[:, None], modes.take(candidates, best), 0),
+        scores=jnp.where(valid, modes.take(top, best), 0),
+        classes=jnp.where(valid, modes.take(row, best) + 1, 0),
         valid=valid,
     )
 

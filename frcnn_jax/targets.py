@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from frcnn_jax.ops import boxes as box_ops
-from frcnn_jax.ops import matching
-from frcnn_jax.types import Proposals, RoITargets, RPNTargets
+from frcnn_jax.ops import matching, modes
+from frcnn_jax.types import Array, Proposals, RoITargets, RPNTargets
 
 
 def rpn_targets(
@@ -55,6 +55,9 @@ def rpn_targets(
     >>> t.labels.tolist(), f"{t.deltas[0, 0]:.2f}"  # a tenth of a width to the right
     ([1, -1, 0], '0.10')
     """
+    anchors, gt_boxes, gt_valid, gt_ignore = jax.tree.map(
+        jnp.asarray, (anchors, gt_boxes, gt_valid, gt_ignore)
+    )
     anchors, gt_boxes = jax.lax.stop_gradient((anchors, gt_boxes))
     gt_boxes, gt_valid, gt_ignore = matching.at_least_one_slot(
         gt_boxes, gt_valid, gt_ignore
@@ -72,14 +75,20 @@ def rpn_targets(
     rows, drawn = matching.sample(
         key, matches.labels, num_samples=num_samples, fg_fraction=fg_fraction
     )
-    deltas = box_ops.encode(gt_boxes[matches.gt_index[rows]], anchors[rows], stds=stds)
-    found = matches.labels[rows] >= 1
+    objects = modes.take(gt_boxes, modes.take(matches.gt_index, rows))
+    deltas = box_ops.encode(objects, modes.take(anchors, rows), stds=stds)
+    found = modes.take(matches.labels, rows) >= 1
     rows = jnp.where(drawn, rows, len(anchors))  # the others fall off the end
+    labels, zeros = modes.carry(
+        (
+            jnp.full(len(anchors), -1, jnp.int32),
+            jnp.zeros(anchors.shape, deltas.dtype),
+        ),
+        (rows, deltas),
+    )
     return RPNTargets(
-        labels=jnp.full(len(anchors), -1).at[rows].set(found.astype(int), mode="drop"),
-        deltas=jnp.zeros(anchors.shape)
-        .at[rows]
-        .set(jnp.where(found[:, None], deltas, 0.0), mode="drop"),
+        labels=labels.at[rows].set(found.astype(jnp.int32), mode="drop"),
+        deltas=zeros.at[rows].set(jnp.where(found[:, None], deltas, 0.0), mode="drop"),
     )
 
 
@@ -94,7 +103,7 @@ def _taking_part(anchors, image_size, straddle, exclude_padding):
         return None
     ok = jnp.ones(len(anchors), bool)
     if straddle < jnp.inf:
-        h, w = jnp.asarray(image_size, jnp.float32)
+        h, w = (jnp.asarray(side, anchors.dtype) for side in image_size)
         x1, y1, x2, y2 = anchors.T
         ok &= (x1 >= -straddle) & (y1 >= -straddle)
         ok &= (x2 <= w + straddle) & (y2 <= h + straddle)
@@ -128,11 +137,13 @@ def roi_targets(
     -1 and a zero box. Padded slots and invalid proposals change nothing. No gradient
     flows into the proposals (section 3.2, approximate joint training).
     """
+    proposals, gt_boxes, gt_classes, gt_valid, gt_ignore = jax.tree.map(
+        jnp.asarray, (proposals, gt_boxes, gt_classes, gt_valid, gt_ignore)
+    )
     gt_boxes, gt_classes, gt_valid, gt_ignore = matching.at_least_one_slot(
         jax.lax.stop_gradient(gt_boxes), gt_classes, gt_valid, gt_ignore
     )
-    rois = jax.lax.stop_gradient(jnp.asarray(proposals.boxes))
-    valid = jnp.asarray(proposals.valid)
+    rois, valid = jax.lax.stop_gradient(proposals.boxes), proposals.valid
     if append_gt:
         objects = gt_valid if gt_ignore is None else gt_valid & ~gt_ignore
         rois = jnp.concatenate([rois, gt_boxes])
@@ -151,11 +162,14 @@ def roi_targets(
     rows, drawn = matching.sample(
         key, matches.labels, num_samples=num_samples, fg_fraction=fg_fraction
     )
-    slots, found = matches.gt_index[rows], drawn & (matches.labels[rows] >= 1)
-    rois = jnp.where(drawn[:, None], rois[rows], 0.0)
-    deltas = box_ops.encode(gt_boxes[slots], rois, stds=stds)
+    slots = modes.take(matches.gt_index, rows)
+    found = drawn & (modes.take(matches.labels, rows) >= 1)
+    rois = jnp.where(drawn[:, None], modes.take(rois, rows), 0.0)
+    deltas = box_ops.encode(modes.take(gt_boxes, slots), rois, stds=stds)
+    classes = modes.take(gt_classes, slots).astype(jnp.int32)
+    others = jnp.where(drawn, jnp.int32(0), jnp.int32(-1))
     return RoITargets(
         boxes=rois,
-        labels=jnp.where(found, gt_classes[slots], jnp.where(drawn, 0, -1)),
+        labels=jnp.where(found, classes, others),
         deltas=jnp.where(found[:, None], deltas, 0.0),
     )

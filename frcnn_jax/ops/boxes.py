@@ -15,31 +15,34 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Bool, Float, Num
+
+from frcnn_jax.types import Array
 
 # The smallest side (px) and area (px^2) that count as more than nothing.
 _SIDE, _AREA = 1e-6, 1e-12
 
-ImageSize = Num[Array, "2"] | Num[np.ndarray, "2"] | tuple[int | Array, int | Array]
+ImageSize = Num[Array, "2"] | tuple[int | Array, int | Array]
 
 
-def _f32(x) -> Array:
+def as_float32(x: Num[Array, "..."]) -> Float[Array, "..."]:
+    """`x` as floats of at least 32 bits: float64 stays, all else becomes float32."""
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4
+    return x if wide else x.astype(jnp.float32)
 
 
 def _split(boxes) -> tuple[Array, Array, Array, Array]:
-    boxes = _f32(boxes)
+    boxes = as_float32(boxes)
     return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
 
 
 def _join(*columns) -> Array:
-    return jnp.stack(columns, axis=-1)
+    return jnp.concatenate([c[..., None] for c in columns], axis=-1)
 
 
-def _hw(image_size) -> tuple[Array, Array]:
-    h, w = jnp.asarray(image_size, jnp.float32)
+def _hw(image_size, dtype) -> tuple[Array, Array]:
+    h, w = (jnp.asarray(side, dtype) for side in image_size)
     return h, w
 
 
@@ -249,7 +252,7 @@ def clip(boxes: Float[Array, "*n 4"], image_size: ImageSize) -> Float[Array, "*n
     A box wholly outside becomes one without area on the border; zeros stay zeros.
     """
     x1, y1, x2, y2 = _split(boxes)
-    h, w = _hw(image_size)
+    h, w = _hw(image_size, x1.dtype)
     return _join(
         jnp.clip(x1, 0.0, w),
         jnp.clip(y1, 0.0, h),
@@ -266,7 +269,7 @@ def centered_inside(
     A hundredth of a pixel is given to rounding, so that all anchors of one cell agree.
     """
     x, y, _, _ = to_center(boxes)
-    h, w = _hw(image_size)
+    h, w = _hw(image_size, x.dtype)
     e = 0.01
     return (x > -e) & (y > -e) & (x < w - e) & (y < h - e)
 
@@ -277,6 +280,7 @@ def flip(boxes: Float[Array, "*n 4"], width: Num[Array, ""] | float | int):
     Padded (zero) rows become boxes without area on the right border.
     """
     x1, y1, x2, y2 = _split(boxes)
+    width = jnp.asarray(width, x1.dtype)
     return _join(width - x2, y1, width - x1, y2)
 
 
@@ -290,7 +294,7 @@ def rescale(
     [2.0, 10.0, 4.0, 30.0]
     """
     x1, y1, x2, y2 = _split(boxes)
-    sy, sx = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), (2,))
+    sy, sx = jnp.broadcast_to(jnp.asarray(scale, x1.dtype), (2,))
     return _join(x1 * sx, y1 * sy, x2 * sx, y2 * sy)
 
 
@@ -318,7 +322,7 @@ def from_yxyx_normalized(
     [10.0, 0.0, 20.0, 10.0]
     """
     y1, x1, y2, x2 = _split(boxes)
-    h, w = _hw(image_size)
+    h, w = _hw(image_size, x1.dtype)
     return _join(x1 * w, y1 * h, x2 * w, y2 * h)
 
 
@@ -327,7 +331,7 @@ def to_yxyx_normalized(
 ) -> Float[Array, "*n 4"]:
     """To TensorFlow's (y1, x1, y2, x2) in fractions of the image's height and width."""
     x1, y1, x2, y2 = _split(boxes)
-    h, w = _hw(image_size)
+    h, w = _hw(image_size, x1.dtype)
     return _join(y1 / h, x1 / w, y2 / h, x2 / w)
 
 

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from frcnn_jax.ops import boxes as box_ops
+from frcnn_jax.ops import modes
+from frcnn_jax.types import Array
 
 
 class Matches(NamedTuple):
@@ -60,6 +62,9 @@ def match(
     [1, -1, 0]
     """
     gt_boxes, gt_valid, gt_ignore = at_least_one_slot(gt_boxes, gt_valid, gt_ignore)
+    boxes, gt_boxes, gt_valid, gt_ignore, valid = jax.tree.map(
+        jnp.asarray, (boxes, gt_boxes, gt_valid, gt_ignore, valid)
+    )
     boxes, gt_boxes = jax.lax.stop_gradient((boxes, gt_boxes))
     if valid is not None:
         boxes = jnp.where(valid[:, None], boxes, 0.0)
@@ -68,7 +73,8 @@ def match(
     found = (best >= fg_iou) & (best > 0)
     if force_best:
         found |= forced
-    labels = jnp.where((best >= bg_lo) & (best < bg_iou), 0, -1)
+    background = (best >= bg_lo) & (best < bg_iou)
+    labels = jnp.where(background, jnp.int32(0), jnp.int32(-1))
     if gt_ignore is not None:
         labels = jnp.where(_covered(boxes, gt_boxes, crowd, ignore_ioa), -1, labels)
     labels = jnp.where(found, 1, labels)
@@ -91,19 +97,24 @@ def _best(boxes, gt_boxes, used):
     boxes = jnp.pad(boxes, ((0, -n % lanes), (0, 0)))
     gt_boxes = jnp.where(used[:, None], gt_boxes, 0.0)
 
-    def step(j, carry):
-        best, index, forced = carry
+    def overlap(j):
+        return box_ops.elementwise_iou(boxes, modes.take(gt_boxes, j)[None])
+
+    def step(j, state):
+        best, index, forced = state
         # The barrier has the overlap computed once, so that a maximum equals itself.
-        iou = box_ops.elementwise_iou(boxes, gt_boxes[j][None])
-        iou = jax.lax.optimization_barrier(iou)
-        top = iou.reshape(-1, lanes).max(axis=0).max()  # lane by lane: vectorised
+        iou = jax.lax.optimization_barrier(overlap(j))
+        # Lane by lane: vectorised.
+        top = iou.reshape(-1, lanes).max(axis=0, initial=0).max()
         forced |= (iou == top) & (top > 0)
         better = iou > best
         return jnp.where(better, iou, best), jnp.where(better, j, index), forced
 
     m = len(boxes)
-    start = jnp.zeros(m), jnp.zeros(m, jnp.int32), jnp.zeros(m, bool)
-    best, index, forced = jax.lax.fori_loop(0, _count(used), step, start)
+    dtype = jax.eval_shape(overlap, 0).dtype
+    start = jnp.zeros(m, dtype), jnp.zeros(m, jnp.int32), jnp.zeros(m, bool)
+    start = modes.carry(start, (boxes, gt_boxes, used))
+    best, index, forced = _over_slots(used, step, start)
     return best[:n], index[:n], forced[:n]
 
 
@@ -111,15 +122,19 @@ def _covered(boxes, gt_boxes, crowd, ignore_ioa):
     """Rows with `ignore_ioa` of their area inside one of the crowd boxes."""
 
     def step(j, covered):
-        ioa = box_ops.ioa(boxes, gt_boxes[j][None])[:, 0]
+        ioa = box_ops.ioa(boxes, modes.take(gt_boxes, j)[None])[:, 0]
         return covered | (crowd[j] & (ioa >= ignore_ioa))
 
-    return jax.lax.fori_loop(0, _count(crowd), step, jnp.zeros(len(boxes), bool))
+    start = modes.carry(jnp.zeros(len(boxes), bool), (boxes, gt_boxes, crowd))
+    return _over_slots(crowd, step, start)
 
 
-def _count(used):
-    """Slots up to the last one in use: loops end there, not at the padding."""
-    return jnp.max(jnp.where(used, jnp.arange(1, used.size + 1), 0), initial=0)
+def _over_slots(used, step, start):
+    """`step(j, state)` for the slots up to the last in use: not for the padding."""
+    place = jnp.arange(1, used.size + 1, dtype=jnp.int32)
+    count = jnp.max(jnp.where(used, place, 0), initial=0)
+    first = modes.carry(jnp.int32(0), used)
+    return jax.lax.fori_loop(first, count, step, start)
 
 
 def sample(
@@ -135,19 +150,22 @@ def sample(
     uniformly at random and without repetition. Background (label 0) fills the rest;
     label -1 is never drawn. Where rows run out, the tail has index 0 and `valid` False.
     """
-    n = len(labels)
+    n, labels = len(labels), jnp.asarray(labels)
     max_fg = min(int(fg_fraction * num_samples), n)
-    priority = jax.random.uniform(key, (n,))
+    priority = jax.random.uniform(key, (n,), jnp.float32)
     fg_priority, fg = jax.lax.top_k(jnp.where(labels >= 1, priority, -1.0), max_fg)
     bg_priority, bg = jax.lax.top_k(
         jnp.where(labels == 0, priority, -1.0), min(num_samples, n)
     )
     # Objects, then background, without the gaps between: a stable partition.
     drawn = jnp.concatenate([fg_priority, bg_priority]) >= 0
-    place = jnp.where(drawn, jnp.cumsum(drawn) - 1, num_samples)
+    place = jnp.cumsum(drawn, dtype=jnp.int32)
+    place = jnp.where(drawn, place - 1, num_samples)
     indices = jnp.zeros(num_samples, jnp.int32)
     indices = indices.at[place].set(jnp.concatenate([fg, bg]), mode="drop")
-    return indices, jnp.arange(num_samples) < jnp.sum(drawn)
+    return indices, jnp.arange(num_samples, dtype=jnp.int32) < jnp.sum(
+        drawn, dtype=jnp.int32
+    )
 
 
 def cover(iou: Float[Array, "g p"], valid: Bool[Array, " g"]) -> Float[Array, " g"]:
@@ -155,19 +173,25 @@ def cover(iou: Float[Array, "g p"], valid: Bool[Array, " g"]) -> Float[Array, " 
 
     The best pair is taken out, then the best of the others, and so on: a proposal
     covers one object (Hosang et al. 2015). Objects that are not `valid` have 0 and take
-    no proposal; a column of zeros, as of an empty proposal, covers nothing.
+    no proposal; a column of zeros, as of an empty proposal, covers nothing. No gradient
+    flows.
 
     >>> cover(jnp.array([[0.9, 0.6], [0.8, 0.5]]), jnp.array([True, True])).tolist()
     [0.8999999761581421, 0.5]
     """
-    iou = jnp.where(valid[:, None], iou, 0.0)
+    valid = jnp.asarray(valid)
+    iou = jax.lax.stop_gradient(jnp.where(valid[:, None], iou, 0.0))
+    if 0 in iou.shape:
+        return iou.sum(1)
 
-    def take(_, carry):
-        iou, found = carry
-        g, p = jnp.unravel_index(jnp.argmax(iou), iou.shape)
+    def take(_, state):
+        iou, found = state
+        best = jnp.argmax(iou).astype(jnp.int32)
+        g, p = best // iou.shape[1], best % iou.shape[1]
         found = found.at[g].max(iou[g, p])
         return iou.at[g].set(0.0).at[:, p].set(0.0), found
 
-    if 0 in iou.shape:
-        return jnp.zeros(len(iou))
-    return jax.lax.fori_loop(0, valid.sum(), take, (iou, jnp.zeros(len(iou))))[1]
+    start = iou, jnp.zeros(len(iou), iou.dtype)
+    first, start = modes.carry((jnp.int32(0), start), (iou, valid))
+    count = valid.sum(dtype=jnp.int32)
+    return jax.lax.fori_loop(first, count, take, start)[1]

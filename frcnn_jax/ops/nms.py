@@ -20,9 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
-TILE = {"cpu": 64}  # boxes a step: few where arithmetic is dear ...
+from frcnn_jax.ops import modes
+from frcnn_jax.types import Array
+
+CPU_TILE = 64  # boxes a step: few where arithmetic is dear ...
 LARGE_TILE = 2048  # ... many where a step is (kernel launches)
 
 
@@ -80,15 +83,15 @@ def nms_indices(
     >>> index.tolist(), valid.tolist()
     ([1, 2, 0], [True, True, False])
     """
-    n = len(scores)
+    n, threshold = len(scores), _round_down(iou_threshold)
     if n == 0 or max_output == 0:
         return jnp.zeros(max_output, jnp.int32), jnp.zeros(max_output, bool)
     if valid is None:
         valid = jnp.ones(n, bool)
     if classes is None:
         classes = jnp.zeros(n, jnp.int32)
-    arrays = lax.stop_gradient((boxes, scores, classes, valid))
-    return _first_kept(*arrays, _round_down(iou_threshold), max_output)
+    arrays = jax.tree.map(jnp.asarray, (boxes, scores, classes, valid))
+    return _first_kept(*lax.stop_gradient(arrays), threshold, max_output)
 
 
 def soft_nms(
@@ -134,13 +137,18 @@ def _keep(boxes, scores, classes, valid, iou_threshold):
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def _first_kept(boxes, scores, classes, valid, threshold, max_output):
+    # From here on all are mapped, vary and are sharded alike, as loops want it.
+    boxes, scores, classes, valid = modes.carry(
+        (boxes, scores, classes, valid), (boxes, scores, classes, valid)
+    )
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
+    order = order.astype(jnp.int32)
     boxes = jnp.where(valid[:, None], boxes.astype(jnp.float32), 0)[order]
     greedy = _greedy(threshold, min(max_output, len(order)))
     position, count = greedy(boxes[None], classes[order][None], valid[order][None])
     position = jnp.pad(position[0], (0, max_output - position.shape[1]))
-    found = jnp.arange(max_output) < count[0]
-    return jnp.where(found, order[position], 0).astype(jnp.int32), found
+    found = jnp.arange(max_output, dtype=jnp.int32) < count[0]
+    return jnp.where(found, order[position], 0), found
 
 
 def _round_down(threshold: float) -> float:
@@ -163,18 +171,22 @@ def _suppresses(first, second, threshold):
 
 @functools.cache
 def _greedy(threshold: float, max_output: int) -> Callable:
-    """NMS of sorted boxes [b, n, 4]; `vmap` adds to b: all images share the loops."""
+    """NMS of sorted boxes [b, n, 4]; `vmap` adds to b: all images share the modes."""
 
     @jax.custom_batching.custom_vmap
     def greedy(boxes, classes, valid):
-        return _greedy_tiles(boxes, classes, valid, threshold, max_output)
+        tiled = functools.partial(
+            _greedy_tiles, threshold=threshold, max_output=max_output
+        )
+        cpu = functools.partial(tiled, tile=CPU_TILE)
+        if boxes.shape[1] <= CPU_TILE:  # one tile, whatever its size
+            return cpu(boxes, classes, valid)
+        other = functools.partial(tiled, tile=LARGE_TILE)
+        return lax.platform_dependent(boxes, classes, valid, cpu=cpu, default=other)
 
     @greedy.def_vmap
-    def _(size, batched, *args):
-        args = [
-            x if b else jnp.broadcast_to(x, (size, *x.shape))
-            for x, b in zip(args, batched, strict=True)
-        ]
+    def _(_, batched, *args):
+        assert all(batched), "all are mapped or none is: see _first_kept"
         lead = args[0].shape[:2]
         out = greedy(*(x.reshape(-1, *x.shape[2:]) for x in args))
         return tuple(x.reshape(*lead, *x.shape[1:]) for x in out), (True, True)
@@ -182,10 +194,10 @@ def _greedy(threshold: float, max_output: int) -> Callable:
     return greedy
 
 
-def _greedy_tiles(boxes, classes, valid, threshold, max_output):
+def _greedy_tiles(boxes, classes, valid, *, threshold, max_output, tile):
     """Positions [b, max_output] of the kept among sorted boxes, and how many [b]."""
     b, n, _ = boxes.shape
-    t = min(n, TILE.get(jax.default_backend(), LARGE_TILE))
+    t = min(n, tile)
     tiles, slots = -(-n // t), -(-max_output // t) * t
     x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
     area = (x2 - x1) * (y2 - y1)
@@ -193,7 +205,11 @@ def _greedy_tiles(boxes, classes, valid, threshold, max_output):
     columns = jnp.pad(columns, ((0, 0), (0, 0), (0, tiles * t - n)))
     valid = jnp.pad(valid, ((0, 0), (0, tiles * t - n)))
     later = jnp.triu(jnp.ones((t, t), bool), 1)[None]
-    image = jnp.arange(b)[:, None]
+
+    @functools.partial(jax.vmap, in_axes=(0, 0, 0, 0, None))
+    def join(kept, position, slot, tile, place):
+        kept = kept.at[:, slot].set(tile, mode="drop")
+        return kept, position.at[slot].set(place, mode="drop")
 
     def keep_of_tile(tile, alive):
         return _fixed_point(_suppresses(tile, tile, threshold) & later, alive)
@@ -207,29 +223,32 @@ def _greedy_tiles(boxes, classes, valid, threshold, max_output):
             before = lax.dynamic_slice_in_dim(kept, j * t, t, 2)
             return alive & ~_suppresses(before, tile, threshold).any(1)
 
-        filled = jnp.minimum(-(-count.max() // t), slots // t)
-        alive = lax.fori_loop(0, filled, drop, alive)
+        filled = jnp.minimum(-(-count.max(initial=0) // t), slots // t)
+        alive = lax.fori_loop(jnp.int32(0), filled, drop, alive)
         # In a crowd most tiles are suppressed as a whole.
         keep = lax.cond(
             alive.any(), keep_of_tile, lambda tile, alive: alive, tile, alive
         )
-        slot = jnp.where(keep, count[:, None] + jnp.cumsum(keep, 1) - 1, slots)
-        kept = kept.at[image, :, slot].set(jnp.moveaxis(tile, 1, 2), mode="drop")
-        place = jnp.broadcast_to(i * t + jnp.arange(t)[None], (b, t))
-        position = position.at[image, slot].set(place, mode="drop")
-        return i + 1, kept, position, count + keep.sum(1)
+        before = count[:, None] + jnp.cumsum(keep, 1, jnp.int32) - 1
+        slot = jnp.where(keep, before, slots)
+        place = i * t + jnp.arange(t, dtype=jnp.int32)
+        kept, position = join(kept, position, slot, tile, place)
+        return i + 1, kept, position, count + keep.sum(1, jnp.int32)
 
     def unfinished(state):
         i, _, _, count = state
-        return (i < tiles) & (count.min() < max_output)
+        return (i < tiles) & (count.min(initial=max_output) < max_output)
 
-    start = (
-        0,
-        jnp.zeros((b, 6, slots)),
-        jnp.zeros((b, slots), jnp.int32),
-        jnp.zeros(b, jnp.int32),
-    )
-    _, _, position, count = lax.while_loop(unfinished, step, start)
+    def start(*image):
+        empty = (
+            jnp.zeros((6, slots), columns.dtype),
+            jnp.zeros(slots, jnp.int32),
+            jnp.int32(0),
+        )
+        return modes.carry(empty, image)
+
+    state = jnp.int32(0), *jax.vmap(start)(columns, valid)
+    _, _, position, count = lax.while_loop(unfinished, step, state)
     return position[:, :max_output], jnp.minimum(count, max_output)
 
 
@@ -262,17 +281,20 @@ def _rescore(boxes, scores, valid, decay, parameter):
     if valid is None:
         valid = jnp.ones(n, bool)
     boxes = jnp.where(valid[:, None], boxes, 0)
+    boxes, scores, valid = modes.carry((boxes, scores, valid), (boxes, scores, valid))
     x1, y1, x2, y2 = boxes.T
     area = (x2 - x1) * (y2 - y1)
+    place = jnp.arange(n, dtype=jnp.int32)
 
     def step(_, state):
         scores, left = state
-        best = jnp.argmax(jnp.where(left, scores, -jnp.inf))
+        best = jnp.argmax(jnp.where(left, scores, -jnp.inf)).astype(jnp.int32)
         w = jnp.maximum(jnp.minimum(x2, x2[best]) - jnp.maximum(x1, x1[best]), 0)
         h = jnp.maximum(jnp.minimum(y2, y2[best]) - jnp.maximum(y1, y1[best]), 0)
         union = area + area[best] - w * h
         iou = w * h / jnp.where(union > 0, union, 1)
-        left = left & (jnp.arange(n) != best)
+        left = left & (place != best)
         return jnp.where(left, scores * decay(iou, parameter), scores), left
 
-    return lax.fori_loop(0, n, step, (jnp.where(valid, scores, 0), valid))[0]
+    start = jnp.where(valid, scores, 0), valid
+    return lax.fori_loop(0, n, step, start)[0]

@@ -77,12 +77,35 @@ def test_nms_equals_the_loop_at_every_threshold(rng, threshold):
     [(1, 9), (7, 63), (64, 63), (64, 64), (64, 65), (64, 128), (64, 130), (2048, 130)],
 )
 def test_tile_size_does_not_matter(rng, monkeypatch, tile, n):
-    monkeypatch.setitem(nms.TILE, "cpu", tile)
+    monkeypatch.setattr(nms, "CPU_TILE", tile)
     nms._first_kept.clear_cache()
     boxes, scores = crowd(rng, n)
     keep = nms.nms(jnp.asarray(boxes), jnp.asarray(scores), iou_threshold=0.3)
     nms._first_kept.clear_cache()
     np.testing.assert_array_equal(keep, mask(greedy(boxes, scores, 0.3), n))
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_tile_is_that_of_the_platform_that_runs_it(mapped):
+    """Three exports made on a CPU, and one for all: the matrix of a tile is in them."""
+
+    def keep(boxes, scores):
+        return nms.nms_indices(boxes, scores, iou_threshold=0.5, max_output=500)
+
+    shapes = (3000, 4), (3000,)
+    if mapped:
+        keep, shapes = jax.vmap(keep), [(2, *shape) for shape in shapes]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    images = 2 if mapped else 1
+
+    def tiles(*platforms):
+        exported = jax.export.export(jax.jit(keep), platforms=platforms)(*arrays)
+        text = exported.mlir_module()
+        return {t for t in (64, 2048) if f"tensor<{images}x{t}x{t}xi1>" in text}
+
+    assert tiles("cpu") == {64}
+    assert tiles("cuda") == tiles("rocm") == tiles("tpu") == {2048}
+    assert tiles("cpu", "cuda", "tpu") == {64, 2048}
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
@@ -143,8 +166,9 @@ def test_decisions_within_one_rounding_error(rng):
             boxes,
             jnp.zeros((1, 60), jnp.int32),
             jnp.ones((1, 60), bool),
-            threshold,
-            60,
+            threshold=threshold,
+            max_output=60,
+            tile=64,
         )
     )
     for t in rng.choice(overlaps[(overlaps > 0.2) & (overlaps < 0.9)], 20):

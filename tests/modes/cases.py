@@ -1,0 +1,264 @@
+"""Every public function of the pure layer, one line each, with inputs for one image.
+
+`case(function, *inputs, **more)` calls `function(*inputs, **more)`. An input made by
+`box`, `flag`, ... is drawn anew for every image; anything else is a constant. The
+letters name axes: those of `EMPTY` are tried with length 0 too. A mode that a function
+does not support stands in `errors`: the mode's name and the text of the error.
+
+    case(boxes.iou, box("n"), box("g"))
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from frcnn_jax import losses, proposals, targets
+from frcnn_jax.ops import anchors, boxes, matching, modes, nms
+from frcnn_jax.types import Proposals
+
+SIZES = dict(n=7, g=3, a=12, r=5, p=6, k=4, h=8, w=10, c=3)
+EMPTY = "ngarp"
+
+
+class Input(NamedTuple):
+    """How an array, or a tree of them, is drawn; and its axes."""
+
+    draw: Callable[[np.random.Generator, dict[str, int]], Any]
+    axes: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """A public function, what it is called with, and what it cannot."""
+
+    function: Callable
+    inputs: tuple[tuple, dict[str, Any]]
+    errors: dict[str, str]
+    tolerance: float
+
+    def __call__(self, arrays: Any) -> Any:
+        """The function's answer; `arrays` as `draw` gives them."""
+        args, kwargs = self.inputs
+        drawn, named = arrays
+        places = iter(drawn)
+        args = [next(places) if isinstance(x, Input) else x for x in args]
+        return self.function(*args, **{**kwargs, **named})
+
+    def draw(self, seed: int = 0, **sizes: int) -> Any:
+        """Inputs of one image, numpy but for keys."""
+        rng = np.random.default_rng(seed)
+        args, kwargs = self.inputs
+        sizes = SIZES | sizes
+        drawn = [x.draw(rng, sizes) for x in args if isinstance(x, Input)]
+        named = {
+            name: x.draw(rng, sizes)
+            for name, x in kwargs.items()
+            if isinstance(x, Input)
+        }
+        return drawn, named
+
+    @property
+    def axes(self) -> set[str]:
+        """The letters that can be empty."""
+        args, kwargs = self.inputs
+        inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Input)]
+        return {letter for x in inputs for letter in x.axes if letter in EMPTY}
+
+
+def case(
+    function: Callable,
+    *inputs: Any,
+    errors: dict[str, str] | None = None,
+    tolerance: float = 1e-6,
+    **more: Any,
+) -> Case:
+    if not any(isinstance(x, Input) for x in (*inputs, *more.values())):
+        constant = partial(function, *inputs, **more)
+        # Something to be mapped over.
+        inputs, more = (real(""),), {}
+        called = function
+        function = lambda _: constant()  # noqa: E731
+        function.__wrapped__ = called  # type: ignore[attr-defined]
+    return Case(function, (inputs, more), errors or {}, tolerance)
+
+
+# -- Inputs ----------------------------------------------------------------------------
+
+
+def _shape(axes, sizes):
+    return tuple(int(x) if x.isdigit() else sizes[x] for x in axes)
+
+
+def real(axes: str, *, low: float = -2.0, high: float = 2.0) -> Input:
+    """Numbers, far from each other."""
+
+    def draw(rng, sizes):
+        return np.asarray(rng.uniform(low, high, _shape(axes, sizes)), np.float32)
+
+    return Input(draw, axes)
+
+
+def box(axes: str) -> Input:
+    """Boxes of 5 to 30 pixels within 60 x 60."""
+
+    def draw(rng, sizes):
+        corner = rng.uniform(0, 30, (*_shape(axes, sizes), 2))
+        side = rng.uniform(5, 30, corner.shape)
+        return np.concatenate([corner, corner + side], -1).astype(np.float32)
+
+    return Input(draw, axes)
+
+
+def flag(axes: str, *, share: float = 0.8) -> Input:
+    """True with a probability of `share`."""
+
+    def draw(rng, sizes):
+        return rng.uniform(size=_shape(axes, sizes)) < share
+
+    return Input(draw, axes)
+
+
+def whole(axes: str, low: int, high: int) -> Input:
+    """int32 from `low` to `high`, both included."""
+
+    def draw(rng, sizes):
+        return rng.integers(low, high + 1, _shape(axes, sizes), np.int32)
+
+    return Input(draw, axes)
+
+
+def key() -> Input:
+    """A PRNG key."""
+    return Input(lambda rng, _: jax.random.key(rng.integers(1000)), "")
+
+
+def size() -> Input:
+    """The image's (h, w)."""
+    return Input(lambda rng, _: rng.integers(45, 60, 2).astype(np.int32), "")
+
+
+def props(axes: str) -> Input:
+    """Proposals."""
+
+    def draw(rng, sizes):
+        parts = box(axes), real(axes, low=0.0, high=1.0), flag(axes)
+        return Proposals(*(part.draw(rng, sizes) for part in parts))
+
+    return Input(draw, axes)
+
+
+# -- Functions -------------------------------------------------------------------------
+
+MATCH = dict(fg_iou=0.5, bg_iou=0.3, force_best=True)
+
+CASES = [
+    # boxes
+    case(boxes.area, box("n")),
+    case(boxes.elementwise_iou, box("n"), box("n")),
+    case(boxes.elementwise_giou, box("n"), box("n")),
+    case(boxes.elementwise_diou, box("n"), box("n")),
+    case(boxes.elementwise_ciou, box("n"), box("n")),
+    case(boxes.iou, box("n"), box("g")),
+    case(boxes.ioa, box("n"), box("g")),
+    case(boxes.giou, box("n"), box("g")),
+    case(boxes.diou, box("n"), box("g")),
+    case(boxes.ciou, box("n"), box("g")),
+    case(boxes.to_center, box("n")),
+    case(boxes.from_center, real("n"), real("n"), real("n"), real("n")),
+    case(boxes.encode, box("n"), box("n")),
+    case(boxes.decode, real("n4"), box("n")),
+    case(boxes.clip, box("n"), size()),
+    case(boxes.centered_inside, box("n"), size()),
+    case(boxes.flip, box("n"), real("", low=40.0, high=60.0)),
+    case(boxes.rescale, box("n"), real("2", low=0.5)),
+    case(boxes.from_xywh, box("n")),
+    case(boxes.to_xywh, box("n")),
+    case(boxes.from_yxyx_normalized, box("n"), size()),
+    case(boxes.to_yxyx_normalized, box("n"), size()),
+    case(boxes.from_inclusive, box("n"), origin=1),
+    case(boxes.to_inclusive, box("n"), origin=1),
+    case(boxes.as_float32, whole("n", 0, 9)),
+    # anchors
+    case(anchors.cell_anchors, 16, (0.5, 1.0)),
+    case(anchors.size_first_cell_anchors, (8, 16), (0.5, 1.0)),
+    case(anchors.rounded_cell_anchors, 16, (0.5, 1.0)),
+    case(anchors.legacy_cell_anchors, scales=(1, 2)),
+    case(anchors.grid, box("k"), (2, 3), 16),
+    case(anchors.pyramid, [(2, 3), (1, 2)], (16, 32), (32, 64)),
+    # modes
+    case(modes.carry, real("n"), inputs=real("g")),
+    case(modes.take, real("k4"), whole("r", 0, 3)),
+    # matching
+    case(matching.match, box("n"), box("g"), flag("g"), flag("g", share=0.3), **MATCH),
+    case(matching.match, box("n"), box("g"), flag("g"), valid=flag("n"), **MATCH),
+    case(matching.at_least_one_slot, box("g"), flag("g"), None),
+    case(matching.sample, key(), whole("n", -1, 2), num_samples=4, fg_fraction=0.5),
+    case(matching.cover, real("gp", low=0.1, high=0.9), flag("g")),
+    # nms
+    case(nms.nms, box("n"), real("n"), flag("n"), iou_threshold=0.3),
+    case(nms.classwise_nms, box("n"), real("n"), whole("n", 1, 2), iou_threshold=0.3),
+    case(nms.nms_indices, box("n"), real("n"), iou_threshold=0.3, max_output=4),
+    case(nms.soft_nms, box("n"), real("n", low=0.1), flag("n")),
+    case(nms.soft_nms_linear, box("n"), real("n", low=0.1), flag("n")),
+    # targets
+    case(
+        targets.rpn_targets,
+        *(key(), box("a"), box("g"), flag("g"), flag("g", share=0.2), size()),
+        num_samples=8,
+        straddle=9,
+    ),
+    case(
+        targets.roi_targets,
+        *(key(), props("p"), box("g"), whole("g", 1, 3), flag("g")),
+        gt_ignore=flag("g", share=0.2),
+        num_samples=6,
+    ),
+    # losses
+    case(losses.smooth_l1, real("n"), beta=0.5),
+    case(losses.sigmoid_focal_loss, real("n"), whole("n", 0, 1)),
+    case(losses.giou_loss, box("n"), box("n")),
+    case(losses.diou_loss, box("n"), box("n")),
+    case(losses.ciou_loss, box("n"), box("n")),
+    case(losses.rpn_loss, real("a"), real("a4"), whole("a", -1, 1), real("a4")),
+    case(losses.rpn_loss, real("a2"), real("a4"), whole("a", -1, 1), real("a4")),
+    case(
+        losses.detector_loss,
+        *(real("rk"), real("r34"), whole("r", -1, 3), real("r4")),
+    ),
+    # proposals
+    case(
+        proposals.select_proposals,
+        *(box("a"), real("a"), real("a4", low=-0.3, high=0.3), size()),
+        pre_nms=8,
+        post_nms=5,
+    ),
+    case(
+        proposals.postprocess,
+        *(box("r"), flag("r"), real("rk"), real("r34"), size()),
+        max_detections=6,
+    ),
+]
+
+# Public functions that have not joined yet: none may be added.
+WAITING = {
+    "convolution.conv",
+    "convolution.depthwise_conv",
+    "direct_conv.direct_conv",
+    "maps.dropout",
+    "maps.local_response_norm",
+    "maps.max_pool",
+    "maps.relu",
+    "roi_align.multilevel_roi_align",
+    "roi_align.roi_align",
+    "roi_align.roi_levels",
+    "roi_cells.loops_are_cheap",
+    "roi_cells.pair",
+    "roi_pool.roi_pool",
+    "winograd.conv3x3",
+    "winograd.matrices",
+    "winograd.pays",
+}
