@@ -262,8 +262,8 @@ def load_source(name: str, *, split: str, group: str = "", **kwargs: Any) -> Sou
         kwargs["dataset"] = dataset
     load = find_source(name).load
     percent = "%" in split and name != "tfds"
-    number = r"(\d+)%" if percent else r"(-?\d+)"
-    match = re.fullmatch(rf"(.+?)(?:\[{number}?:{number}?\])?", split)
+    number = r"(?:(\d+)%)?" if percent else r"(-?\d+)?"
+    match = re.fullmatch(rf"(.+?)(?:\[{number}:{number}\])?", split)
     if match is None or (percent and match[2] is match[3] is None):
         raise ValueError(
             f"split={split!r}: give a name, or a part: 'train[:100]', 'train[:80%]'"

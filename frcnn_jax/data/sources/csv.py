@@ -4,7 +4,7 @@
     photos/1.jpg,10,20,50,80,cat
     photos/2.jpg,,,,,
 
-The first line names the columns, in any order; other columns are left alone.
+The first line names the columns, in any order and case; other columns are left alone.
 
 | column | also called | meaning |
 | --- | --- | --- |
@@ -12,16 +12,30 @@ The first line names the columns, in any order; other columns are left alone.
 | `x1`, `y1`, `x2`, `y2` | `xmin`, `ymin`, `xmax`, `ymax` | the box, see `convention` |
 | `label` | `class`, `class_name`, `name` | name of its class |
 | `ignore` | `iscrowd`, `difficult` | optional: 1 for neither object nor background |
-| `split` | | optional: which lines belong to which split |
+| `split` | `set`, `subset` | optional: which lines belong to which split |
 
-A line without numbers and label is an image without objects. Images are in the order of
-their first line.
+These are TensorFlow's and Roboflow's (`_annotations.csv`), too. Columns are separated
+by commas, semicolons or tabs, the text is utf-8 or else cp1252. A line without numbers
+and label is an image without objects. Images are in the order of their first line; one
+that is not where the table says is looked for by its name below the root.
 """
 
 import csv
+import io
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+from frcnn_jax.data.folders import (
+    Folder,
+    Found,
+    Pictures,
+    files_of,
+    fill,
+    folder_of,
+    list_folder,
+    templates,
+)
 from frcnn_jax.data.source import Source, below
 from frcnn_jax.data.sources.dicts import from_dicts
 
@@ -33,9 +47,10 @@ ALIASES = dict(
     y2=("y2", "ymax"),
     label=("label", "class", "class_name", "name"),
     ignore=("ignore", "iscrowd", "difficult"),
-    split=("split",),
+    split=("split", "set", "subset"),
 )
 OPTIONAL = ("ignore", "split")
+Rows = list[tuple[str, dict[str, str]]]  # where a line is, its values by our names
 
 
 def load(
@@ -47,49 +62,179 @@ def load(
     classes: Sequence[str] = (),
     convention: str = "xyxy",
     columns: Mapping[str, str] | None = None,
-    delimiter: str = ",",
+    delimiter: str = "",
 ) -> Source:
     """The images of a table; their paths are their ids.
 
     `annotations` and `images` are the file and the folder below `root`; `{split}` in
     them stands for the split's name. A file with a column `split` holds several.
-    `classes` in order, or empty: every label of the file, sorted. `columns` maps the
-    names above to your own; `convention` is one of `conventions.CONVENTIONS`.
+    `classes` in order, or empty: every label of the files of all splits, sorted.
+    `columns` maps the names above to your own; `convention` is one of
+    `conventions.CONVENTIONS`. `delimiter` separates columns; empty: whichever of comma,
+    semicolon and tab the first line has most of.
     """
-    file = pathlib.Path(root) / annotations.format(split=split)
+    base, name = pathlib.Path(root), fill(annotations, split)
+    report: list[str] = []
+    where, rows = _table(base / name, columns or {}, delimiter, report)
+    if not classes:
+        tables = [rows]
+        if "{split}" in annotations and root:
+            others = files_of(list_folder(base), annotations).values()
+            tables += [
+                _table(base / other, columns or {}, delimiter, [])[1]
+                for other in others
+                if other != name
+            ]
+        classes = sorted({r["label"] for table in tables for _, r in table} - {""})
+    if "split" in where:
+        rows = _of_split(rows, split, base / name)
+    find = _finder(base, fill(images, split), folder_of(name), bool(root or images))
+    dicts = _dicts(rows, tuple(classes), find)
+    made = from_dicts(dicts, classes=tuple(classes), convention=convention)
+    made.report[:0] = report
+    return made
+
+
+def _of_split(rows: Rows, split: str, file: pathlib.Path) -> Rows:
+    known = dict.fromkeys(r["split"] for _, r in rows)
+    if split not in known and split != "all":
+        raise ValueError(f"{file} has no split {split!r}: {', '.join(known)}")
+    return [(line, r) for line, r in rows if split in (r["split"], "all")]
+
+
+def _dicts(
+    rows: Rows, classes: tuple[str, ...], find: Callable[[str, str], str]
+) -> list[dict[str, Any]]:
+    """The rows of each image as a dict for `from_dicts`."""
+    dicts: dict[str, dict[str, Any]] = {}
+    for line, row in rows:
+        if row["image"] not in dicts:
+            image = find(row["image"], line)
+            dicts[row["image"]] = dict(image=image, id=row["image"])
+            dicts[row["image"]] |= dict(boxes=[], labels=[], ignore=[])
+        entry = dicts[row["image"]]
+        if box := _box(row, line):
+            if row["label"] not in classes:
+                raise ValueError(
+                    f"{line}: label {row['label']!r} is not one of "
+                    f"{', '.join(classes)}: add it to data.classes"
+                )
+            entry["boxes"].append(box)
+            entry["labels"].append(row["label"])
+            entry["ignore"].append(row.get("ignore") in ("1", "true", "True"))
+    return list(dicts.values())
+
+
+def recognise(folder: Folder, *, annotations: str = "") -> Found | None:
+    """Tables with columns of images, boxes and labels.
+
+    Of several, `annotations` says which are meant.
+    """
+    files = [f for f in folder.files if f.lower().endswith((".csv", ".tsv"))]
+    if annotations:
+        sets = {annotations: files_of(folder, annotations)}
+        files = list(sets[annotations].values())
+    with_split = {f: found for f in files if (found := _header(folder.root / f))}
+    if not annotations:
+        sets = templates(with_split)
+    if several := [t for t in sets if len(sets[t]) > 1]:
+        sets = {t: sets[t] for t in several}
+    if not sets or not with_split:
+        return None
+    if len(sets) > 1:
+        raise ValueError(
+            f"{folder.root} has several tables, {', '.join(sorted(sets)[:5])}: "
+            "name one, --config.data.annotations=..., with {split} for a split's name"
+        )
+    ((template, found),) = sets.items()
+    shown = ", ".join(found.values())
+    why = f"{shown}: columns of images, boxes and labels"
+    if left := sorted(set(with_split) - set(found.values())):
+        why += f" ({', '.join(left)} left aside)"
+    leaves = dict(annotations=template)
+    (first, *_) = found.values()
+    if len(found) == 1 and "split" in with_split[first]:
+        _, rows = _table(folder.root / first, {}, "", [])
+        names = dict.fromkeys(r["split"] for _, r in rows)
+        return Found(leaves, tuple(names), f"{why}, and one of splits")
+    return Found(leaves, tuple(found), why)
+
+
+def _header(file: pathlib.Path) -> dict[str, str] | None:
+    """The columns of a table by our names; None for any other file."""
+    try:
+        with file.open("rb") as handle:
+            text = handle.readline(1 << 16).decode("utf-8-sig", "replace")
+        reader = csv.reader([text], delimiter=_delimiter(text))
+        return _columns(next(reader, []), {}, file)
+    except (OSError, ValueError, csv.Error):
+        return None
+
+
+def _delimiter(text: str) -> str:
+    """Whichever of comma, semicolon and tab a table's first line has most of."""
+    header = text.partition("\n")[0]
+    return max(",;\t", key=header.count)
+
+
+def _table(
+    file: pathlib.Path, columns: Mapping[str, str], delimiter: str, report: list[str]
+) -> tuple[dict[str, str], Rows]:
+    """The table's columns by our names, and its rows, each with where it stands."""
     if not file.is_file():
         raise FileNotFoundError(
             f"no annotation file {file}: set data.root or data.annotations"
         )
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, delimiter=delimiter)
-        where = _columns(reader.fieldnames or (), columns or {}, file)
-        rows = list(_rows(reader, where, file))
-    classes = tuple(classes) or tuple(sorted({r["label"] for _, r in rows} - {""}))
-    if "split" in where:
-        known = dict.fromkeys(r["split"] for _, r in rows)
-        if split not in known:
-            raise ValueError(f"{file} has no split {split!r}: {', '.join(known)}")
-        rows = [(line, r) for line, r in rows if r["split"] == split]
-    folder = pathlib.Path(root) / images.format(split=split)
-    dicts: dict[str, dict] = {}
-    for line, row in rows:
-        if root or images:  # else paths are the user's own
-            below(folder, row["image"], line)
-        entry = dicts.setdefault(
-            row["image"],
-            dict(image=row["image"], id=row["image"], boxes=[], labels=[], ignore=[]),
-        )
-        if box := _box(row, line):
-            entry["boxes"].append(box)
-            entry["labels"].append(row["label"])
-            entry["ignore"].append(row.get("ignore") in ("1", "true", "True"))
-    return from_dicts(
-        list(dicts.values()),
-        root=str(folder),
-        classes=classes,
-        convention=convention,
-    )
+    raw = file.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        try:
+            text = raw.decode("cp1252")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is neither utf-8 nor cp1252: {error}") from None
+        report.append(f"{file}: read as cp1252, it is no utf-8")
+    lines = io.StringIO(text, newline="")
+    reader = csv.DictReader(lines, delimiter=delimiter or _delimiter(text))
+    try:
+        where = _columns(reader.fieldnames or (), columns, file)
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num}: {error}") from error
+    return where, list(_rows(reader, where, file))
+
+
+def _finder(
+    base: pathlib.Path, images: str, near: str, limited: bool
+) -> Callable[[str, str], str]:
+    """A function from an image's name in the table, and its line, to its path."""
+    pictures: list[Pictures] = []
+
+    def find(name: str, line: str) -> str:
+        if not limited:  # without a root paths are the user's own
+            return name
+        usual = _below_or_none(base / images, name)
+        if usual is not None and usual.is_file():
+            return str(usual)
+        if not pictures:
+            pictures.append(Pictures(list_folder(base), images))
+        found = pictures[0].find(name, near=near, where=line)
+        if found is None:
+            below(base / images, name, line)
+            raise FileNotFoundError(
+                f"{line}: no image file {base / images / name}, nor one of this name "
+                f"below {base / images}: set data.root or data.images"
+            )
+        return str(base / found)
+
+    return find
+
+
+def _below_or_none(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    """The file `name` in a folder, None where the name leads out of it."""
+    try:
+        return below(folder, name, "")
+    except ValueError:
+        return None
 
 
 def _rows(
@@ -99,7 +244,10 @@ def _rows(
     try:
         for row in reader:
             line = f"{file}, line {reader.line_num}"
-            yield line, {name: row[column] or "" for name, column in where.items()}
+            yield (
+                line,
+                {name: (row[column] or "").strip() for name, column in where.items()},
+            )
     except csv.Error as error:
         raise ValueError(f"{file}, line {reader.line_num}: {error}") from error
 
@@ -110,10 +258,11 @@ def _columns(
     """The table's own name of each column; ValueError names what is missing."""
     if unknown := set(given) - set(ALIASES):
         raise ValueError(f"data.columns: {unknown.pop()!r} is none of {list(ALIASES)}")
+    own = {name.strip().lower(): name for name in reversed(header)}
     found = {}
     for name, aliases in ALIASES.items():
         names = (given[name],) if name in given else aliases
-        present = [n for n in names if n in header]
+        present = [own[n.lower()] for n in names if n.lower() in own]
         if present:
             found[name] = present[0]
         elif name in given or name not in OPTIONAL:
@@ -130,6 +279,6 @@ def _box(row: Mapping[str, str], line: str) -> list[float] | None:
     if not any(texts) and not row["label"]:
         return None
     try:
-        return [float(t) for t in texts]
+        return [float(t.replace(",", ".")) for t in texts]  # 10,5 beside semicolons
     except ValueError:
         raise ValueError(f"{line}: box {texts}, expected four numbers") from None

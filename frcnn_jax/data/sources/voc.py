@@ -1,19 +1,40 @@
-"""PASCAL VOC folders: Annotations/*.xml, JPEGImages/*, ImageSets/Main/<split>.txt.
+"""PASCAL VOC's XML: the devkit's folders, or the XML files of any annotation tool.
 
+    Annotations/*.xml, JPEGImages/*, ImageSets/Main/<split>.txt       the devkit
+    annotations/*.xml, images/*          or train/*.xml, train/*.jpg, or all in one
+
+A tool's image is the one of the same name as its XML file, or the one that `<filename>`
+names, anywhere below the root; `<path>`, of the machine it was drawn on, is not read.
 VOC counts pixels from one and its corners are inclusive: `xmin=1, xmax=640` covers a
 picture 640 wide; `conventions` knows. Objects marked difficult are kept as `ignore`.
 """
 
+import os
 import pathlib
+import posixpath
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from frcnn_jax.data.conventions import to_xyxy
+from frcnn_jax.data.folders import (
+    IMAGES,
+    Folder,
+    Found,
+    Pictures,
+    contains,
+    files_of,
+    fill,
+    folder_of,
+    is_image,
+    list_folder,
+    stem,
+    templates,
+)
 from frcnn_jax.data.images import image_size
 from frcnn_jax.data.source import Example, Size, Source, below, clean_boxes
 
@@ -22,7 +43,6 @@ CLASSES = (
     *("cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
     *("sheep", "sofa", "train", "tvmonitor"),
 )
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".JPG", ".JPEG", ".PNG", ".BMP")
 
 
 class Annotation(NamedTuple):
@@ -32,27 +52,179 @@ class Annotation(NamedTuple):
     names: list[str]
     boxes: Float[np.ndarray, "n 4"]
     difficult: list[bool]
+    filename: str = ""
 
 
-def load(*, split: str, root: str = "", classes: str | Sequence[str] = ()) -> Source:
+def load(
+    *,
+    split: str,
+    root: str = "",
+    classes: str | Sequence[str] = (),
+    annotations: str = "",
+    images: str = "",
+    lists: str = "",
+) -> Source:
     """The images of a split, with names as image ids.
 
     `root` holds Annotations/ itself, or VOC2007/ and its like, or VOCdevkit/ with
     those. `split` names a file of ImageSets/Main; `2007_trainval+2012_trainval` joins
-    several, the year choosing the folder. `classes` are the names in order, "voc" for
-    the twenty of the challenge, or empty: every name found in Annotations, sorted.
+    several, the year choosing the folder.
+    With `annotations`, a folder below `root`, its XML files are read, whatever made
+    them; of `lists`, a file, those it names; in both `{split}` stands for the split's
+    name. Images are looked for below `images`.
+    `classes` are the names in order, "voc" for the twenty of the challenge, or empty:
+    every name found in the XML files of any split, sorted.
     """
-    parts = [_part(root, part) for part in split.split("+")]
-    listed = dict.fromkeys((folder, i) for folder, file in parts for i in _names(file))
-    folders = dict.fromkeys(folder for folder, _ in parts)
     if isinstance(classes, str):
         if classes and classes != "voc":
             raise ValueError(f"data.classes={classes!r}: give 'voc' or a list of names")
         classes = CLASSES if classes else ()
+    if annotations:
+        return _load_tool(root, split, tuple(classes), annotations, images, lists)
+    parts = [_part(root, part) for part in split.split("+")]
+    listed = dict.fromkeys((folder, i) for folder, file in parts for i in _names(file))
+    folders = dict.fromkeys(folder for folder, _ in parts)
     classes = tuple(classes) or tuple(sorted(set().union(*map(_class_names, folders))))
     report: list[str] = []
-    examples = [_example(folder, i, classes, report) for folder, i in listed]
+    examples = [
+        _example(
+            below(folder / "Annotations", f"{name}.xml", "ImageSets/Main"),
+            lambda _, folder=folder, name=name: _image_file(folder, name),
+            name,
+            classes,
+            report,
+        )
+        for folder, name in listed
+    ]
     return Source(examples, classes, report=report)
+
+
+def recognise(
+    folder: Folder, *, annotations: str = "", lists: str = ""
+) -> Found | None:
+    """XML files with an `<annotation>`: the devkit with its lists, or a tool's folders.
+
+    `annotations` and `lists` say which, where that is known.
+    """
+    if not annotations and not lists and (names := _devkit_lists(folder)):
+        return Found({}, names, "Annotations and ImageSets/Main")
+    files = [f for f in folder.files if f.lower().endswith(".xml")]
+    groups: dict[str, list[str]] = {}
+    for file in files:
+        groups.setdefault(folder_of(file), []).append(file)
+    groups = {
+        place: names
+        for place, names in groups.items()
+        if any(contains(folder.root / n, (_ROOT,), 1 << 16) for n in names[:3])
+    }
+    if not groups:
+        return None
+    if annotations:
+        sets = {annotations: files_of(Folder(folder.root, tuple(groups)), annotations)}
+    else:
+        sets = templates(groups)
+    (template, found), *others = sets.items()
+    if others:  # folders of no splits: all of them together
+        template = posixpath.commonpath(sets) if all(sets) else ""
+        found = {"all": template}
+    why = f"{sum(map(len, groups.values()))} XML files in {', '.join(groups) or '.'}"
+    leaves = dict(annotations=template or ".")
+    if len(found) < 2 and (by_name := _find_lists(folder, files, lists)):
+        template, named = by_name
+        lines = f"{why}, lists {', '.join(named.values())}"
+        return Found(dict(leaves, lists=template), tuple(named), lines)
+    return Found(leaves, tuple(found), why)
+
+
+_ROOT = rb"<annotation[\s>]"
+
+
+def _devkit_lists(folder: Folder) -> tuple[str, ...]:
+    """The lists of ImageSets/Main, with the year where there are several."""
+    pattern = r"(?:(?:.*/)?VOC(\d{4})/)?(?:.*/)?ImageSets/Main/([^/]+)\.txt"
+    found = [m for f in folder.files if (m := re.fullmatch(pattern, f))]
+    if len({m[1] for m in found}) > 1:
+        return tuple(sorted({f"{m[1]}_{m[2]}" for m in found if "_" not in m[2]}))
+    return tuple(sorted({m[2] for m in found if "_" not in m[2]}))  # not class by class
+
+
+def _find_lists(
+    folder: Folder, files: Sequence[str], lists: str
+) -> tuple[str, dict[str, str]] | None:
+    """Text files that name XML files or their images, one a split."""
+    texts = [f for f in folder.files if f.endswith(".txt")]
+    sets = {lists: files_of(folder, lists)} if lists else templates(texts)
+    stems = {stem(f) for f in files}
+    for template, found in sets.items():
+        if lists or ("{split}" in template and len(found) > 1):
+            named = [_names(folder.root / f)[:20] for f in found.values()]
+            if all(part and set(map(_listed, part)) <= stems for part in named):
+                return template, found
+    return None
+
+
+def _listed(line: str) -> str:
+    """The stem of the file that a line of a list names first."""
+    first = line.split()[0]
+    name = first if is_image(first) else line
+    known = is_image(name) or name.lower().endswith(".xml")
+    return stem(name) if known else posixpath.basename(name)
+
+
+def _load_tool(
+    root: str,
+    split: str,
+    classes: tuple[str, ...],
+    annotations: str,
+    images: str,
+    lists: str,
+) -> Source:
+    """The XML files of a folder; their names below it, without suffix, are the ids."""
+    folder = list_folder(root)
+    wanted, every = ("" if t == "." else t for t in (fill(annotations, split), ""))
+    start = f"{wanted}/" if wanted else ""
+    xml = [f for f in folder.files if f.lower().endswith(".xml")]
+    files = [f for f in xml if f.startswith(start)]
+    if not files:
+        raise FileNotFoundError(
+            f"no XML file in {folder.root / wanted}: set data.root or data.annotations"
+        )
+    if lists:
+        kept = {_listed(n) for n in _names(folder.root / fill(lists, split))}
+        files = [f for f in files if stem(f) in kept]
+    if not classes:
+        before, braces, _ = annotations.partition("{split}")
+        every = before if braces else start
+        names = (parse(folder.root / f).names for f in xml if f.startswith(every))
+        classes = tuple(sorted({name for part in names for name in part}))
+    pictures = Pictures(folder, fill(images, split))
+    report: list[str] = []
+    examples = []
+    for file in files:
+
+        def find(annotation, file=file):
+            return _picture(pictures, file, annotation.filename)
+
+        name = file.removeprefix(start)[: -len(".xml")]
+        examples.append(_example(folder.root / file, find, name, classes, report))
+    return Source(examples, classes, report=report)
+
+
+def _picture(pictures: Pictures, file: str, filename: str) -> str:
+    """The image of an XML file: of its own name, or else of the name it states."""
+    near, where = folder_of(file), pictures.root / file
+    suffix = posixpath.splitext(filename)[1].lower()
+    name = f"{stem(file)}{suffix if suffix in IMAGES else ''}"
+    found = pictures.find(name, near=near, where=where)
+    found = found or pictures.of_stem(stem(file), near=near, where=where)
+    if found is None and filename:
+        found = pictures.find(filename, near=near, where=where)
+    if found is None:
+        raise FileNotFoundError(
+            f"{where}: no image {stem(file)} with any suffix, nor {filename!r}, below "
+            f"{pictures.root}: set data.root or data.images"
+        )
+    return str(pictures.root / found)
 
 
 def parse(file: pathlib.Path) -> Annotation:
@@ -68,6 +240,7 @@ def parse(file: pathlib.Path) -> Annotation:
         w, h = (
             int(float(root.findtext(f"size/{k}") or 0)) for k in ("width", "height")
         )
+        filename = (root.findtext("filename") or "").strip()
     except FileNotFoundError:
         raise FileNotFoundError(f"no annotation file {file}") from None
     except (ValueError, OverflowError, ElementTree.ParseError) as error:
@@ -78,6 +251,7 @@ def parse(file: pathlib.Path) -> Annotation:
         names=list(names),
         boxes=np.array(boxes, np.float64).reshape(-1, 4),
         difficult=list(difficult),
+        filename=filename,
     )
 
 
@@ -96,11 +270,14 @@ def _text(element: ElementTree.Element, path: str) -> str:
 
 
 def _example(
-    folder: pathlib.Path, name: str, classes: tuple[str, ...], report: list[str]
+    file: pathlib.Path,
+    find_image: Callable[[Annotation], str],
+    name: str,
+    classes: tuple[str, ...],
+    report: list[str],
 ) -> Example:
-    file = below(folder / "Annotations", f"{name}.xml", "ImageSets/Main")
     found = parse(file)
-    image = _image_file(folder, name)
+    image = find_image(found)
     size = found.size or image_size(image)
     for c in found.names:
         if c not in classes:
@@ -154,17 +331,29 @@ def _part(root: str, part: str) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def _names(file: pathlib.Path) -> list[str]:
-    # Class-wise lists carry a second column (1, 0, -1).
-    return [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    """The names of a list; ValueError where it is no text."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no list of names: {error}") from error
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no split file {file}") from None
+    # Class-wise lists carry a second column (1, 0, -1); CVAT quotes names with spaces.
+    lines = [re.sub(r"\s+-?[01]$", "", line.strip()).strip('"') for line in lines]
+    return [line for line in lines if line]
 
 
 def _class_names(folder: pathlib.Path) -> set[str]:
-    files = sorted((folder / "Annotations").glob("*.xml"))
+    files = sorted((folder / "Annotations").rglob("*.xml"))
     return {name for file in files for name in parse(file).names}
 
 
 def _image_file(folder: pathlib.Path, name: str) -> str:
-    for suffix in SUFFIXES:
-        if (file := folder / "JPEGImages" / f"{name}{suffix}").is_file():
-            return str(file)
-    raise FileNotFoundError(f"no image {folder / 'JPEGImages' / name}{SUFFIXES[0]}")
+    base = folder / "JPEGImages" / name
+    for suffix in _SUFFIXES:
+        if os.path.isfile(f"{base}{suffix}"):
+            return f"{base}{suffix}"
+    raise FileNotFoundError(f"no image {base}{_SUFFIXES[0]}")
+
+
+_SUFFIXES = (".jpg", *sorted(IMAGES - {".jpg"}), *sorted(s.upper() for s in IMAGES))

@@ -1,27 +1,43 @@
-"""YOLO folders: images, and beside each a text file with one object a line.
+"""YOLO folders: images, and for each a text file with one object a line.
 
     names.txt or data.yaml     the names of classes 0, 1, ...
     images/train/0001.jpg
     labels/train/0001.txt      class  x y of the middle, width, height (of 0 to 1)
 
-The splits may be the outer folders as well (`train/images`, `train/labels`). A line
-with more numbers is a polygon, whose box is taken. An image without a text file is an
-image without objects.
+The splits may be the outer folders as well (`train/images`, `train/labels`), and the
+text files may lie beside the images. Or a YAML says for each split where its images
+are, as Ultralytics and Roboflow write it: a folder, a text file of paths, or a list of
+those. Its paths are often of another machine; they mean the files of the same last
+parts below the root. A line with more numbers is a polygon, whose box is taken. An
+image without a text file is an image without objects.
 """
 
+import os
 import pathlib
+import posixpath
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import yaml
 
 from frcnn_jax.data.conventions import to_xyxy
+from frcnn_jax.data.folders import (
+    Folder,
+    Found,
+    contains,
+    fill,
+    folder_of,
+    is_image,
+    templates,
+    tidy,
+)
 from frcnn_jax.data.images import image_size
 from frcnn_jax.data.source import Example, Source, clean_boxes
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 LAYOUTS = (("images/{split}", "labels/{split}"), ("{split}/images", "{split}/labels"))
 NAMES = ("data.yaml", "names.txt", "classes.txt", "obj.names", "labels/classes.txt")
+SPLITS = ("train", "val", "valid", "test")
 
 
 def load(
@@ -31,17 +47,116 @@ def load(
     images: str = "",
     labels: str = "",
     classes: str | Sequence[str] = (),
+    yaml: str = "",
 ) -> Source:
     """The images of a split by name, with paths below their folder as ids.
 
     `images` and `labels` are the folders below `root`, where these are neither of the
-    two usual ones; `{split}` in them stands for the split's name. `classes` are the
-    names in order, or a file of them (one a line, or a YAML with `names`); empty: the
+    two usual ones; `{split}` in them stands for the split's name. With `yaml`, a file
+    below `root`, that says where the images are; `labels` are then found as Ultralytics
+    does, in `labels` for `images` or beside them. `classes` are the names in order, or
+    a file of them (one a line, or a YAML with `names`); empty: those of `yaml`, or the
     first of data.yaml, names.txt, classes.txt and obj.names there is.
     """
     base = pathlib.Path(root)
+    report: list[str] = []
+    if yaml and not (images and labels):
+        names = read_names(base, classes or yaml, report)
+        pictures, pairs = _listed(base, base / yaml, split, report)
+        where = str(base / yaml)
+    else:
+        names = read_names(base, classes or yaml, report)
+        pictures, texts = _layout(base, split, images, labels)
+        files = sorted(p for p in pictures.rglob("*") if is_image(p.name))
+        pairs = [
+            (p, texts / p.relative_to(pictures).with_suffix(".txt")) for p in files
+        ]
+        where = str(texts)
+    examples = [_example(p, t, pictures, names, report) for p, t in pairs]
+    silent = [p for p, text in pairs if not text.is_file()]
+    if pairs and len(silent) == len(pairs):
+        raise FileNotFoundError(
+            f"none of {len(pairs)} images in {pictures} has a file in {where}: "
+            "set data.images and data.labels"
+        )
+    if silent:
+        report.append(
+            f"{len(silent)} of {len(pairs)} images have no label file and are taken as "
+            f"empty: {', '.join(p.name for p in silent[:3])}"
+        )
+    return Source(examples, names, report=report)
+
+
+def recognise(folder: Folder, *, yaml: str = "") -> Found | None:
+    """A YAML with names and splits, or text files that are named as the images are.
+
+    Of several such files `yaml` says which is meant.
+    """
+    yamls = [f for f in folder.files if f.endswith((".yaml", ".yml"))]
+    named = [f for f in yamls if contains(folder.root / f, (_NAMES,), 1 << 20)]
+    files = [f for f in ([yaml] if yaml else named) if _splits(folder.root / f)]
+    if len(files) > 1:
+        raise ValueError(
+            f"{folder.root} has several YOLO files, {', '.join(files)}: name one, "
+            "--config.data.yaml=..."
+        )
+    if files:
+        found = _splits(folder.root / files[0])
+        return Found(dict(yaml=files[0]), found, f"{files[0]}: names and splits")
+    usual = {posixpath.basename(n) for n in NAMES}
+    lists = [f for f in folder.files if posixpath.basename(f) in usual]
+    names = min([*lists, *named], key=lambda f: (f.count("/"), f), default="")
+    known = {f: posixpath.splitext(f)[0] for f in folder.files}
+    texts = {stem for f, stem in known.items() if f.endswith(".txt")}
+    places: dict[str, str] = {}  # the folder of labels by that of the images
+    for file, path in known.items():
+        place = folder_of(file)
+        if is_image(file) and place not in places:
+            for text in _label_paths(path):
+                if text in texts:
+                    places[place] = folder_of(text)
+    if not places or not names:
+        return None
+    return _found(places, names)
+
+
+_NAMES = rb"(?m)^\s*['\"]?names\b"
+
+
+def _found(places: dict[str, str], names: str) -> Found:
+    """The leaves for folders of images and their folders of labels."""
+    why = f"{names}, and labels in {', '.join(dict.fromkeys(places.values())) or '.'}"
+    sets = templates(places)
+    (template, found), *others = sets.items()
+    labels = {next(iter(templates([places[p]]))) for p in found.values()}
+    if others or len(labels) > 1:
+        template = posixpath.commonpath(places) if all(places) else ""
+        inside = list(places.values())
+        labels = {posixpath.commonpath(inside) if all(inside) else ""}
+        found = {"all": template}
+    leaves = dict(images=template or ".", labels=labels.pop() or ".", classes=names)
+    return Found(leaves, tuple(found), why)
+
+
+def _label_paths(image: str) -> tuple[str, ...]:
+    """Where the labels of an image may be: the path of both without a suffix.
+
+    The last folder `images` replaced by `labels`, as Ultralytics does, or beside it.
+    """
+    parts = image.split("/")
+    places = [i for i, part in enumerate(parts[:-1]) if part == "images"]
+    if not places:
+        return (image,)
+    parts[places[-1]] = "labels"
+    return "/".join(parts), image
+
+
+def _layout(
+    base: pathlib.Path, split: str, images: str, labels: str
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """The folders of images and labels of a split."""
     layouts = [(images, labels)] if images and labels else LAYOUTS
-    folders = [tuple(base / p.format(split=split) for p in pair) for pair in layouts]
+    folders = [tuple(base / fill(p, split) for p in pair) for pair in layouts]
     found = [pair for pair in folders if all(p.is_dir() for p in pair)]
     if not found:
         raise FileNotFoundError(
@@ -50,27 +165,134 @@ def load(
             + ": set data.root, or data.images and data.labels"
         )
     pictures, texts = found[0]
-    names = read_names(base, classes)
-    report: list[str] = []
-    files = sorted(p for p in pictures.rglob("*") if p.suffix.lower() in SUFFIXES)
-    pairs = [(p, texts / p.relative_to(pictures).with_suffix(".txt")) for p in files]
-    examples = [_example(p, t, pictures, names, report) for p, t in pairs]
-    silent = [p for p, text in pairs if not text.is_file()]
-    if files and len(silent) == len(files):
-        raise FileNotFoundError(
-            f"none of {len(files)} images in {pictures} has a file in {texts}: "
-            "set data.labels"
-        )
-    if silent:
-        report.append(
-            f"{len(silent)} of {len(files)} images have no label file and are taken as "
-            f"empty: {', '.join(p.name for p in silent[:3])}"
-        )
-    return Source(examples, names, report=report)
+    return pictures, texts
 
 
-def read_names(base: pathlib.Path, classes: str | Sequence[str]) -> tuple[str, ...]:
-    """The class names given, in the file given, or in a file where they usually are."""
+# -------------------------------------------------------------------------------- YAML
+
+
+def _splits(file: pathlib.Path) -> tuple[str, ...]:
+    """The splits that a YAML has; none of one that is not YOLO's."""
+    try:
+        found = _read_yaml(file)
+    except (OSError, ValueError):
+        return ()
+    return tuple(k for k in SPLITS if isinstance(found, dict) and found.get(k))
+
+
+def _read_yaml(file: pathlib.Path) -> Any:
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}: set data.yaml or data.classes")
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ValueError(f"{file} is not YAML: {error}") from error
+
+
+def _listed(
+    base: pathlib.Path, file: pathlib.Path, split: str, report: list[str]
+) -> tuple[pathlib.Path, list[tuple[pathlib.Path, pathlib.Path]]]:
+    """The images that a YAML names for a split, each with its text file."""
+    found = _read_yaml(file)
+    there = [k for k in SPLITS if isinstance(found, dict) and found.get(k)]
+    if split not in there:
+        raise ValueError(
+            f"{file} has no split {split!r}: there are {', '.join(there) or 'none'}"
+        )
+    path = found.get("path") or ""
+    places = {k: _places(base, file, str(path), k, found[k]) for k in there}
+    for other in there:
+        if other != split and found[other] != found[split]:
+            if both := set(places[other]) & set(places[split]):
+                raise ValueError(
+                    f"{file}: {split}: {found[split]} and {other}: {found[other]} both "
+                    f"come to {both.pop()}: correct the paths"
+                )
+    names: list[str] = []
+    for place in places[split]:
+        if (base / place).is_dir():
+            inside = (base / place).rglob("*")
+            names += sorted(
+                p.relative_to(base).as_posix() for p in inside if is_image(p.name)
+            )
+        else:
+            names += _lines(base, place)
+    if not names:
+        raise FileNotFoundError(f"{file}: {split}: {found[split]} has no images")
+    return base, [(base / name, _text(base, name)) for name in dict.fromkeys(names)]
+
+
+def _places(
+    base: pathlib.Path, file: pathlib.Path, path: str, split: str, value: Any
+) -> list[str]:
+    """Folders and text files below the root that an entry of a YAML means."""
+    entries = value if isinstance(value, list) else [value]
+    if not entries or not all(isinstance(e, str) and e for e in entries):
+        raise ValueError(
+            f"{file}: {split} is {value!r}, expected a folder, a text file of paths, "
+            "or a list of those"
+        )
+    beside = posixpath.dirname(file.relative_to(base).as_posix())
+    found = []
+    for entry in entries:
+        starts = (posixpath.join(beside, tidy(path)), tidy(path), beside, "")
+        place = _find(base, entry, starts)
+        if place is None:
+            raise FileNotFoundError(
+                f"{file}: {split}: {entry!r} is neither a folder nor a file below "
+                f"{base}: correct it, or set data.images and data.labels"
+            )
+        found.append(place)
+    return found
+
+
+def _find(base: pathlib.Path, name: str, starts: Sequence[str]) -> str | None:
+    """What a path means below the root: from one of `starts`, or by its last parts."""
+    parts = tidy(name).split("/")
+    for first in range(len(parts)):
+        end = "/".join(parts[first:])
+        for start in dict.fromkeys(starts if first == 0 else ("",)):
+            place = posixpath.join(start, end)
+            if end and os.path.exists(base / place):
+                return place
+    return None
+
+
+def _lines(base: pathlib.Path, place: str) -> list[str]:
+    """The images that a text file names, below the root."""
+    file = base / place
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no list of images: {error}") from error
+    names = []
+    for number, line in enumerate(lines, start=1):
+        if line := line.strip():
+            name = _find(base, line, (folder_of(place), ""))
+            if name is None:
+                raise FileNotFoundError(
+                    f"{file}, line {number}: no image {line!r} below {base}"
+                )
+            names.append(name)
+    return names
+
+
+def _text(base: pathlib.Path, name: str) -> pathlib.Path:
+    """The text file of an image, whether it is there or not."""
+    paths = [base / f"{p}.txt" for p in _label_paths(posixpath.splitext(name)[0])]
+    return next((p for p in paths if p.is_file()), paths[0])
+
+
+# ------------------------------------------------------------------------- names, files
+
+
+def read_names(
+    base: pathlib.Path, classes: str | Sequence[str], report: list[str] | None = None
+) -> tuple[str, ...]:
+    """The class names given, in the file given, or in a file where they usually are.
+
+    The report says where the `nc` of a YAML is not the number of its names.
+    """
     if not isinstance(classes, str) and classes:
         return tuple(classes)
     candidates = [classes] if isinstance(classes, str) and classes else NAMES
@@ -80,18 +302,24 @@ def read_names(base: pathlib.Path, classes: str | Sequence[str]) -> tuple[str, .
             f"no class names: none of {', '.join(candidates)} in {base}: set "
             "data.classes to a list of names, or to a file of them"
         )
-    text = files[0].read_text(encoding="utf-8-sig")
     if files[0].suffix not in (".yaml", ".yml"):
+        try:
+            text = files[0].read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{files[0]} is no list of names: {error}") from error
         return tuple(line.strip() for line in text.splitlines() if line.strip())
-    try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{files[0]} is not YAML: {error}") from error
+    found = _read_yaml(files[0])
     names = found.get("names") if isinstance(found, dict) else None
     if isinstance(names, dict) and all(i in names for i in range(len(names))):
         names = [names[i] for i in range(len(names))]
     plain = str | int | float  # lists of lists of lists may be endless when written out
     if isinstance(names, list) and names and all(isinstance(n, plain) for n in names):
+        count = found.get("nc")
+        if isinstance(count, plain) and count != len(names) and report is not None:
+            report.append(
+                f"{files[0]}: nc is {count} but there are {len(names)} names, which "
+                "are taken"
+            )
         return tuple(map(str, names))
     raise ValueError(
         f"{files[0]}: names is a {type(names).__name__}, expected a list of names, or "
@@ -102,7 +330,11 @@ def read_names(base: pathlib.Path, classes: str | Sequence[str]) -> tuple[str, .
 def parse(file: pathlib.Path, num_classes: int) -> tuple[list[int], np.ndarray]:
     """Classes 1..C and boxes `[n, 4]` (middle and size, of 0 to 1) of a text file."""
     found, boxes = [], []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text: {error}") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"

@@ -1,0 +1,200 @@
+"""Hugging Face: image folders with metadata.jsonl, and sets of the hub.
+
+    train/metadata.jsonl     {"file_name": "1.jpg", "objects": {"bbox": [[x, y, w, h]],
+    train/1.jpg                                                 "categories": [0]}}
+
+    data.name=hf:OWNER/NAME  a set of the hub, through the package `datasets`
+
+The key of the classes may be `category`, `categories`, `label` or `labels`; what they
+hold are names, or numbers from 0 on, which `classes` name (the hub's own features do
+that). Code of a set is never run. Of the hub's sets images stay as their files' bytes.
+"""
+
+import importlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from frcnn_jax.data.folders import (
+    Folder,
+    Found,
+    Pictures,
+    contains,
+    fill,
+    folder_of,
+    list_folder,
+    templates,
+)
+from frcnn_jax.data.source import Source
+from frcnn_jax.data.sources.dicts import from_dicts
+
+_LABELS = ("categories", "category", "labels", "label", "class_labels")
+_IGNORE = ("iscrowd", "is_crowd", "ignore")
+
+
+def load(
+    *,
+    split: str,
+    dataset: str = "",
+    root: str = "",
+    annotations: str = "{split}/metadata.jsonl",
+    config: str = "",
+    classes: Sequence[str] = (),
+    convention: str = "xywh",
+) -> Source:
+    """The images of a metadata.jsonl below `root`, or of a set of the hub.
+
+    `dataset` is OWNER/NAME, `config` the name of one of its configurations. `classes` in
+    order, or empty: the hub's own; else every name in the files of all splits, sorted,
+    or the numbers themselves. `convention` is that of `bbox`.
+    """
+    if dataset:
+        rows, found = _hub(dataset, config, split)
+        dicts = [_dict(row, f"{dataset} {split}, row {i}") for i, row in rows]
+        classes = tuple(classes) or found
+    else:
+        folder = list_folder(root)
+        dicts = _folder(folder, fill(annotations, split))
+        if not classes:
+            _, end = annotations.rsplit("/", 1) if "/" in annotations else ("", "")
+            others = [f for f in folder.files if f.endswith(end or annotations)]
+            every = [d for f in others for d in _folder(folder, f, images=False)]
+            classes = _names(label for d in every for label in d["labels"])
+    if not classes:
+        classes = _names(label for d in dicts for label in d["labels"])
+    numbered = {str(i) for d in dicts for i in d["labels"] if isinstance(i, int)}
+    if numbered and set(classes) >= numbered:  # the numbers are their names
+        dicts = [dict(d, labels=[str(i) for i in d["labels"]]) for d in dicts]
+    return from_dicts(dicts, classes=tuple(classes), convention=convention)
+
+
+def recognise(folder: Folder) -> Found | None:
+    """Files metadata.jsonl whose lines have `objects`."""
+    files = [f for f in folder.files if f.split("/")[-1] == "metadata.jsonl"]
+    keys = (rb'"file_name"\s*:', rb'"objects"\s*:')
+    files = [f for f in files if contains(folder.root / f, keys, 1 << 22)]
+    if not files:
+        return None
+    (template, found), *others = templates(files).items()
+    if others:
+        raise ValueError(
+            f"{folder.root} has several metadata.jsonl, {', '.join(files[:5])}, in "
+            "folders of no splits: name one, --config.data.annotations=..."
+        )
+    why = f"{', '.join(found.values())}: file names and objects"
+    return Found(dict(annotations=template), tuple(found), why)
+
+
+def splits(*, dataset: str, config: str = "", **_: Any) -> tuple[str, ...]:
+    """The names of the splits of a set of the hub."""
+    return tuple(_package().get_dataset_split_names(dataset, config or None))
+
+
+def _package() -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise ValueError(
+            "data.name=hf:OWNER/NAME needs the package datasets: pip install datasets, "
+            f"or give a folder with metadata.jsonl as data.root ({error})"
+        ) from None
+
+
+def _hub(
+    dataset: str, config: str, split: str
+) -> tuple[Iterable[tuple[int, Mapping[str, Any]]], tuple[str, ...]]:
+    """The rows of a split with their numbers, and the names of its classes."""
+    package = _package()
+    table = package.load_dataset(dataset, config or None, split=split)
+    if "image" not in table.features or "objects" not in table.features:
+        raise ValueError(
+            f"{dataset} has the columns {', '.join(table.features)}: expected image and "
+            "objects"
+        )
+    table = table.cast_column("image", package.Image(decode=False))
+    feature, names = table.features["objects"], ()
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    for key in _LABELS:
+        if isinstance(feature, Mapping) and key in feature:
+            inner = feature[key]
+            while hasattr(inner, "feature"):
+                inner = inner.feature
+            names = tuple(getattr(inner, "names", None) or ())
+    return enumerate(table, start=1), names
+
+
+def _folder(folder: Folder, file: str, images: bool = True) -> list[dict[str, Any]]:
+    """The lines of a metadata.jsonl for `from_dicts`; without `images`, the labels."""
+    path = folder.root / file
+    if file not in folder.files:
+        raise FileNotFoundError(f"no file {path}: set data.root or data.annotations")
+    pictures = Pictures(folder) if images else None
+    dicts = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} is not JSON: {error}") from error
+        name = row.get("file_name") if isinstance(row, dict) else None
+        if not isinstance(name, str):
+            raise ValueError(f"{where} has no 'file_name'")
+        image = None
+        if pictures is not None:
+            image = pictures.find(name, near=folder_of(file), where=where)
+            if image is None:
+                raise FileNotFoundError(f"{where}: no image {name} below {folder.root}")
+            row = dict(row, image=str(folder.root / image), image_id=image)
+        dicts.append(_dict(row, where))
+    return dicts
+
+
+def _dict(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """One row for `from_dicts`; ValueError says where it stands."""
+    objects = row.get("objects") or dict(bbox=[])
+    if isinstance(objects, list) and all(isinstance(o, Mapping) for o in objects):
+        keys = dict.fromkeys(k for o in objects for k in o)
+        objects = {k: [o.get(k) for o in objects] for k in keys} or dict(bbox=[])
+    if not isinstance(objects, Mapping) or not isinstance(objects.get("bbox"), list):
+        raise ValueError(f"{where}: 'objects' has no list 'bbox': {str(objects)[:80]}")
+    boxes = objects["bbox"]
+    labels = next(
+        (objects[k] for k in _LABELS if k in objects), [] if not boxes else None
+    )
+    if not isinstance(labels, list) or not all(type(i) in (int, str) for i in labels):
+        raise ValueError(
+            f"{where}: 'objects' has no list of names or numbers under any of "
+            f"{', '.join(_LABELS)}, but {', '.join(map(str, objects))}"
+        )
+    numbers = all(
+        isinstance(b, list | tuple)
+        and len(b) == 4
+        and all(type(v) is float or (type(v) is int and abs(v) < 2**63) for v in b)
+        for b in boxes
+    )
+    if not numbers or len(boxes) != len(labels):
+        raise ValueError(
+            f"{where}: {len(boxes)} boxes and {len(labels)} labels: expected as many, "
+            "each box four numbers"
+        )
+    image = row.get("image")
+    if isinstance(image, Mapping):  # as `datasets` has it, not decoded
+        image = image.get("bytes") or image.get("path")
+    name = row.get("image_id", where)
+    found = dict(image=image, id=name, boxes=boxes, labels=labels)
+    crowds = next((objects[k] for k in _IGNORE if k in objects), None)
+    if isinstance(crowds, list) and len(crowds) == len(labels):
+        found["ignore"] = [bool(c) for c in crowds]
+    return found
+
+
+def _names(labels: Iterable[int | str]) -> tuple[str, ...]:
+    """Names in order: texts sorted, numbers from 0 to the highest."""
+    found = set(labels)
+    numbers = [i for i in found if isinstance(i, int)]
+    if numbers and max(numbers) < 10_000:
+        return tuple(map(str, range(max(numbers) + 1)))
+    return tuple(sorted(str(i) for i in found))
