@@ -172,6 +172,7 @@ def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
                     f"change {item!r}: the config has no {leaf!r} there, but "
                     f"{sorted(group)}"
                 )
+            check_code(config, changes)  # its source is imported to ask it
             admit(config, [name], source)
         try:
             value = text if isinstance(group[leaf], str) else ast.literal_eval(text)

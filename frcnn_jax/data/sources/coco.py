@@ -80,7 +80,7 @@ def recognise(folder: Folder, *, annotations: str = "") -> Found | None:
     """
     files = [f for f in folder.files if f.endswith(".json")]
     if annotations:
-        found = files_of(folder, annotations)
+        found = files_of(Folder(folder.root, tuple(files)), annotations)
         return Found(dict(images=""), tuple(found), annotations) if found else None
     together = collections.Counter(map(folder_of, files))
     files = [

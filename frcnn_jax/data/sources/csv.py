@@ -132,8 +132,8 @@ def recognise(folder: Folder, *, annotations: str = "") -> Found | None:
     """
     files = [f for f in folder.files if f.lower().endswith((".csv", ".tsv"))]
     if annotations:
-        sets = {annotations: files_of(folder, annotations)}
-        files = list(sets[annotations].values())
+        found = files_of(Folder(folder.root, tuple(files)), annotations)
+        sets, files = {annotations: found} if found else {}, list(found.values())
     with_split = {f: found for f in files if (found := _header(folder.root / f))}
     if not annotations:
         sets = templates(with_split)

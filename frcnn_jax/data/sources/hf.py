@@ -20,6 +20,7 @@ from frcnn_jax.data.folders import (
     Found,
     Pictures,
     contains,
+    files_of,
     fill,
     folder_of,
     list_folder,
@@ -44,28 +45,26 @@ def load(
 ) -> Source:
     """The images of a metadata.jsonl below `root`, or of a set of the hub.
 
-    `dataset` is OWNER/NAME, `config` the name of one of its configurations. `classes` in
-    order, or empty: the hub's own; else every name in the files of all splits, sorted,
-    or the numbers themselves. `convention` is that of `bbox`.
+    `dataset` is OWNER/NAME, `config` the name of one of its configurations. `classes`
+    in order, or empty: the hub's own; else every name in the files of all splits,
+    sorted, or the numbers themselves. `convention` is that of `bbox`.
     """
+    names: tuple[str, ...] = ()
+    every: list[dict[str, Any]] = []
     if dataset:
-        rows, found = _hub(dataset, config, split)
+        rows, names = _hub(dataset, config, split)
         dicts = [_dict(row, f"{dataset} {split}, row {i}") for i, row in rows]
-        classes = tuple(classes) or found
     else:
         folder = list_folder(root)
         dicts = _folder(folder, fill(annotations, split))
         if not classes:
-            _, end = annotations.rsplit("/", 1) if "/" in annotations else ("", "")
-            others = [f for f in folder.files if f.endswith(end or annotations)]
+            others = files_of(folder, annotations).values()
             every = [d for f in others for d in _folder(folder, f, images=False)]
-            classes = _names(label for d in every for label in d["labels"])
-    if not classes:
-        classes = _names(label for d in dicts for label in d["labels"])
-    numbered = {str(i) for d in dicts for i in d["labels"] if isinstance(i, int)}
-    if numbered and set(classes) >= numbered:  # the numbers are their names
-        dicts = [dict(d, labels=[str(i) for i in d["labels"]]) for d in dicts]
-    return from_dicts(dicts, classes=tuple(classes), convention=convention)
+    classes = tuple(classes) or names or _names([*dicts, *every])
+    for d in dicts:
+        where = d.pop("where")
+        d["labels"] = [_label(label, classes, where) for label in d["labels"]]
+    return from_dicts(dicts, classes=classes, convention=convention)
 
 
 def recognise(folder: Folder) -> Found | None:
@@ -108,8 +107,8 @@ def _hub(
     table = package.load_dataset(dataset, config or None, split=split)
     if "image" not in table.features or "objects" not in table.features:
         raise ValueError(
-            f"{dataset} has the columns {', '.join(table.features)}: expected image and "
-            "objects"
+            f"{dataset} has the columns {', '.join(table.features)}: expected image "
+            "and objects"
         )
     table = table.cast_column("image", package.Image(decode=False))
     feature, names = table.features["objects"], ()
@@ -161,9 +160,8 @@ def _dict(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(objects, Mapping) or not isinstance(objects.get("bbox"), list):
         raise ValueError(f"{where}: 'objects' has no list 'bbox': {str(objects)[:80]}")
     boxes = objects["bbox"]
-    labels = next(
-        (objects[k] for k in _LABELS if k in objects), [] if not boxes else None
-    )
+    key = next((k for k in _LABELS if k in objects), "")
+    labels = objects[key] if key else None if boxes else []
     if not isinstance(labels, list) or not all(type(i) in (int, str) for i in labels):
         raise ValueError(
             f"{where}: 'objects' has no list of names or numbers under any of "
@@ -184,17 +182,32 @@ def _dict(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     if isinstance(image, Mapping):  # as `datasets` has it, not decoded
         image = image.get("bytes") or image.get("path")
     name = row.get("image_id", where)
-    found = dict(image=image, id=name, boxes=boxes, labels=labels)
+    found = dict(image=image, id=name, boxes=boxes, labels=labels, where=where)
     crowds = next((objects[k] for k in _IGNORE if k in objects), None)
     if isinstance(crowds, list) and len(crowds) == len(labels):
         found["ignore"] = [bool(c) for c in crowds]
     return found
 
 
-def _names(labels: Iterable[int | str]) -> tuple[str, ...]:
-    """Names in order: texts sorted, numbers from 0 to the highest."""
-    found = set(labels)
+def _names(dicts: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The classes' names: texts sorted, or numbers from 0 to the highest."""
+    found = {label for d in dicts for label in d["labels"]}
     numbers = [i for i in found if isinstance(i, int)]
     if numbers and max(numbers) < 10_000:
         return tuple(map(str, range(max(numbers) + 1)))
-    return tuple(sorted(str(i) for i in found))
+    return tuple(sorted(map(str, found)))
+
+
+def _label(label: int | str, classes: tuple[str, ...], where: str) -> int | str:
+    """A label that `from_dicts` knows; ValueError for one that is no class."""
+    if isinstance(label, int) and not 0 <= label < len(classes):
+        raise ValueError(
+            f"{where}: class {label}, but there are {len(classes)} names, 0 to "
+            f"{len(classes) - 1}: correct it, or set data.classes"
+        )
+    if isinstance(label, str) and label not in classes:
+        raise ValueError(
+            f"{where}: label {label!r} is not one of {', '.join(classes)}: add it to "
+            "data.classes"
+        )
+    return label

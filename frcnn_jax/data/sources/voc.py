@@ -124,6 +124,8 @@ def recognise(
     else:
         sets = templates(groups)
     (template, found), *others = sets.items()
+    if not found:
+        return None
     if others:  # folders of no splits: all of them together
         template = posixpath.commonpath(sets) if all(sets) else ""
         found = {"all": template}
@@ -338,9 +340,11 @@ def _names(file: pathlib.Path) -> list[str]:
         raise ValueError(f"{file} is no list of names: {error}") from error
     except FileNotFoundError:
         raise FileNotFoundError(f"no split file {file}") from None
-    # Class-wise lists carry a second column (1, 0, -1); CVAT quotes names with spaces.
-    lines = [re.sub(r"\s+-?[01]$", "", line.strip()).strip('"') for line in lines]
-    return [line for line in lines if line]
+    lines = [line.strip() for line in lines if line.strip()]
+    column = re.compile(r"\s+-?[01]$")  # of class-wise lists, in each line
+    if all(map(column.search, lines)):
+        lines = [column.sub("", line) for line in lines]
+    return [line.strip('"') for line in lines]  # CVAT quotes names with spaces
 
 
 def _class_names(folder: pathlib.Path) -> set[str]:

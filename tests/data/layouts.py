@@ -1,0 +1,364 @@
+"""Small sets in the layouts that tools write, each by a function of a folder.
+
+A layout's function writes the images and annotations of `TRUTH`, and returns the source
+that should be recognised and what its two splits should hold.
+"""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+W, H = 60, 40
+CLASSES = ("cat", "dög")
+# Corners are continuous: (label, x1, y1, x2, y2). An image without objects, too.
+TRUTH = {
+    f"img {i}": [
+        (CLASSES[i % 2], 2 + i, 4.0, 22.0 + i, 24.0),
+        *([("cat", 30.0, 10.0, 50.0, 40.0)] if i % 3 == 0 else []),
+    ]
+    for i in range(9)
+} | {"none": []}
+NAMES = list(TRUTH)
+TRAIN, VAL, TEST = NAMES[:6], NAMES[6:8], NAMES[8:]
+
+
+class Expected(NamedTuple):
+    """The source, the names of its splits, and the images of the two."""
+
+    name: str
+    train_split: str
+    eval_split: str
+    train: list[str] | None = None  # None: a share of all by a hash
+    eval: list[str] | None = None
+
+
+OWN = dict(train=TRAIN, eval=VAL)
+HASHED = ("all[:80%]", "all[80%:]")
+
+
+def image(path: pathlib.Path) -> pathlib.Path:
+    """Writes a picture of W x H pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(path.name)).integers(0, 255, (H, W, 3))
+    path.write_bytes(cv2.imencode(path.suffix, pixels.astype(np.uint8))[1].tobytes())
+    return path
+
+
+def text(path: pathlib.Path, content: str, encoding: str = "utf-8") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode(encoding))
+
+
+def splits():
+    return dict(train=TRAIN, valid=VAL, test=TEST)
+
+
+# ------------------------------------------------------------------------------- COCO
+
+
+def coco(names, prefix="", suffix=".png", roboflow=False):
+    first = [dict(id=0, name="pets", supercategory="none")] if roboflow else []
+    categories = [
+        dict(id=i, name=n, supercategory="pets" if roboflow else "")
+        for i, n in enumerate(CLASSES, start=1)
+    ]
+    images = [
+        dict(id=i, file_name=f"{prefix}{n}{suffix}", width=W, height=H)
+        for i, n in enumerate(names)
+    ]
+    annotations = [
+        dict(image_id=i, category_id=CLASSES.index(c) + 1, iscrowd=0)
+        | dict(bbox=[x, y, x2 - x, y2 - y], area=(x2 - x) * (y2 - y), segmentation=[])
+        for i, n in enumerate(names)
+        for c, x, y, x2, y2 in TRUTH[n]
+    ]
+    annotations = [dict(a, id=k) for k, a in enumerate(annotations)]
+    found = dict(info={}, licenses=[], categories=first + categories)
+    return json.dumps(found | dict(images=images, annotations=annotations))
+
+
+def coco_roboflow(root):
+    """train/_annotations.coco.json beside its images, and a category of no object."""
+    end = "_png.rf.0123456789abcdef.png"
+    for split, names in splits().items():
+        text(root / split / "_annotations.coco.json", coco(names, "", end, True))
+        for n in names:
+            image(root / split / f"{n}{end}")
+    text(root / "README.roboflow.txt", "pets")
+    return Expected("coco", "train", "valid", **OWN)
+
+
+def coco_cvat(root):
+    text(root / "annotations" / "instances_default.json", coco(NAMES))
+    for n in NAMES:
+        image(root / "images" / "default" / f"{n}.png")
+    return Expected("coco", *HASHED)
+
+
+def coco_label_studio(root):
+    r"""result.json, whose names were written on Windows."""
+    text(root / "result.json", coco(NAMES, "images\\"))
+    for n in NAMES:
+        image(root / "images" / f"{n}.png")
+    return Expected("coco", *HASHED)
+
+
+def coco_classical(root):
+    for split, names in (("train2017", TRAIN), ("val2017", VAL)):
+        text(root / "annotations" / f"instances_{split}.json", coco(names))
+        text(root / "annotations" / f"captions_{split}.json", coco(names))
+        for n in names:
+            image(root / split / f"{n}.png")
+    return Expected("coco", "train2017", "val2017", **OWN)
+
+
+def coco_fiftyone(root):
+    text(root / "labels.json", coco(NAMES))
+    for n in NAMES:
+        image(root / "data" / f"{n}.png")
+    return Expected("coco", *HASHED)
+
+
+def coco_of_another_machine(root):
+    """Paths of another machine, two splits of one name each."""
+    for split, names in (("train", TRAIN), ("test", VAL)):
+        text(root / f"{split}.json", coco(names, f"/home/me/set/{split}/"))
+        for n in names:
+            image(root / "pictures" / split / f"{n}.png")
+    return Expected("coco", "train", "test", **OWN)
+
+
+# -------------------------------------------------------------------------------- VOC
+
+
+def xml(name, filename):
+    objects = "".join(
+        f"<object><name>{c}</name><pose>Unspecified</pose><truncated>0</truncated>"
+        f"<difficult>0</difficult><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
+        f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+        for c, x, y, x2, y2 in TRUTH[name]
+    )
+    return (
+        f"<annotation><folder>x</folder><filename>{filename}</filename>"
+        f"<path>/etc/passwd</path><size><width>{W}</width><height>{H}</height>"
+        f"<depth>3</depth></size>{objects}</annotation>"
+    )
+
+
+def voc_devkit(root):
+    for n in NAMES:
+        text(root / "Annotations" / f"{n}.xml", xml(n, f"{n}.png"))
+        image(root / "JPEGImages" / f"{n}.png")
+    for split, names in (("train", TRAIN), ("val", VAL), ("trainval", TRAIN + VAL)):
+        text(root / "ImageSets" / "Main" / f"{split}.txt", "\n".join(names) + "\n")
+        lines = "".join(f"{n}  1\n" for n in names)
+        text(root / "ImageSets" / "Main" / f"cat_{split}.txt", lines)
+    return Expected("voc", "train", "val", **OWN)
+
+
+def voc_tool(root):
+    """LabelImg's: XML in one folder, images in another, a suffix the XML lacks."""
+    for n in NAMES:
+        text(root / "labels_voc" / f"{n}.xml", xml(n, n))
+        image(root / "photos" / f"{n}.bmp")
+    return Expected("voc", *HASHED)
+
+
+def voc_beside(root):
+    """XML beside the images, which have other names than their XML."""
+    for n in NAMES:
+        text(root / f"{n}.xml", xml(n, f"{n} (1).png"))
+        image(root / f"{n} (1).png")
+    return Expected("voc", *HASHED)
+
+
+def voc_roboflow(root):
+    for split, names in splits().items():
+        for n in names:
+            text(root / split / f"{n}_jpg.rf.ab12.xml", xml(n, f"{n}_jpg.rf.ab12.png"))
+            image(root / split / f"{n}_jpg.rf.ab12.png")
+    return Expected("voc", "train", "valid", **OWN)
+
+
+def voc_lists(root):
+    for n in NAMES:
+        text(root / "annotations" / f"{n}.xml", xml(n, f"{n}.png"))
+        image(root / "images" / f"{n}.png")
+    for split, names in (("train", TRAIN), ("val", VAL)):
+        text(root / f"{split}.txt", "".join(f"images/{n}.png\n" for n in names))
+    return Expected("voc", "train", "val", **OWN)
+
+
+# ------------------------------------------------------------------------------- YOLO
+
+
+def yolo(name):
+    return "".join(
+        f"{CLASSES.index(c)} {(x + x2) / 2 / W} {(y + y2) / 2 / H} {(x2 - x) / W} "
+        f"{(y2 - y) / H}\n"
+        for c, x, y, x2, y2 in TRUTH[name]
+    )
+
+
+def yolo_ultralytics(root):
+    """images/train, labels/train, a path of another machine, names by number."""
+    for split, names in (("train", TRAIN), ("val", VAL)):
+        for n in names:
+            text(root / "labels" / split / f"{n}.txt", yolo(n))
+            image(root / "images" / split / f"{n}.png")
+    names = "".join(f"  {i}: {n}\n" for i, n in enumerate(CLASSES))
+    paths = "path: ../datasets/pets\ntrain: images/train\nval: images/val\ntest:\n"
+    text(root / "pets.yaml", f"{paths}names:\n{names}")
+    return Expected("yolo", "train", "val", **OWN)
+
+
+def yolo_roboflow(root):
+    """train/images, ../train/images in data.yaml, and an nc that is wrong."""
+    for split, names in splits().items():
+        for n in names:
+            text(root / split / "labels" / f"{n}.txt", yolo(n))
+            image(root / split / "images" / f"{n}.png")
+    paths = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n"
+    names = ", ".join(f"'{n}'" for n in CLASSES)
+    text(root / "data.yaml", f"{paths}\nnc: 3\nnames: [{names}]\n")
+    return Expected("yolo", "train", "val", **OWN)
+
+
+def yolo_lists(root):
+    """Text files of paths, one a split, and a list of them."""
+    for n in NAMES:
+        text(root / "labels" / f"{n}.txt", yolo(n))
+        image(root / "images" / f"{n}.png")
+    text(root / "a.txt", "".join(f"./images/{n}.png\n" for n in TRAIN[:3]))
+    text(root / "b.txt", "".join(f"/content/pets/images/{n}.png\n" for n in TRAIN[3:]))
+    text(root / "val.txt", "".join(f"images/{n}.png\n" for n in VAL))
+    names = json.dumps(CLASSES, ensure_ascii=False)
+    content = "path: /content/pets\ntrain: [a.txt, b.txt]\nval: val.txt\n"
+    text(root / "data.yml", f"{content}names: {names}")
+    return Expected("yolo", "train", "val", **OWN)
+
+
+def yolo_label_studio(root):
+    for n in NAMES:
+        text(root / "labels" / f"{n}.txt", yolo(n))
+        image(root / "images" / f"{n}.png")
+    text(root / "classes.txt", "\n".join(CLASSES))
+    text(root / "notes.json", json.dumps(dict(categories=[], info={})))
+    return Expected("yolo", *HASHED)
+
+
+def yolo_darknet(root):
+    """CVAT's YOLO 1.1: the text files beside the images."""
+    for n in NAMES:
+        text(root / "obj_train_data" / f"{n}.txt", yolo(n))
+        image(root / "obj_train_data" / f"{n}.png")
+    text(root / "obj.names", "\n".join(CLASSES) + "\n")
+    text(root / "obj.data", "classes = 2\ntrain = data/train.txt\n")
+    lines = "".join(f"data/obj_train_data/{n}.png\n" for n in NAMES)
+    text(root / "train.txt", lines)
+    return Expected("yolo", "train[:80%]", "train[80%:]")
+
+
+# ----------------------------------------------------------------------------- tables
+
+
+def table(names, delimiter=",", split=None):
+    header = ["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"]
+    rows = [header + (["split"] if split else [])]
+    for n in names:
+        for c, *box in TRUTH[n] or [("", "", "", "", "")]:
+            row = [f"{n}.png", W, H, c, *box]
+            rows.append(row + ([split(n)] if split else []))
+    return "".join(delimiter.join(map(str, row)) + "\n" for row in rows)
+
+
+def csv_tensorflow(root):
+    """data/train_labels.csv and test_labels.csv, and one of all; images elsewhere."""
+    for n in NAMES:
+        image(root / "images" / f"{n}.png")
+    for split, names in (("train", TRAIN), ("test", VAL), ("pets", NAMES)):
+        text(root / "data" / f"{split}_labels.csv", table(names))
+    return Expected("csv", "train", "test", **OWN)
+
+
+def csv_roboflow(root):
+    for split, names in splits().items():
+        text(root / split / "_annotations.csv", table(names))
+        for n in names:
+            image(root / split / f"{n}.png")
+    return Expected("csv", "train", "valid", **OWN)
+
+
+def csv_semicolon(root):
+    """Excel's: semicolons, cp1252, a column of splits."""
+    for n in NAMES:
+        image(root / f"{n}.png")
+    rows = table(NAMES, ";", lambda n: "train" if n in TRAIN else "val")
+    text(root / "boxes.csv", rows, "cp1252")
+    return Expected("csv", "train", "val", TRAIN, NAMES[6:])
+
+
+def csv_tabs(root):
+    for n in NAMES:
+        image(root / "pictures" / f"{n}.png")
+    text(root / "boxes.tsv", table(NAMES, "\t"))
+    return Expected("csv", *HASHED)
+
+
+# ----------------------------------------------------------------------------- others
+
+
+def supervisely(root):
+    classes = [dict(title=c, shape="rectangle", color="#FF0000") for c in CLASSES]
+    text(root / "meta.json", json.dumps(dict(classes=classes, tags=[])))
+    for split, names in (("train", TRAIN), ("val", VAL)):
+        for n in names:
+            objects = [
+                dict(classTitle=c, geometryType="rectangle", tags=[])
+                | dict(points=dict(exterior=[[x, y], [x2 - 1, y2 - 1]], interior=[]))
+                for c, x, y, x2, y2 in TRUTH[n]
+            ]
+            found = dict(description="", tags=[], size=dict(height=H, width=W))
+            path = root / split / "ann" / f"{n}.png.json"
+            text(path, json.dumps(found | dict(objects=objects)))
+            image(root / split / "img" / f"{n}.png")
+    return Expected("supervisely", "train", "val", **OWN)
+
+
+def labelme(root):
+    """Rectangles drawn from any corner, and polygons."""
+    for i, n in enumerate(NAMES):
+        shapes = []
+        for c, x, y, x2, y2 in TRUTH[n]:
+            points = [[x2, y2], [x, y]] if i % 2 else [[x, y], [x2, y], [x, y2]]
+            kind = "rectangle" if i % 2 else "polygon"
+            shapes.append(dict(label=c, points=points, shape_type=kind, flags={}))
+        found = dict(version="5.5.0", flags={}, shapes=shapes, imageData=None)
+        found |= dict(imagePath=f"..\\photos\\{n}.png", imageHeight=H, imageWidth=W)
+        text(root / "labels" / f"{n}.json", json.dumps(found))
+        image(root / "photos" / f"{n}.png")
+    return Expected("labelme", *HASHED)
+
+
+def hf_folder(root):
+    for split, names in (("train", TRAIN), ("validation", VAL)):
+        lines = ""
+        for n in names:
+            boxes = [[x, y, x2 - x, y2 - y] for _, x, y, x2, y2 in TRUTH[n]]
+            objects = dict(bbox=boxes, categories=[c for c, *_ in TRUTH[n]])
+            lines += json.dumps(dict(file_name=f"{n}.png", objects=objects)) + "\n"
+            image(root / split / f"{n}.png")
+        text(root / split / "metadata.jsonl", lines)
+    return Expected("hf", "train", "validation", **OWN)
+
+
+LAYOUTS = (
+    *(coco_roboflow, coco_cvat, coco_label_studio, coco_classical, coco_fiftyone),
+    *(coco_of_another_machine, voc_devkit, voc_tool, voc_beside, voc_roboflow),
+    *(voc_lists, yolo_ultralytics, yolo_roboflow, yolo_lists, yolo_label_studio),
+    *(yolo_darknet, csv_tensorflow, csv_roboflow, csv_semicolon, csv_tabs),
+    *(supervisely, labelme, hf_folder),
+)

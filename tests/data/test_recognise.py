@@ -1,0 +1,184 @@
+"""Every layout is recognised, resolved, and read to the same boxes."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from frcnn_jax.data import folders, pipeline, recognise, splits
+from frcnn_jax.data.source import Example, Source
+from tests.data import layouts
+
+
+def resolved(folder, **given):
+    data = dict(name="auto", root=str(folder), train_split="auto", eval_split="auto")
+    return recognise.resolve(data | given)
+
+
+def read(data):
+    """`{image's name: boxes with labels}` of both splits, and the reports."""
+    options = {k: v for k, v in data.items() if not k.endswith(("_split", "name"))}
+    found, report = [], []
+    for split in (data["train_split"], data["eval_split"]):
+        source = pipeline.load_source(data["name"], split=split, **options)
+        assert source.classes == layouts.CLASSES
+        names = [splits.source_name(pathlib.Path(e.image).name) for e in source]
+        for end in ("_png", "_jpg", " (1)"):
+            names = [n.removesuffix(end) for n in names]
+        boxes = [
+            [
+                (source.classes[c - 1], *box)
+                for c, box in zip(e.classes, e.boxes.tolist(), strict=True)
+            ]
+            for e in source
+        ]
+        found.append(dict(zip(names, boxes, strict=True)))
+        report += source.report
+    return found, report
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS, ids=lambda f: f.__name__)
+def test_every_layout_is_read(layout, tmp_path):
+    expected = layout(tmp_path)
+    data, lines = resolved(tmp_path)
+    assert data["name"] == expected.name
+    assert (data["train_split"], data["eval_split"]) == expected[1:3]
+    assert str(tmp_path) in lines[0] and expected.name in lines[0]
+    (train, evaluation), _ = read(data)
+    if expected.train is None:
+        everything = sorted(layouts.NAMES)
+        assert sorted([*train, *evaluation]) == everything
+        assert (len(train), len(evaluation)) == (8, 2)
+    else:
+        assert sorted(train) == sorted(expected.train)
+        assert sorted(evaluation) == sorted(expected.eval)
+    for name, boxes in (train | evaluation).items():
+        truth = layouts.TRUTH[name]
+        assert [b[0] for b in boxes] == [b[0] for b in truth], name
+        np.testing.assert_allclose(
+            [b[1:] for b in boxes], [b[1:] for b in truth], atol=1e-4, err_msg=name
+        )
+
+
+def test_what_was_recognised_is_never_auto(tmp_path):
+    layouts.voc_tool(tmp_path)
+    data, _ = resolved(tmp_path, group="x", flip=True)
+    assert data == dict(
+        name="voc",
+        root=str(tmp_path),
+        train_split="all[:80%]",
+        eval_split="all[80%:]",
+        annotations="labels_voc",
+        group="x",
+        flip=True,
+    )
+    assert recognise.resolve(data) == (data, [])  # and again, when resumed
+
+
+def test_given_leaves_and_splits_stay(tmp_path):
+    layouts.csv_tensorflow(tmp_path)
+    given = dict(annotations="data/pets_labels.csv", eval_split="all[:2]")
+    data, _ = resolved(tmp_path, **given)
+    assert data["annotations"] == "data/pets_labels.csv"
+    assert (data["train_split"], data["eval_split"]) == ("all[:80%]", "all[:2]")
+
+
+def test_two_formats_are_an_error_that_names_the_flag(tmp_path):
+    layouts.voc_tool(tmp_path)
+    layouts.csv_tabs(tmp_path)
+    with pytest.raises(ValueError, match=r"one format: csv .*voc .*=csv\|voc"):
+        resolved(tmp_path)
+    data, _ = resolved(tmp_path, name="csv", images="pictures")
+    assert data["annotations"] == "boxes.tsv" and data["images"] == "pictures"
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (dict(flipp=True), "data.flipp: neither the pipeline nor the source 'yolo'"),
+        (dict(delimiter=";"), "data.delimiter: neither .*there are .*labels"),
+        (dict(name="yollo"), "no data source 'yollo': there are coco"),
+        (dict(root=""), "data.root is empty"),
+        (dict(root="nowhere"), "no folder nowhere: set data.root"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, given, message):
+    layouts.yolo_roboflow(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        resolved(tmp_path, **given)
+
+
+def test_a_folder_of_nothing_says_what_is_in_it(tmp_path):
+    layouts.image(tmp_path / "a.png")
+    layouts.text(tmp_path / "b.json", "{}")
+    with pytest.raises(FileNotFoundError, match="coco.*1 images; others: b.json"):
+        resolved(tmp_path)
+
+
+def test_splits_that_cannot_be_told(tmp_path):
+    with pytest.raises(ValueError, match="has the splits a, b: say .*train_split"):
+        folders.choose_splits(["a", "b"])
+    with pytest.raises(ValueError, match="2007_train, 2012_train"):
+        folders.choose_splits(["2007_train", "2012_train"])
+    assert folders.choose_splits(["trainval", "val", "test"])[:2] == (
+        "trainval",
+        "test",
+    )
+
+
+def test_what_the_reports_say(tmp_path):
+    layouts.yolo_roboflow(tmp_path / "yolo")
+    _, report = read(resolved(tmp_path / "yolo")[0])
+    assert f"{tmp_path}/yolo/data.yaml: nc is 3 but there are 2 names" in report[0]
+    layouts.csv_semicolon(tmp_path / "csv")
+    _, report = read(resolved(tmp_path / "csv")[0])
+    assert "boxes.csv: read as cp1252, it is no utf-8" in report[0]
+    layouts.coco_roboflow(tmp_path / "coco")
+    _, report = read(resolved(tmp_path / "coco")[0])
+    assert "left out category 0 'pets', Roboflow's root" in report[0]
+
+
+# ---------------------------------------------------------------------------- splits
+
+
+def of_names(*names):
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+    return Source([Example(f"set/{n}", i, *none) for i, n in enumerate(names)], ("a",))
+
+
+def shared(names, **options):
+    source = of_names(*names)
+    parts = [splits.share(source, *p, **options) for p in ((0, 80), (80, 100))]
+    return [{pathlib.Path(e.image).name for e in part} for part in parts]
+
+
+def test_a_hash_of_names_is_the_same_in_any_order():
+    names = [f"{i}.jpg" for i in range(50)]
+    train, val = shared(names)
+    assert (len(train), len(val)) == (40, 10) and not train & val
+    assert shared(names[::-1]) == [train, val]
+    # The last ten by SHA-256: for i in $(seq 0 49); do printf $i | sha256sum; ...; sort
+    assert val == {f"{i}.jpg" for i in (2, 5, 6, 15, 20, 24, 31, 32, 33, 40)}
+
+
+def test_augmented_copies_stay_together():
+    names = [f"p{i}_jpg.rf.{k}a0{i}.jpg" for i in range(10) for k in range(3)]
+    train, val = shared(names)
+    assert (len(train), len(val)) == (24, 6)
+    assert {n.split(".")[0] for n in val}.isdisjoint(n.split(".")[0] for n in train)
+
+
+def test_frames_of_a_video_stay_together():
+    names = [f"video{i}/{k:03d}.jpg" for i in range(5) for k in range(4)]
+    source = of_names(*names)
+    part = splits.share(source, 80, 100, group=r"(video\d)/", root="set")
+    assert len({e.image.split("/")[1] for e in part}) == 1 and len(part) == 4
+    assert "80% to 100% by a hash of 5 names" in part.report[0]
+    with pytest.raises(ValueError, match="data.group='\\(' is no regular"):
+        splits.share(source, 80, 100, group="(")
+
+
+def test_two_images_are_one_for_each():
+    assert [len(part) for part in shared(["a.jpg", "b.jpg"])] == [1, 1]
+    with pytest.raises(ValueError, match="a split of 80% to 20%"):
+        splits.share(of_names("a.jpg"), 80, 20)
