@@ -19,6 +19,7 @@ from frcnn_jax.data.sources import mix, records, shapes
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
 from frcnn_jax.training.step import (
+    init_variables,
     initial_state,
     predict_step,
     rpn_proposals,
@@ -76,19 +77,16 @@ def prepare(name, arg):
     optimizer, _ = make_optimizer(c["total_steps"], c["batch_size"], **c["optimizer"])
     canvas, *_ = canvases(c["data"]["canvas"])
     b, g = c["batch_size"], c["data"]["max_boxes"]
-    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *canvas, 3)))[
-        "params"
-    ]
-    trainable = trainable_mask(params, c["frozen"])
-    state = jax.eval_shape(
-        partial(
-            initial_state,
-            image_shape=(*canvas, 3),
-            model=model,
-            optimizer=optimizer,
-            trainable=trainable,
-        ),
+    image_shape = (*canvas, 3)
+    variables = jax.eval_shape(
+        partial(init_variables, image_shape=image_shape, model=model),
         jax.random.key(0),
+    )
+    trainable = trainable_mask(variables["params"], c["frozen"])
+    make = partial(initial_state, model=model, optimizer=optimizer, trainable=trainable)
+    state = jax.eval_shape(
+        lambda variables: make(jax.random.key(0), image_shape, variables=variables),
+        variables,
     )
     shape, proposals = jax.ShapeDtypeStruct, None
     if c["data"].get("proposals"):
@@ -123,10 +121,23 @@ def prepare(name, arg):
 
 @pytest.mark.parametrize("arg", [None, "runlocal"])
 @pytest.mark.parametrize("name", FILES)
+def test_every_key_of_an_experiment_is_known(name, arg):
+    c = get_config(name, arg)
+    bind_data(c["data"])
+    models.build_detector(num_classes=4, **c["model"])
+    canvas, *_ = canvases(c["data"]["canvas"])
+    check_canvas(c["data"]["short_side"], c["data"]["max_side"], canvas)
+
+
+# The small form runs in test_a_step_of_the_small_form_runs.
+SMALL = pytest.param("runlocal", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("arg", [None, SMALL])
+@pytest.mark.parametrize("name", FILES)
 def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
     c, model, step, state, batch = prepare(name, arg)
-    bind_data(c["data"])
-    b, canvas = c["batch_size"], batch.image.shape[1:3]
+    b = c["batch_size"]
     after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state
@@ -139,7 +150,6 @@ def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
     )
     n = c["postprocess"]["max_detections"]
     assert found.boxes.shape == (b, n, 4)
-    check_canvas(c["data"]["short_side"], c["data"]["max_side"], canvas)
 
 
 @pytest.mark.slow

@@ -7,7 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frcnn_jax.proposals import postprocess, select_proposals
+from frcnn_jax import proposals
+
+select_proposals = jax.jit(
+    proposals.select_proposals,
+    static_argnames=(
+        *("level_sizes", "pre_nms", "post_nms", "nms_iou", "min_size", "score", "stds"),
+        "exclude_padding",
+    ),
+)
+postprocess = jax.jit(
+    proposals.postprocess,
+    static_argnames=(
+        *("score", "nms_iou", "max_detections", "stds", "pre_nms", "min_size"),
+    ),
+)
 
 SIZES = (90, 30, 10)  # anchors of each level
 IMAGE = jnp.array([80, 120])  # (h, w) before padding

@@ -92,7 +92,9 @@ def assert_same_runs(a, b):
     assert x == y
 
 
-@pytest.mark.parametrize("moment", ["step", "evaluation"])
+@pytest.mark.parametrize(
+    "moment", [pytest.param("step", marks=pytest.mark.slow), "evaluation"]
+)
 def test_sigterm_saves_and_the_next_start_goes_on(
     moment, whole, config, tmp_path, monkeypatch
 ):

@@ -79,14 +79,22 @@ def test_synchronised_norm_on_two_devices_equals_one_device_with_all_images():
     jax.tree.map(close, one.params, two.params)
 
 
-def test_prediction_takes_the_stored_statistics():
+def test_prediction_takes_the_stored_statistics(rng):
     """So that what else is in the batch changes nothing, and no statistics move."""
-    model, _, state, _ = trained("batch")
     c = config("batch")
     c["postprocess"]["score"] = 0.0
+    model = models.build_detector(num_classes=3, **c["model"])
+    optimizer = optax.sgd(0.05)
+    state = initial_state(KEY, (*small.CANVAS, 3), model=model, optimizer=optimizer)
+    statistics = jax.tree.map(
+        lambda x: np.float32(rng.uniform(0.5, 1.5, x.shape)), state.model_state
+    )
     predict = jax.jit(partial(predict_step, model=model, config=c))
-    variables = {"params": state.params, **state.model_state}
+    variables = {"params": state.params, **statistics}
     batch, other = small.batch(0), small.batch(5)
     mixed = batch._replace(image=np.stack([batch.image[0], other.image[1]]))
-    for a, b in zip(predict(variables, batch), predict(variables, mixed), strict=True):
+    found = predict(variables, batch)
+    for a, b in zip(found, predict(variables, mixed), strict=True):
         np.testing.assert_array_equal(a[0], b[0])
+    fresh = predict({"params": state.params, **state.model_state}, batch)
+    assert (found.boxes != fresh.boxes).any()  # they do take part
