@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Num
 
+from frcnn_jax import ranges
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.types import Array
 
@@ -150,6 +151,14 @@ def rpn_loss(
     >>> f"{cls:.3f} {box:.4f}"  # log 2, and 0.1^2 / (2 beta) over two samples
     '0.693 0.0225'
     """
+    ranges.check(
+        "rpn_loss",
+        beta=(beta, ranges.NOT_NEGATIVE),
+        box_normalizer=(
+            1.0 if box_normalizer is None else box_normalizer,
+            ranges.POSITIVE,
+        ),
+    )
     sampled, found = labels >= 0, labels >= 1
     if objectness_logits.shape == labels.shape:
         z = jnp.where(sampled, box_ops.as_float32(objectness_logits), 0.0)
@@ -190,6 +199,7 @@ def detector_loss(
     >>> f"{cls:.3f} {box:.3f}"  # log 3, and 1/2 over two samples
     '1.099 0.250'
     """
+    ranges.check("detector_loss", beta=(beta, ranges.NOT_NEGATIVE))
     rows, num_classes = class_deltas.shape[-2], class_logits.shape[-1] - 1
     if rows not in (1, num_classes):
         raise ValueError(

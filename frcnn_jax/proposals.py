@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
+from frcnn_jax import ranges
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.ops import modes
 from frcnn_jax.ops.nms import nms_indices
@@ -45,6 +46,16 @@ def select_proposals(
     >>> p.scores.round(2), p.valid.tolist()
     (Array([0.88, 0.5 , 0.  ], dtype=float32), [True, True, False])
     """
+    ranges.check(
+        "proposals",
+        pre_nms=(pre_nms, ranges.COUNT),
+        post_nms=(post_nms, ranges.COUNT),
+        nms_iou=(nms_iou, ranges.OVERLAP),
+        min_size=(min_size, ranges.NOT_NEGATIVE),
+        score=(score, ranges.SHARE),
+        stds=(stds, ranges.STDS),
+        exclude_padding=(exclude_padding, ranges.TRUTH),
+    )
     anchors, logits, deltas = jax.tree.map(
         jnp.asarray, (anchors, objectness_logits, box_deltas)
     )
@@ -108,6 +119,15 @@ def postprocess(
     >>> found.boxes[0].tolist(), found.classes.tolist()
     ([0.0, 0.0, 10.0, 10.0], [1, 0])
     """
+    ranges.check(
+        "postprocess",
+        score=(score, ranges.SHARE),
+        nms_iou=(nms_iou, ranges.OVERLAP),
+        max_detections=(max_detections, ranges.COUNT),
+        stds=(stds, ranges.STDS),
+        pre_nms=(pre_nms, ranges.COUNT),
+        min_size=(min_size, ranges.NOT_NEGATIVE),
+    )
     rois, rois_valid, class_logits, class_deltas = map(
         jnp.asarray, (rois, rois_valid, class_logits, class_deltas)
     )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
+from frcnn_jax import ranges
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.ops import matching, modes
 from frcnn_jax.types import Array, Proposals, RoITargets, RPNTargets
@@ -55,6 +56,17 @@ def rpn_targets(
     >>> t.labels.tolist(), f"{t.deltas[0, 0]:.2f}"  # a tenth of a width to the right
     ([1, -1, 0], '0.10')
     """
+    ranges.check(
+        "rpn_targets",
+        fg_iou=(fg_iou, ranges.SHARE),
+        bg_iou=(bg_iou, ranges.SHARE),
+        num_samples=(num_samples, ranges.COUNT),
+        fg_fraction=(fg_fraction, ranges.SHARE),
+        force_best=(force_best, ranges.TRUTH),
+        straddle=(straddle, ranges.number(0, infinite=True)),
+        exclude_padding=(exclude_padding, ranges.TRUTH),
+        stds=(stds, ranges.STDS),
+    )
     anchors, gt_boxes, gt_valid, gt_ignore = jax.tree.map(
         jnp.asarray, (anchors, gt_boxes, gt_valid, gt_ignore)
     )
@@ -137,6 +149,16 @@ def roi_targets(
     -1 and a zero box. Padded slots and invalid proposals change nothing. No gradient
     flows into the proposals (section 3.2, approximate joint training).
     """
+    ranges.check(
+        "roi_targets",
+        fg_iou=(fg_iou, ranges.SHARE),
+        bg_iou=(bg_iou, ranges.SHARE),
+        bg_lo=(bg_lo, ranges.SHARE),
+        num_samples=(num_samples, ranges.COUNT),
+        fg_fraction=(fg_fraction, ranges.SHARE),
+        stds=(stds, ranges.STDS),
+        append_gt=(append_gt, ranges.TRUTH),
+    )
     proposals, gt_boxes, gt_classes, gt_valid, gt_ignore = jax.tree.map(
         jnp.asarray, (proposals, gt_boxes, gt_classes, gt_valid, gt_ignore)
     )

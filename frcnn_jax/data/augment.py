@@ -24,12 +24,13 @@ Arguments of `augment`:
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from frcnn_jax import ranges
 from frcnn_jax.data import proposal_files
 from frcnn_jax.data.images import fit, resize
 from frcnn_jax.data.source import Example, Size
@@ -54,6 +55,21 @@ class Window(NamedTuple):
     w: int
     h: int
     size: Size
+
+
+def check(**values: Any) -> None:
+    """ValueError names the first argument of `augment` that is out of its range."""
+    level = ranges.SHARE
+    rules = dict(
+        short_sides=ranges.several(ranges.COUNT, least=0),
+        jitter=ranges.either(
+            ranges.several(ranges.POSITIVE, 2), ranges.several(ranges.POSITIVE, 0)
+        ),
+        min_visible=ranges.SHARE,
+        **dict(brightness=level, contrast=level, saturation=level, hue=level),
+    )
+    known = {name: value for name, value in values.items() if name in rules}
+    ranges.check("data.augment", **{k: (v, rules[k]) for k, v in known.items()})
 
 
 def augment(

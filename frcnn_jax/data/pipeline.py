@@ -63,6 +63,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from frcnn_jax import ranges
 from frcnn_jax.data import augment as augmentation
 from frcnn_jax.data import proposal_files, splits
 from frcnn_jax.data import sampling as sampling_order
@@ -137,6 +138,7 @@ def build(
     **source_kwargs: Any,
 ) -> Data:
     """Both splits of a source as batches; the module's head lists the arguments."""
+    check_ranges(locals())
     train, evaluation = load_splits(
         name,
         train_split,
@@ -176,6 +178,42 @@ def build(
     )
     steps = -(-round(sum(sampling_order.repeats(train, sampling))) // batch_size)
     return Data(train, evaluation, steps, train_stream, eval_stream)
+
+
+def check_ranges(values: Mapping[str, Any]) -> None:
+    """ValueError names the first argument of `build` that is out of its range."""
+    rules = dict(
+        name=ranges.WORDS,
+        batch_size=ranges.COUNT,
+        eval_batch_size=ranges.COUNT,
+        seed=ranges.COUNT_OR_NONE,
+        train_split=ranges.WORDS,
+        eval_split=ranges.TEXT,
+        short_side=ranges.COUNT,
+        max_side=ranges.COUNT,
+        canvas=ranges.either(
+            ranges.several(ranges.COUNT, 2),
+            ranges.several(ranges.several(ranges.COUNT, 2)),
+        ),
+        max_boxes=ranges.COUNT,
+        merge_duplicates=ranges.TRUTH,
+        cut_short=ranges.one_of("error", "accept"),
+        pixel_range=ranges.either(
+            ranges.several(ranges.FINITE, 2), ranges.several(ranges.FINITE, 0)
+        ),
+        on_overflow=ranges.one_of("error", "drop_smallest"),
+        flip=ranges.TRUTH,
+        on_bad_image=ranges.one_of("error", "skip"),
+        cache=ranges.TRUTH,
+        reduced=ranges.TRUTH,
+        proposals=ranges.TEXT,
+        max_proposals=ranges.COUNT,
+        threads=ranges.COUNT,
+        workers=ranges.COUNT_OR_NONE,
+    )
+    ranges.check("data", **{name: (values[name], rules[name]) for name in rules})
+    if values["augment"]:
+        augmentation.check(**values["augment"])
 
 
 def load_splits(

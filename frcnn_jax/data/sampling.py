@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from frcnn_jax import ranges
 from frcnn_jax.data.source import Source
 
 
@@ -167,6 +168,7 @@ def repeat_factors(source: Source, *, threshold: float | int) -> Float[np.ndarra
     `r = max(1, max over its classes of sqrt(threshold / f))`, where f is the share of
     images that have the class.
     """
+    ranges.check("data.sampling", threshold=(threshold, ranges.POSITIVE))
     present = presence(source)
     share = np.maximum(present.mean(0), 1e-12)
     factors = np.sqrt(threshold / share)

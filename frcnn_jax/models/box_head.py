@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from frcnn_jax import ranges
 from frcnn_jax.models import layers
 
 
@@ -30,6 +31,12 @@ class BoxHead(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
+        ranges.check(
+            "model.box_head",
+            widths=(self.widths, ranges.several(ranges.COUNT, least=0)),
+            convs=(self.convs, ranges.several(ranges.COUNT, least=0)),
+            class_agnostic=(self.class_agnostic, ranges.TRUTH),
+        )
         layers.check_norm("box_head", self.norm)
         super().__post_init__()
 

@@ -28,7 +28,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from frcnn_jax import models
+from frcnn_jax import models, ranges
 from frcnn_jax.models import fpn as fpn_module
 from frcnn_jax.models.faster_rcnn import FasterRCNN, FastRCNN
 from frcnn_jax.models.rpn_head import RPNHead
@@ -88,6 +88,14 @@ def build_detector(
             box_head=dict(name="resnet", depth=50),
         )
     """
+    pixel = ranges.several(ranges.NOT_NEGATIVE, 3)
+    ranges.check(
+        "model",
+        external_proposals=(external_proposals, ranges.TRUTH),
+        pixel_mean=(_plain(pixel_mean), pixel),
+        pixel_std=(_plain(pixel_std), ranges.several(ranges.POSITIVE, 3)),
+        dtype=(dtype, ranges.one_of("float32", "bfloat16")),
+    )
     compute = jnp.dtype(dtype)
     neck = None
     if fpn is not None:
@@ -167,14 +175,28 @@ def _pooling(roi_align, roi_pool) -> Callable[..., Array]:
     """RoIPool where its group is given, else RoIAlign."""
     given = ("features", "rois")
     if roi_pool is None:
-        return partial(
-            pool_rois, **_keywords("roi_align", pool_rois, roi_align, given=given)
-        )
+        align = _keywords("roi_align", pool_rois, roi_align, given=given)
+        _check_pooling("model.roi_align", align)
+        return partial(pool_rois, **align)
     if roi_align is not None:
         raise ValueError("both roi_align and roi_pool are given: leave out one")
-    return partial(
-        max_pool_rois, **_keywords("roi_pool", max_pool_rois, roi_pool, given=given)
+    pool = _keywords("roi_pool", max_pool_rois, roi_pool, given=given)
+    _check_pooling("model.roi_pool", pool)
+    return partial(max_pool_rois, **pool)
+
+
+def _check_pooling(group: str, values: Mapping[str, Any]) -> None:
+    """ValueError names the first argument that is out of its range."""
+    rules = dict(
+        strides=ranges.several(ranges.COUNT),
+        stride=ranges.COUNT,
+        output_size=ranges.COUNT,
+        sampling_ratio=ranges.COUNT,
+        aligned=ranges.TRUTH,
+        canonical_size=ranges.POSITIVE,
+        canonical_level=ranges.COUNT_OR_NONE,
     )
+    ranges.check(group, **{k: (v, rules[k]) for k, v in values.items() if k in rules})
 
 
 def build_backbone(
@@ -322,6 +344,18 @@ def anchors_per_place(
     **kwargs: Any,
 ) -> int:
     """Return k, the same for all levels; raise ValueError where levels disagree."""
+    size = ranges.either(ranges.POSITIVE, ranges.several(ranges.POSITIVE))
+    ranges.check(
+        "model.anchors",
+        strides=(strides, ranges.several(ranges.COUNT)),
+        sizes=(sizes, ranges.several(size)),
+        aspect_ratios=(
+            kwargs.get("aspect_ratios", (1.0,)),
+            ranges.several(ranges.POSITIVE),
+        ),
+        offset=(kwargs.get("offset", 0.0), ranges.FINITE),
+        levels=(levels, ranges.several(ranges.COUNT, least=0)),
+    )
     if list(strides) != sorted(strides):
         raise ValueError(f"anchors.strides={strides}: expected them to ascend")
     if len(strides) != len(sizes):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from frcnn_jax import ranges
 from frcnn_jax.models import layers
 
 
@@ -52,6 +53,11 @@ class FPN(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
+        ranges.check(
+            "model.fpn",
+            channels=(self.channels, ranges.COUNT),
+            pool_levels=(self.pool_levels, ranges.COUNT_OR_NONE),
+        )
         layers.check_norm("fpn", self.norm)
         super().__post_init__()
 

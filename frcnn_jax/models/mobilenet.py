@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from frcnn_jax import ranges
 from frcnn_jax.models import layers
 
 # Table 1: kernel, expanded, out, squeeze and excitation, hard-swish, stride.
@@ -96,6 +97,10 @@ class Backbone(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
+        ranges.check(
+            "model.backbone",
+            norm_eps=(self.norm_eps, ranges.NOT_NEGATIVE),
+        )
         if not self.out_strides or not set(self.out_strides) <= set(OUTPUTS):
             raise ValueError(
                 f"mobilenet out_strides={self.out_strides}: expected some of "

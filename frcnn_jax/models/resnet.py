@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from frcnn_jax import ranges
 from frcnn_jax.models import layers
 from frcnn_jax.models.box_head import box_predictors
 
@@ -153,6 +154,15 @@ class Backbone(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
+        ranges.check(
+            "model.backbone",
+            norm_eps=(self.norm_eps, ranges.NOT_NEGATIVE),
+            groups=(self.groups, ranges.COUNT),
+            group_width=(self.group_width, ranges.COUNT),
+            stride_in_1x1=(self.stride_in_1x1, ranges.TRUTH),
+            dilated_c5=(self.dilated_c5, ranges.TRUTH),
+            remat=(self.remat, ranges.TRUTH),
+        )
         check_depth(self.depth, self.groups, self.group_width)
         known = (4, 8, 16) if self.dilated_c5 else (4, 8, 16, 32)
         if not self.out_strides or not set(self.out_strides) <= set(known):
@@ -212,6 +222,13 @@ class BoxHead(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
+        ranges.check(
+            "model.box_head",
+            norm_eps=(self.norm_eps, ranges.NOT_NEGATIVE),
+            groups=(self.groups, ranges.COUNT),
+            group_width=(self.group_width, ranges.COUNT),
+            class_agnostic=(self.class_agnostic, ranges.TRUTH),
+        )
         check_depth(self.depth, self.groups, self.group_width)
         layers.check_norm("box_head", self.norm, none=False)
         super().__post_init__()

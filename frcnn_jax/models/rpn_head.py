@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from frcnn_jax import ranges
 from frcnn_jax.models import layers
 from frcnn_jax.types import Features
 
@@ -36,6 +37,10 @@ class RPNHead(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
+        ranges.check(
+            "model.rpn",
+            channels=(self.channels, ranges.COUNT),
+        )
         if self.objectness not in ("sigmoid", "softmax"):
             raise ValueError(
                 f"rpn objectness={self.objectness!r}: expected 'sigmoid' or 'softmax'"

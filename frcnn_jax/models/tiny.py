@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from frcnn_jax import ranges
 from frcnn_jax.models import layers
 
 
@@ -29,6 +30,13 @@ class Backbone(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
+        ranges.check(
+            "model.backbone",
+            widths=(self.widths, ranges.several(ranges.COUNT)),
+            blocks=(self.blocks, ranges.COUNT),
+            groups=(self.groups, ranges.COUNT),
+            out_strides=(self.out_strides, ranges.several(ranges.COUNT, least=0)),
+        )
         available = tuple(4 * 2**i for i in range(len(self.widths)))
         if not set(self.out_strides) <= set(available):
             raise ValueError(

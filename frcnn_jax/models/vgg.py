@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from frcnn_jax import ranges
 from frcnn_jax.models import layers
 from frcnn_jax.models.box_head import box_predictors
 
@@ -29,6 +30,13 @@ class Backbone(nn.Module):
 
     bgr: bool = False
     dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        ranges.check(
+            "model.backbone",
+            bgr=(self.bgr, ranges.TRUTH),
+        )
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -58,6 +66,15 @@ class BoxHead(nn.Module):
     dropout: float = 0.5
     class_agnostic: bool = False
     dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        ranges.check(
+            "model.box_head",
+            widths=(self.widths, ranges.several(ranges.COUNT, 2)),
+            dropout=(self.dropout, ranges.number(0, below=1)),
+            class_agnostic=(self.class_agnostic, ranges.TRUTH),
+        )
+        super().__post_init__()
 
     @nn.compact
     def __call__(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from frcnn_jax import ranges
 from frcnn_jax.models import layers
 from frcnn_jax.models.vgg import BoxHead
 
@@ -33,6 +34,13 @@ class Backbone(nn.Module):
 
     lrn_window: tuple[int, int, int] = (3, 3, 1)
     dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        ranges.check(
+            "model.backbone",
+            lrn_window=(self.lrn_window, ranges.several(ranges.COUNT, 3)),
+        )
+        super().__post_init__()
 
     @nn.compact
     def __call__(

@@ -17,6 +17,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from frcnn_jax import ranges
 from frcnn_jax.data import recognise
 
 log = logging.getLogger(__name__)
@@ -55,13 +56,19 @@ def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
                 f"config.{group} has the keys {sorted(c[group])}: expected "
                 f"{sorted(names)}"
             )
-    for name in ("batch_size", "eval_batch_size", "total_steps", "eval_every") + (
-        "log_every",
-        "checkpoint_every",
-        "accumulate",
-    ):
-        if c[name] < 1:
-            raise ValueError(f"config.{name}={c[name]}: expected at least 1")
+    counts = ("batch_size", "eval_batch_size", "total_steps", "eval_every")
+    counts += ("log_every", "checkpoint_every", "accumulate")
+    ranges.check("config", **{name: (c[name], ranges.COUNT) for name in counts})
+    ranges.check(
+        "config",
+        seed=(c["seed"], ranges.COUNT_OR_NONE),
+        frozen=(c["frozen"], ranges.several(ranges.WORDS, least=0)),
+        init_from=(c["init_from"], ranges.TEXT),
+        ema_decay=(c["ema_decay"], ranges.FINITE),
+        parallel=(c["parallel"], ranges.one_of("pmap", "shard_map")),
+    )
+    weights = {k: (v, ranges.NOT_NEGATIVE) for k, v in c["loss_weights"].items()}
+    ranges.check("config.loss_weights", **weights)
     if not 0 <= c["ema_decay"] < 1:
         raise ValueError(
             f"config.ema_decay={c['ema_decay']}: expected 0 (no running mean of the "

@@ -117,9 +117,12 @@ def comments(source: str, *, only: set[str] | None = None) -> dict[str, str]:
 
 
 def documented(path: str) -> dict[str, str]:
-    """What a function's docstring says of each argument, under "Args"."""
-    module, _, name = path.rpartition(".")
-    doc = inspect.getdoc(getattr(importlib.import_module(module), name)) or ""
+    """What the docs of a function, or of its module, say of each argument."""
+    path, _, name = path.rpartition(".")
+    module = importlib.import_module(path)
+    doc = inspect.getdoc(getattr(module, name)) or ""
     _, _, args = doc.partition("Args:\n")
+    if not args:  # where they are many, the module's head lists them
+        _, _, args = (module.__doc__ or "").partition(f"Arguments of `{name}`")
     found = re.findall(r"^    (\w+): (.+(?:\n {6,}.+)*)", args, re.MULTILINE)
     return {name: re.sub(r"\s+", " ", text) for name, text in found}

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from frcnn_jax import ranges
+
 
 def path_name(path: Sequence[Any]) -> str:
     """`backbone/layer1/block0/conv1/kernel` for a key path of jax.tree_util."""
@@ -126,6 +128,20 @@ def make_optimizer(
     and Detectron2 decay them), biases; `clip_norm` > 0 clips the gradient's global
     norm; biases learn `bias_rate` times as fast (Caffe's have 2).
     """
+    ranges.check(
+        "optimizer",
+        learning_rate=(learning_rate, ranges.POSITIVE),
+        reference_batch=(reference_batch, ranges.COUNT_OR_NONE),
+        momentum=(momentum, ranges.number(0, below=1)),
+        weight_decay=(weight_decay, ranges.NOT_NEGATIVE),
+        clip_norm=(clip_norm, ranges.NOT_NEGATIVE),
+        bias_rate=(bias_rate, ranges.NOT_NEGATIVE),
+        decay_biases=(decay_biases, ranges.TRUTH),
+        boundaries=(boundaries, ranges.several(ranges.POSITIVE, least=0)),
+        decay=(decay, ranges.SHARE),
+        warmup_steps=(warmup_steps, ranges.COUNT_OR_NONE),
+        warmup_factor=(warmup_factor, ranges.SHARE),
+    )
     if reference_batch:
         if batch_size < 1:
             raise ValueError(

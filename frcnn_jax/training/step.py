@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from frcnn_jax import losses, proposals, targets
+from frcnn_jax import losses, proposals, ranges, targets
 from frcnn_jax.models import FasterRCNN, RPNOutput
 from frcnn_jax.types import Batch, Detections, Features, Proposals
 
@@ -162,6 +162,11 @@ def rpn_proposals(
     come in a random order (one draw for all images), without `use_deltas` they are the
     anchors. `nms_iou=1` is no NMS.
     """
+    ranges.check(
+        "proposals",
+        use_scores=(use_scores, ranges.TRUTH),
+        use_deltas=(use_deltas, ranges.TRUTH),
+    )
     if not use_scores:
         order = jax.random.uniform(jax.random.key(0), out.deltas.shape[1:2])
         out = out._replace(logits=jnp.broadcast_to(order, out.deltas.shape[:2]))

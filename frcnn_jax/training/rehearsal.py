@@ -1,0 +1,108 @@
+"""Looks at a configuration before anything is read or trained: nothing is computed.
+
+A value out of its range, or a key that no function takes, is found in seconds, also
+where the value matters only in the first evaluation, hours later.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from frcnn_jax import losses, models, proposals, targets
+from frcnn_jax.data.images import canvases
+from frcnn_jax.models import RPNOutput
+from frcnn_jax.training.optimizer import make_optimizer
+from frcnn_jax.training.step import rpn_proposals
+from frcnn_jax.training.validation import validate_step
+from frcnn_jax.types import Batch, Proposals
+
+Shape = jax.ShapeDtypeStruct
+
+
+def check_groups(c: Mapping[str, Any]) -> None:
+    """Calls the function of each group on a few abstract numbers.
+
+    Raises the ValueError or TypeError of the function that owns the value.
+    """
+    for look in looks(c).values():
+        look()
+
+
+def looks(c: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
+    """What `check_groups` calls, by the name of the group."""
+    boxes, one = Shape((4, 4), np.float32), Shape((4,), np.float32)
+    labels, mask = Shape((4,), np.int32), Shape((4,), bool)
+    size, sizes = Shape((2,), np.int32), Shape((1, 2), np.int32)
+    logits, deltas = Shape((4, 2), np.float32), Shape((4, 1, 4), np.float32)
+    rpn = Shape((1, 4), np.float32), Shape((1, 4, 4), np.float32)
+    drawn = Proposals(boxes, one, mask)  # pyright: ignore
+    key = jax.eval_shape(jax.random.key, 0)
+    anchors = (key, boxes, boxes, mask, mask, size)
+    rois = (key, drawn, boxes, labels, mask, mask)
+    traced: dict[str, tuple[Callable, tuple]] = {
+        "rpn_targets": (targets.rpn_targets, anchors),
+        "roi_targets": (targets.roi_targets, rois),
+        "proposals.train": (_propose, (boxes, *rpn, sizes)),
+        "proposals.eval": (_propose, (boxes, *rpn, sizes)),
+        "rpn_loss": (losses.rpn_loss, (one, boxes, labels, boxes)),
+        "detector_loss": (losses.detector_loss, (logits, deltas, labels, boxes)),
+        "postprocess": (proposals.postprocess, (boxes, mask, logits, deltas, size)),
+    }
+    found: dict[str, Callable[[], Any]] = dict(
+        model=lambda: models.build_detector(num_classes=1, **c["model"]),
+        optimizer=lambda: make_optimizer(
+            c["total_steps"], c["batch_size"], **c["optimizer"]
+        ),
+    )
+    for group, (function, shapes) in traced.items():
+        parent, _, part = group.partition(".")
+        values = c[parent][part] if part else c[parent]
+        found[group] = partial(_trace, group, function, values, *shapes)
+    return found
+
+
+def _propose(anchors: Any, logits: Any, deltas: Any, sizes: Any, **kwargs: Any) -> Any:
+    out = RPNOutput({}, anchors, logits, deltas, (4,))
+    return rpn_proposals(out, sizes, **kwargs)
+
+
+def _trace(group: str, function: Any, values: Mapping[str, Any], *shapes: Any) -> None:
+    """Traces one function; its error names the group as the configuration does."""
+    try:
+        jax.eval_shape(partial(function, **values), *shapes)
+    except (ValueError, TypeError) as error:
+        said, (parent, _, part) = str(error), group.partition(".")
+        if part and said.startswith(f"{parent}."):
+            said = f"{group}.{said.removeprefix(f'{parent}.')}"
+        elif not said.startswith(parent):
+            said = f"{group}: {said}"
+        raise ValueError(f"config.{said}") from None
+
+
+def check_evaluation(c: Mapping[str, Any], model: Any, variables: Any) -> None:
+    """Traces the program of the evaluation, for each canvas; nothing is computed."""
+    b, g = c["eval_batch_size"], c["data"].get("max_boxes", 100)
+    drawn = None
+    if c["data"].get("proposals"):
+        n = c["data"].get("max_proposals", 2000)
+        drawn = Proposals(
+            Shape((b, n, 4), np.float32), Shape((b, n), np.float32), Shape((b, n), bool)
+        )  # pyright: ignore
+    for canvas in canvases(c["data"]["canvas"]):
+        batch: Any = Batch(
+            image=Shape((b, *canvas, 3), np.uint8),  # pyright: ignore
+            image_size=Shape((b, 2), np.int32),  # pyright: ignore
+            original_size=Shape((b, 2), np.int32),  # pyright: ignore
+            gt_boxes=Shape((b, g, 4), np.float32),  # pyright: ignore
+            gt_classes=Shape((b, g), np.int32),  # pyright: ignore
+            gt_valid=Shape((b, g), bool),  # pyright: ignore
+            gt_ignore=Shape((b, g), bool),  # pyright: ignore
+            index=Shape((b,), np.int32),  # pyright: ignore
+            valid=Shape((b,), bool),  # pyright: ignore
+            proposals=drawn,
+        )
+        step = partial(validate_step, model=model, config=c, axis_name=None)
+        jax.eval_shape(step, variables, batch, jax.eval_shape(jax.random.key, 0))

@@ -1,0 +1,171 @@
+"""Nonsense in the leaves of every shipped experiment is refused before anything runs.
+
+What is nonsense is written down here, by hand, and not asked of the code: a number is
+negative, zero, not a number, infinite or beyond float32; a tuple is empty or holds such
+a number; a text is a number; nothing is there at all. The sets below say where such a
+value makes sense.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+from frcnn_jax import ranges
+from frcnn_jax.data import pipeline
+from frcnn_jax.training import config as configs
+from frcnn_jax.training import rehearsal
+from tests.test_experiments import FILES, FOLDER
+
+ZERO = {  # 0 turns something off, or is an end of the range
+    *("seed", "ema_decay", "rpn_cls", "rpn_box", "roi_cls", "roi_box"),
+    *("momentum", "weight_decay", "clip_norm", "bias_rate", "decay", "warmup_steps"),
+    *("warmup_factor", "reference_batch", "fg_iou", "bg_iou", "bg_lo", "fg_fraction"),
+    *("straddle", "beta", "score", "min_size", "workers", "offset", "pool_levels"),
+    *("min_visible", "brightness", "contrast", "saturation", "hue", "dropout"),
+    *("pixel_mean", "canonical_level", "norm_eps"),
+}
+NEGATIVE = {"offset"}
+INFINITE = {"straddle"}  # all anchors
+EMPTY = {"frozen", "boundaries", "short_sides", "jitter", "levels", "convs"}
+EMPTY |= {"pixel_range", "out_strides"}  # tiny: all there are
+EMPTY |= {"widths"}  # a box head without a hidden layer; see BACKBONE
+TEXT = {"init_from", "proposals", "pretrained", "eval_split"}  # "" is none
+SOURCE = {"root", "classes", "annotations", "images", "datasets", "group", "dataset"}
+SOURCE |= {"size", "num_images"}  # the source's own, read with the data
+NAMES = {"name", "dtype", "norm", "rounding", "objectness", "parallel", "schedule"}
+NAMES |= {"on_overflow", "on_bad_image", "cut_short"}  # one of a few words
+
+
+def nonsense(name, value):
+    """Values that this leaf must not have."""
+    leaf = name.rpartition(".")[2]
+    if isinstance(value, bool):
+        return [2, "x", None]
+    if isinstance(value, str):
+        if name == "data.name":  # looked for when the data are read
+            return ["", 3]
+        if leaf in NAMES:
+            return ["", "nonsense", 3, None]
+        return [3] if leaf in TEXT else ["", 3]
+    if isinstance(value, tuple):
+        bad = [3, "x", None]
+        if leaf not in EMPTY or name.startswith("model.backbone.widths"):
+            bad.append(())
+        if value and not isinstance(value[0], str):
+            inner = value[0] if not isinstance(value[0], tuple) else value[0][0]
+            for one in nonsense(name.replace("boundaries", "sizes"), inner):
+                if not isinstance(value[0], tuple):
+                    bad.append((one, *value[1:]))
+                elif one not in ((), None):
+                    bad.append(((one, *value[0][1:]), *value[1:]))
+        return bad
+    whole = isinstance(value, int)
+    bad = [math.nan, 10**30 if whole else 1e300, -math.inf, "x", None, ()]
+    if leaf not in INFINITE:
+        bad.append(math.inf)
+    if leaf not in NEGATIVE:
+        bad.append(-1 if whole else -1.0)
+    if leaf not in ZERO:
+        bad.append(0 if whole else 0.0)
+    return bad
+
+
+def look(c, group):
+    """What is asked of this group before anything runs."""
+    c = configs.check(c)
+    if group == "data":
+        rules = {**c["data"], "batch_size": 1, "eval_batch_size": 1, "seed": 0}
+        pipeline.check_ranges(DEFAULTS | rules)
+    elif group in (found := rehearsal.looks(c)):
+        found[group]()
+
+
+DEFAULTS = (
+    dict(
+        max_boxes=100,
+        on_overflow="error",
+        flip=True,
+        augment=None,
+        on_bad_image="error",
+    )
+    | dict(merge_duplicates=False, cut_short="error", pixel_range=())
+    | dict(
+        cache=False, reduced=True, proposals="", max_proposals=9, threads=1, workers=0
+    )
+)
+
+
+def accepted(name, arg):
+    """Nonsense that an experiment takes without a word; the leaves that were tried."""
+    experiment, wrong = configs.load_experiment(FOLDER / name), []
+    plain = configs.leaves(experiment.get_config(arg).to_dict())
+    tried = [n for n in plain if n.rpartition(".")[2] not in SOURCE]
+    tried = [n for n in tried if not n.startswith("data.sampling")]
+    for leaf in tried:
+        parts = leaf.split(".")
+        group = parts[0] if parts[0] != "proposals" else ".".join(parts[:2])
+        for value in nonsense(leaf, plain[leaf]):
+            c = experiment.get_config(arg)
+            with c.ignore_type():
+                c.update_from_flattened_dict({leaf: value})
+            try:
+                look(c, group)
+                wrong.append(f"{leaf}={value!r}")
+            except (ValueError, TypeError) as error:
+                if parts[-1] not in str(error):
+                    wrong.append(f"{leaf}={value!r} is not named: {error}")
+    return wrong, tried
+
+
+def test_nonsense_in_the_demo_is_refused_and_named():
+    wrong, tried = accepted("shapes_demo.py", None)
+    assert not wrong and len(tried) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_nonsense_in_every_experiment_is_refused_and_named(name):
+    wrong, _ = accepted(name, None)
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_shipped_is_no_nonsense(name):
+    for arg in (None, "runlocal"):
+        c = configs.check(configs.load_experiment(FOLDER / name).get_config(arg))
+        for see in rehearsal.looks(c).values():
+            see()
+
+
+@pytest.mark.parametrize(
+    "value, rule, good",
+    [
+        (0.5, ranges.SHARE, True),
+        (np.float32(1), ranges.SHARE, True),
+        (1.0001, ranges.SHARE, False),
+        (math.nan, ranges.FINITE, False),
+        (True, ranges.COUNT, False),
+        (2.0, ranges.COUNT, False),
+        (np.int64(2), ranges.COUNT, True),
+        (2**31, ranges.COUNT, False),
+        (0.0, ranges.OVERLAP, False),
+        (math.inf, ranges.number(0, infinite=True), True),
+        ((1.0, 2.0), ranges.several(ranges.POSITIVE, 2), True),
+        ("12", ranges.several(ranges.TEXT, 2), False),
+        (1, ranges.TRUTH, False),
+    ],
+)
+def test_rules(value, rule, good):
+    assert rule.holds(value) is good
+
+
+def test_the_message_says_what_was_expected():
+    with pytest.raises(ValueError, match="^a.b=-1: expected a number from 0 to 1$"):
+        ranges.check("a", b=(-1, ranges.SHARE))
+    with pytest.raises(ValueError, match="b=0: expected a whole number of at least 1$"):
+        ranges.check("a", b=(0, ranges.COUNT))
+    with pytest.raises(
+        ValueError, match="expected a tuple of 4, each a number above 0"
+    ):
+        ranges.check("a", b=((1,), ranges.STDS))
