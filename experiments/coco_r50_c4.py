@@ -7,6 +7,9 @@ r"""Detectron2's Faster R-CNN on stage 3 (C4), stage 4 on every RoI, COCO.
 
 Arguments: `:schedule=3x`, `:depth=101`, `:runlocal` is small, for two CPU cores.
 
+RoIAlign has Detectron2's adaptive number of samples, ceil(RoI side / 14) an axis up to
+16 (`roi_align.max_samples`).
+
 Published, box AP on COCO val2017 in % (Detectron2, MODEL_ZOO.md): 35.7 with 1x (weights
 721ade), 38.4 with 3x (f97cb7), 41.1 with `:depth=101,schedule=3x` (298dad). Cost there:
 0.551 s a step of 16 images on eight V100 (101 layers: 0.619). Ours: not run here,

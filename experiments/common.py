@@ -469,14 +469,17 @@ def imagenet_resnet50(weights: str) -> dict[str, Any]:
 
 
 def detectron2_c4(*, depth: int) -> dict[str, Any]:
-    """The groups in which C4 differs: 15 anchors a place, stage 4 on every RoI."""
+    """The groups in which C4 differs: 15 anchors a place, stage 4 on every RoI.
+
+    RoIAlign has its default, adaptive number of samples.
+    """
     of_head = dict(depth=depth, stride_in_1x1=True, norm="frozen")
     return dict(
         model=dict(
             msra_resnet(depth, out_strides=(16,)),
             anchors=one_level_anchors(),
             rpn=dict(channels=1024),
-            roi_align=dict(strides=(16,), output_size=14, sampling_ratio=2),
+            roi_align=dict(strides=(16,), output_size=14, sampling_ratio=0),
             box_head=dict(name="resnet", **of_head),
         ),
         proposals=dict(

@@ -23,6 +23,8 @@ SIZES = {  # arrays in each file: a file that lost a case fails
     "matching": 14,
     "nms": 20,
     "roi_align": 72,
+    "roi_align_adaptive": 48,
+    "roi_extent": 192,
     "roi_pool": 21,
     "multilevel": 13,
     "proposals": 30,
@@ -198,6 +200,45 @@ def test_roi_align(case):
         aligned=bool(case["aligned"]),
     )
     check_pooling(function, case, rtol=1e-5, atol=1e-5)
+
+
+@every("roi_align_adaptive")
+def test_roi_align_with_a_number_of_samples_that_depends_on_the_roi(case):
+    case = load("roi_align_adaptive")[case]
+    options = dict(
+        rois=case["rois"],
+        stride=int(case["stride"]),
+        output_size=tuple(case["output_size"].tolist()),
+        aligned=bool(case["aligned"]),
+    )
+    assert roi_align.rois_beyond(**options, max_samples=1) > 5
+    assert roi_align.rois_beyond(**options, max_samples=100) == 0
+    function = functools.partial(
+        roi_align.roi_align, **options, sampling_ratio=0, max_samples=100
+    )
+    check_pooling(function, case, rtol=1e-5, atol=1e-5)
+
+
+@every("roi_extent")
+def test_pooling_up_to_the_extent_of_the_image(case):
+    name, case = case, load("roi_extent")[case]
+    options = dict(
+        rois=case["rois"],
+        stride=int(case["stride"]),
+        output_size=tuple(case["output_size"].tolist()),
+    )
+    if name.startswith("pool"):
+        pool, tolerance = roi_pool.roi_pool, {}
+    else:
+        pool, tolerance = roi_align.roi_align, dict(rtol=1e-5, atol=1e-5)
+        options.update(
+            sampling_ratio=int(case["sampling_ratio"]), aligned=bool(case["aligned"])
+        )
+
+    def function(features):
+        return pool(features, **options, extent=tuple(case["extent"].tolist()))
+
+    check_pooling(function, case, **tolerance)
 
 
 @every("roi_pool")

@@ -173,7 +173,7 @@ def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _pooling(roi_align, roi_pool) -> Callable[..., Array]:
     """RoIPool where its group is given, else RoIAlign."""
-    given = ("features", "rois")
+    given = ("features", "rois", "extent")
     if roi_pool is None:
         align = _keywords("roi_align", pool_rois, roi_align, given=given)
         _check_pooling("model.roi_align", align)
@@ -389,8 +389,14 @@ def pool_rois(
     aligned: bool = True,
     canonical_size: Number = 224.0,
     canonical_level: int = 4,
+    max_samples: int = align_ops.MAX_SAMPLES,
+    extent: Mapping[int, tuple[Array, Array]] | None = None,
 ) -> Float[Array, "b r o o c"]:
-    """RoIAlign each RoI from the level of `strides` that suits its size (FPN eq. 1)."""
+    """RoIAlign each RoI from the level of `strides` that suits its size (FPN eq. 1).
+
+    `sampling_ratio=0` is the adaptive rule of Detectron2, up to `max_samples`. `extent`
+    is `{stride: (heights, widths)}`, `[b]` each, in pixels of the map.
+    """
     missing = set(strides) - set(features)
     if missing:
         raise ValueError(
@@ -404,8 +410,13 @@ def pool_rois(
         aligned=aligned,
         canonical_size=canonical_size,
         canonical_level=canonical_level,
+        max_samples=max_samples,
     )
-    return jax.vmap(one_image)({s: features[s] for s in sorted(strides)}, rois)
+    maps = {s: features[s] for s in sorted(strides)}
+    if extent is None:
+        return jax.vmap(one_image)(maps, rois)
+    extent = {s: extent[s] for s in maps}
+    return jax.vmap(lambda m, r, e: one_image(m, r, extent=e))(maps, rois, extent)
 
 
 def max_pool_rois(
@@ -414,12 +425,19 @@ def max_pool_rois(
     *,
     stride: int = 16,
     output_size: int = 7,
+    extent: Mapping[int, tuple[Array, Array]] | None = None,
 ) -> Float[Array, "b r o o c"]:
-    """RoIPool each RoI from the one level of `stride` (Fast R-CNN, Sec 2.1)."""
+    """RoIPool each RoI from the one level of `stride` (Fast R-CNN, Sec 2.1).
+
+    `extent` is that of `pool_rois`.
+    """
     if stride not in features:
         raise ValueError(
             f"roi_pool.stride={stride}: no features of that stride; there are "
             f"{sorted(features)}"
         )
     one_image = partial(pool_ops.roi_pool, stride=stride, output_size=output_size)
-    return jax.vmap(one_image)(features[stride], rois)
+    if extent is None:
+        return jax.vmap(one_image)(features[stride], rois)
+    pool = lambda m, r, e: one_image(m, r, extent=e)  # noqa: E731
+    return jax.vmap(pool)(features[stride], rois, extent[stride])

@@ -1,20 +1,30 @@
 """RoIAlign and multilevel RoIAlign for one image.
 
-r RoIs · o output cells a side · s samples a cell a side · h w c feature map
-p = h w pixels, or those of all levels and one more · m = r o o cells
-k = (2 s)^2 pixels a cell: s x s samples of 2 x 2 corners
+r RoIs · oh ow output cells · s samples a cell a side · h w c feature map
+p = h w pixels, or those of all levels and one more · t pixels that a cell reads a side
 
-RoIAlign is linear in the features,
+RoIAlign is linear in the features, and separable,
 
-    out[i] = sum_k weight[i, k] features[index[i, k]],
+    out[i, j] = sum_t sum_u y_weight[i, t] x_weight[j, u]
+                            features[y_pixel[i, t], x_pixel[j, u]],
 
-and index and weight follow from the RoIs alone. The sum over k is written out as
-gathers that the compiler fuses into one pass; its transpose is a scatter-add. No
-gradient flows to the coordinates of the RoIs (it is zero by definition here).
+and pixels and weights follow from the RoIs alone. No gradient flows to the coordinates
+of the RoIs (it is zero by definition here). There are two rules for the samples:
+
+| `sampling_ratio` | samples a side | pixels t | sums |
+| --- | --- | --- | --- |
+| s >= 1 | s, for every RoI | 2 s | written out as (2 s)^2 gathers, which fuse |
+| 0 | n = ceil(RoI side / cells), up to `max_samples` | n + 1 | loops |
+
+The samples of the second rule are at most a pixel apart, so that n of them read n + 1
+neighbours. A loop ends with the largest cell: on a CPU with that of each RoI, elsewhere
+with that of all RoIs.
 """
 
 import functools
+import itertools
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +32,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from frcnn_jax.ops.roi_cells import Size, loops_are_cheap, pair
+from frcnn_jax.ops.primitive import Operation, linear_pair, varying_as
+from frcnn_jax.ops.roi_cells import Extent, Size, pair
+
+MAX_SAMPLES = 16  # of the adaptive rule: what costs time is the number that is used
 
 
 def roi_align(
@@ -33,15 +46,26 @@ def roi_align(
     output_size: Size = 7,
     sampling_ratio: int = 2,
     aligned: bool = True,
+    extent: Extent | None = None,
+    max_samples: int = MAX_SAMPLES,
 ) -> Float[Array, "r oh ow c"]:
     """Average bilinear samples on a regular grid in each cell of each RoI.
 
     Mask R-CNN, Section 3. `rois` are in input pixels, `stride` of them to a feature
-    pixel; each cell has `sampling_ratio`^2 samples. `aligned` puts pixel centres at
-    half integers; without it, as in the first implementations, everything is half a
-    pixel off and RoIs are at least one feature pixel wide. Samples beyond one pixel
-    outside the map are zero. Padded RoIs (zeros) give finite values. Weights and sums
-    are float32.
+    pixel; each cell has `sampling_ratio`^2 samples. With `sampling_ratio=0` it has
+    ceil(RoI side / cells) samples along each axis, as Detectron2 and torchvision have
+    by default, at most `max_samples` (`rois_beyond` counts the RoIs that ask for more).
+    `aligned` puts pixel centres at half integers; without it, as in the first
+    implementations, everything is half a pixel off and RoIs are at least one feature
+    pixel wide.
+
+    `extent` is the height and width of the image in feature pixels, numbers or traced:
+    the result is that of `features[:height, :width]`. By default it is the whole map.
+    Samples beyond one pixel outside of it are zero. Padded RoIs (zeros, NaN) give
+    finite values. Weights and sums are float32, or float64 for such features. Forward
+    mode, reverse mode and higher derivatives go through the features, none through
+    `rois` and `extent`. Raises TypeError for features that are not floating point, and
+    ValueError for a number of samples below zero.
 
     >>> features = jnp.arange(16.0).reshape(4, 4, 1)
     >>> rois = jnp.array([[0.0, 0.0, 32.0, 32.0]])
@@ -50,15 +74,11 @@ def roi_align(
            [10.5, 12.5]], dtype=float32)
     """
     h, w, c = features.shape
-    pixel_map = dict(base=0, height=h, width=w, scale=1 / stride)
-    return _align(
-        features.reshape(h * w, c),
-        rois,
-        pixel_map,
-        output_size,
-        sampling_ratio,
-        aligned,
-    )
+    height, width = (h, w) if extent is None else extent
+    pixel_map = dict(base=0, row=w, height=height, width=width, scale=1 / stride)
+    flat = features.reshape(h * w, c)
+    samples = sampling_ratio, max_samples
+    return _align(flat, rois, pixel_map, pair(output_size), samples, aligned)
 
 
 def multilevel_roi_align(
@@ -70,19 +90,26 @@ def multilevel_roi_align(
     aligned: bool = True,
     canonical_size: float | int = 224,
     canonical_level: int = 4,
+    extent: Mapping[int, Extent] | None = None,
+    max_samples: int = MAX_SAMPLES,
 ) -> Float[Array, "r oh ow c"]:
     """Apply `roi_align` to each RoI on the level of `{stride: map}` that fits its size.
 
-    `roi_levels` says which, and what is raised. The levels are laid one after the
-    other, so that each RoI is computed once.
+    `roi_levels` says which, and what is raised. `extent` is `{stride: (h, w)}`, in
+    pixels of each level. The levels are laid one after the other, so that each RoI is
+    computed once.
     """
     strides = sorted(features)
     maps = [features[s] for s in strides]
     sizes = [m.shape[0] * m.shape[1] for m in maps]
+    extents = [m.shape[:2] for m in maps]
+    if extent is not None:
+        extents = [extent[s] for s in strides]
     table = dict(
         base=np.cumsum([0, *sizes[:-1]]),
-        height=[m.shape[0] for m in maps],
-        width=[m.shape[1] for m in maps],
+        row=[m.shape[1] for m in maps],
+        height=_column(extents, 0),
+        width=_column(extents, 1),
         scale=1 / np.array(strides, np.float32),
     )
     level = roi_levels(
@@ -96,10 +123,11 @@ def multilevel_roi_align(
     if len(rows) > 1:
         # And a row that nothing reads but that waits for the RoIs: XLA would lay out
         # the levels as soon as it has them, and keep both until there are RoIs.
-        first = jnp.min(level, initial=0)  # 0, but no constant
-        rows.append(jnp.full((1, maps[0].shape[2]), first, maps[0].dtype))
+        first = jnp.min(level, initial=0).astype(maps[0].dtype)  # 0, but no constant
+        rows.append(jnp.full((1, maps[0].shape[2]), first))
     flat = jnp.concatenate(rows)
-    return _align(flat, rois, pixel_map, output_size, sampling_ratio, aligned)
+    samples = sampling_ratio, max_samples
+    return _align(flat, rois, pixel_map, pair(output_size), samples, aligned)
 
 
 def roi_levels(
@@ -124,6 +152,7 @@ def roi_levels(
         raise ValueError(
             f"strides are {strides}, expected consecutive powers of two, ascending"
         )
+    rois = jnp.asarray(rois)
     size = jnp.sqrt((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1]))
     # 1e-6: rounding must not push a RoI of just the canonical size down a level.
     level = jnp.floor(canonical_level + jnp.log2(size / canonical_size) + 1e-6)
@@ -133,110 +162,214 @@ def roi_levels(
     )
 
 
+def rois_beyond(
+    rois: Float[Array, "r 4"],
+    *,
+    stride: float | int | Float[Array, " r"] | Int[Array, " r"],
+    output_size: Size = 7,
+    aligned: bool = True,
+    max_samples: int = MAX_SAMPLES,
+) -> Int[Array, ""]:
+    """Count the RoIs whose cells have more than `max_samples` samples along an axis.
+
+    These are the ones that `sampling_ratio=0` gives `max_samples` instead of
+    ceil(RoI side / cells). `stride` is one number, or one a RoI: with levels,
+    `jnp.array(strides)[roi_levels(rois, strides)]`. Padded RoIs (zeros, NaN) are none.
+
+    >>> rois = jnp.array([[0., 0., 224., 224.], [0., 0., 1000., 50.]])
+    >>> int(rois_beyond(rois, stride=8))
+    1
+    """
+    rois = jnp.asarray(rois)
+    scale = (1 / jnp.asarray(stride, rois.dtype)) * jnp.ones(len(rois), rois.dtype)
+    x1, y1, x2, y2 = rois.T * scale[None]
+    sides = zip((y1, x1), (y2, x2), pair(output_size), strict=True)
+    wanted = [
+        _wanted(_span(start, end, aligned)[1], cells) for start, end, cells in sides
+    ]
+    return (jnp.maximum(*wanted) > max_samples).sum(dtype=jnp.int32)
+
+
+# Pixels and weights ---------------------------------------------------------------
+
+
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def _align(flat, rois, pixel_map, output_size, samples, aligned):
     """RoIAlign on pixels [p, c]; `pixel_map` says for every RoI where its map lies."""
-    if samples < 1:
-        raise ValueError(f"sampling_ratio is {samples}, expected a fixed number >= 1")
-    oh, ow = pair(output_size)
-    pixel_map = {k: jnp.broadcast_to(x, len(rois)) for k, x in pixel_map.items()}
-    scale, width = pixel_map["scale"].astype(jnp.float32), pixel_map["width"]
-    x1, y1, x2, y2 = lax.stop_gradient(rois.astype(jnp.float32)).T * scale[None]
-    y, wy = _corners(y1, y2, oh, samples, pixel_map["height"], aligned)
-    x, wx = _corners(x1, x2, ow, samples, width, aligned)
-    base = pixel_map["base"][:, None, None, None, None]
-    index = base + y[:, :, None, :, None] * width[:, None, None, None, None]
-    index = index + x[:, None, :, None, :]
-    weight = wy[:, :, None, :, None] * wx[:, None, :, None, :]
-    k = (2 * samples) ** 2
-    pooled = _weighted_gather(flat, index.reshape(-1, k), weight.reshape(-1, k))
-    return pooled.reshape(len(rois), oh, ow, flat.shape[1])
+    (fixed, most), (oh, ow) = samples, output_size
+    if fixed < 0 or most < 1:
+        raise ValueError(
+            f"sampling_ratio is {fixed} and max_samples is {most}: expected a fixed "
+            "number of samples >= 1, or 0 for ceil(RoI side / cells), at most "
+            "max_samples >= 1"
+        )
+    if not jnp.issubdtype(flat.dtype, jnp.floating):
+        raise TypeError(
+            f"features are {flat.dtype}, expected floating point: RoIAlign averages "
+            "them, cast them first"
+        )
+    dtype = jnp.promote_types(flat.dtype, jnp.float32)
+    scale = jnp.broadcast_to(jnp.asarray(pixel_map["scale"], dtype), len(rois))
+    base, row, height, width = (
+        jnp.broadcast_to(jnp.asarray(pixel_map[k]).astype(jnp.int32), len(rois))
+        for k in ("base", "row", "height", "width")
+    )
+    x1, y1, x2, y2 = lax.stop_gradient(rois.astype(dtype)).T * scale[None]
+    corners = functools.partial(_corners, samples=fixed)
+    if fixed == 0:
+        corners = functools.partial(_adaptive_corners, most=most)
+    y, y_weight = corners(*_span(y1, y2, aligned), oh, height)
+    x, x_weight = corners(*_span(x1, x2, aligned), ow, width)
+    y = base[:, None, None] + y * row[:, None, None]
+    return _gather(flat, y, x, y_weight, x_weight, loops=fixed == 0)
 
 
-def _corners(start, end, cells, samples, length, aligned):
-    """Pixels and weights [r, cells, 2 samples] along one axis of `length` pixels."""
+def _column(extents, axis):
+    """One number of each level's (h, w) as int32 [levels], traced or not."""
+    return jnp.stack([jnp.asarray(e[axis]).astype(jnp.int32) for e in extents])
+
+
+def _span(start, end, aligned):
+    """Where a RoI begins and how long it is, along one axis, in pixels."""
     start, end = (start - 0.5, end - 0.5) if aligned else (start, end)
-    size = end - start if aligned else jnp.maximum(end - start, 1)
-    cell = size[:, None, None] / cells
-    offset = (jnp.arange(samples, dtype=jnp.float32) + 0.5)[None, None]
-    at = start[:, None, None] + jnp.arange(cells)[None, :, None] * cell
-    at = at + offset * cell / samples
-    length = length[:, None, None]
-    inside = (at >= -1) & (at <= length)
+    return start, end - start if aligned else jnp.maximum(end - start, 1)
+
+
+def _corners(start, size, cells, length, *, samples):
+    """Pixels and weights [r, cells, 2 samples] along one axis of `length` pixels."""
+    at, inside = _samples_at(start, size, cells, length, samples, samples)
+    pixel, weight = _two_pixels(at, inside, length)
+    return pixel, weight / samples
+
+
+def _adaptive_corners(start, size, cells, length, *, most):
+    """The same with ceil(size / cells) samples, up to `most`: [r, cells, 2 most].
+
+    Places that a cell does not need have weight 0 and come last.
+    """
+    wanted = _wanted(size, cells)[:, None, None]
+    count = jnp.minimum(wanted, most)
+    per_cell = jnp.maximum(count, 1)
+    at, inside = _samples_at(start, size, cells, length, most, per_cell)
+    inside &= jnp.arange(most, dtype=at.dtype)[None, None] < count
+    far_pixel, far_weight = _two_pixels(at, inside, length)
+    # Up to the bound samples are at most a pixel apart and share their neighbours:
+    # the pixels from that of the first sample on.
+    last = jnp.maximum(length - 1, 0).astype(at.dtype)[:, None, None]
+    at = jnp.clip(at, 0, last)
+    first = jnp.nan_to_num(jnp.floor(at[..., :1]))
+    pixel = first + jnp.arange(most + 1, dtype=at.dtype)[None, None]
+    weight = jnp.maximum(1 - jnp.abs(at[..., None] - pixel[..., None, :]), 0)
+    weight = jnp.where(inside[..., None], weight, 0).sum(-2)
+    pixel = jnp.minimum(pixel, last).astype(jnp.int32)
+    pixel, weight = (
+        jnp.pad(a, ((0, 0), (0, 0), (0, most - 1))) for a in (pixel, weight)
+    )
+    pixel = jnp.where(wanted <= most, pixel, far_pixel)
+    return pixel, jnp.where(wanted <= most, weight, far_weight) / per_cell
+
+
+def _wanted(size, cells):
+    """ceil(size / cells) [r], as a float; 0 for a RoI without size, and for NaN."""
+    return jnp.where(size > 0, jnp.ceil(size / cells), 0)
+
+
+def _samples_at(start, size, cells, length, samples, per_cell):
+    """Where the samples of each cell lie [r, cells, samples], and which are inside."""
+    start, size = start[:, None, None], size[:, None, None]
+    cell = size / cells
+    offset = jnp.arange(samples, dtype=size.dtype)[None, None] + 0.5
+    at = start + jnp.arange(cells, dtype=size.dtype)[None, :, None] * cell
+    at = at + offset * cell / per_cell
+    return at, (at >= -1) & (at <= length.astype(at.dtype)[:, None, None])
+
+
+def _two_pixels(at, inside, length):
+    """The pixels around each sample and their weights [r, cells, 2 samples]."""
     at = jnp.maximum(at, 0)
-    low = jnp.minimum(jnp.floor(at).astype(jnp.int32), length - 1)
-    high = jnp.minimum(low + 1, length - 1)
-    fraction = at - low  # of no account where low and high are the same pixel
+    last = jnp.maximum(length - 1, 0)[:, None, None]
+    low = jnp.minimum(jnp.floor(at).astype(jnp.int32), last)
+    high = jnp.minimum(low + 1, last)
+    # Of no account where low and high are the same pixel.
+    fraction = at - low.astype(at.dtype)
     weight = jnp.stack([1 - fraction, fraction], -1)
-    weight = jnp.where(inside[..., None], weight / samples, 0)
+    weight = jnp.where(inside[..., None], weight, 0)
     pixel = jnp.where(inside[..., None], jnp.stack([low, high], -1), 0)
-    shape = (*at.shape[:2], 2 * samples)
+    shape = (*at.shape[:2], 2 * at.shape[2])
     return pixel.reshape(shape), weight.reshape(shape)
 
 
-@jax.custom_vjp
-def _weighted_gather(flat, index, weight):
-    """Sum over k of weight[i, k] flat[index[i, k]]: [p, c], [m, k] twice -> [m, c]."""
-    return _gather_rows(flat, index, weight)
+# The sum and its transpose --------------------------------------------------------
 
 
-def _gather_fwd(flat, index, weight):
-    return _gather_rows(flat, index, weight), (flat[:, :0], index, weight)
+def _gather_rows(flat, y, x, y_weight, x_weight, *, loops):
+    """[p, c], [r, oh, t], [r, ow, u] and their weights -> [r, oh, ow, c]."""
+    cells = y, x, y_weight, x_weight
+    if not loops:
+        return (_gather_written_out(flat, *cells),)
+    return (
+        lax.platform_dependent(
+            flat, *cells, cpu=_gather_by_roi, default=_gather_in_loops
+        ),
+    )
 
 
-def _gather_bwd(saved, cotangent):
-    empty, index, weight = saved
-    grad = _scatter_rows(len(empty))(cotangent, index, weight)
-    return grad.astype(empty.dtype), None, None
-
-
-_weighted_gather.defvjp(_gather_fwd, _gather_bwd)
-
-
-@jax.custom_batching.custom_vmap
-def _gather_rows(flat, index, weight):
-    out = jnp.zeros(())
+def _gather_written_out(flat, *cells):
+    index, weight = _all_pairs(*cells)
+    out = jnp.zeros((), weight.dtype)
     for k in range(index.shape[1]):
-        out += flat[index[:, k]] * weight[:, k, None]
-    return out.astype(flat.dtype)
+        out += flat[index[:, k]].astype(weight.dtype) * weight[:, k, None]
+    (r, oh, _), (_, ow, _) = cells[0].shape, cells[1].shape
+    out = jnp.broadcast_to(out, (r * oh * ow, flat.shape[1]))
+    return out.astype(flat.dtype).reshape(r, oh, ow, flat.shape[1])
 
 
-@_gather_rows.def_vmap
-def _(size, batched, flat, index, weight):
-    index, weight = _batch(size, batched[1:], index, weight)
-    if batched[0]:
-        index = index + flat.shape[1] * jnp.arange(size)[:, None, None]
-        flat = flat.reshape(-1, flat.shape[-1])
-    out = _gather_rows(flat, _merge(index), _merge(weight))
-    return out.reshape(size, index.shape[1], out.shape[-1]), True
+def _gather_in_loops(flat, *cells):
+    y, x, dtype = *cells[:2], cells[2].dtype
+    out = jnp.zeros((*y.shape[:2], x.shape[1], flat.shape[1]), dtype)
+
+    def add(out, index, weight):
+        # Selected, so that a value that is not finite stays with those who read it.
+        read = jnp.where(weight != 0, flat[index].astype(dtype), 0)
+        return out + read * weight
+
+    return _visit(add, varying_as(flat, out), *cells).astype(flat.dtype)
 
 
-@functools.cache
-def _scatter_rows(p):
-    @jax.custom_batching.custom_vmap
-    def scatter(cotangent, index, weight):
-        cotangent = cotangent.astype(jnp.float32)
-        # 0, but no constant: that XLA fills as the program starts, and keeps.
-        zero = jnp.min(index, initial=0).astype(jnp.float32)
-        grad = jnp.full((p, cotangent.shape[-1]), zero)
-        if loops_are_cheap():
-            return _scatter_in_turn(grad, cotangent, index, weight)
-        for k in range(index.shape[1]):
-            grad = grad.at[index[:, k]].add(weight[:, k, None] * cotangent)
-        return grad
+def _gather_by_roi(flat, *cells):
+    def one(cells):
+        return _gather_in_loops(flat, *(a[None] for a in cells))[0]
 
-    @scatter.def_vmap
-    def _(size, batched, cotangent, index, weight):
-        cotangent, index, weight = _batch(size, batched, cotangent, index, weight)
-        index = index + p * jnp.arange(size)[:, None, None]
-        grad = _scatter_rows(size * p)(_merge(cotangent), _merge(index), _merge(weight))
-        return grad.reshape(size, p, grad.shape[1]), True
-
-    return scatter
+    return lax.map(one, cells)
 
 
-def _scatter_in_turn(grad, cotangent, index, weight):
+def _scatter_rows(cotangent, y, x, y_weight, x_weight, *, loops, size, dtype):
+    """The transpose of `_gather_rows`: [r, oh, ow, c] -> [size, c] of `dtype`."""
+    cells = y, x, y_weight, x_weight
+    cotangent = cotangent.astype(y_weight.dtype)
+    # 0, but no constant: that XLA fills as the program starts, and keeps.
+    zero = jnp.min(y, initial=0).astype(y_weight.dtype)
+    grad = jnp.full((size, cotangent.shape[-1]), zero)
+    if loops:
+        by_platform = dict(cpu=_scatter_by_roi, default=_scatter_in_loops)
+    else:
+        by_platform = dict(cpu=_scatter_in_turn, default=_scatter_written_out)
+    grad = lax.platform_dependent(grad, cotangent, *cells, **by_platform)
+    return (grad.astype(dtype),)
+
+
+def _scatter_written_out(grad, cotangent, *cells):
+    index, weight = _all_pairs(*cells)
+    cotangent = cotangent.reshape(-1, cotangent.shape[-1])
+    for k in range(index.shape[1]):
+        grad = grad.at[index[:, k]].add(weight[:, k, None] * cotangent)
+    return grad
+
+
+def _scatter_in_turn(grad, cotangent, *cells):
     chunk = 7  # cells a step: the rows of the step stay in the cache
+    index, weight = _all_pairs(*cells)
+    cotangent = cotangent.reshape(-1, cotangent.shape[-1])
     m, k = index.shape
     pad = -m % chunk
     cotangent, index, weight = (
@@ -252,9 +385,91 @@ def _scatter_in_turn(grad, cotangent, index, weight):
     return lax.scan(step, grad, (cotangent, index, weight))[0]
 
 
-def _batch(size, batched, *arrays):
+def _scatter_in_loops(grad, cotangent, *cells):
+    def add(grad, index, weight):
+        return grad.at[index].add(jnp.where(weight != 0, cotangent * weight, 0))
+
+    return _visit(add, grad, *cells)
+
+
+def _scatter_by_roi(grad, cotangent, *cells):
+    def one(grad, roi):
+        return _scatter_in_loops(grad, *(a[None] for a in roi)), None
+
+    return lax.scan(one, grad, (cotangent, *cells))[0]
+
+
+def _all_pairs(y, x, y_weight, x_weight):
+    """Pixels and weights [m, t u] of each of the m = r oh ow cells."""
+    index = y[:, :, None, :, None] + x[:, None, :, None, :]
+    weight = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
+    k = y.shape[2] * x.shape[2]
+    return index.reshape(-1, k), weight.reshape(-1, k)
+
+
+def _visit(body, carry, y, x, y_weight, x_weight):
+    """Fold `body(carry, index, weight)` over the pixels of each cell, four at a time.
+
+    `index` is [r, oh, ow] and `weight` [r, oh, ow, 1]. The loops end with the last
+    pixel of a weight.
+    """
+
+    def steps(weight):
+        used = (weight != 0).any((0, 1))
+        place = jnp.arange(1, len(used) + 1, dtype=jnp.int32)
+        return (jnp.max(jnp.where(used, place, 0), initial=0) + 1) // 2
+
+    def two(a, step):
+        return lax.dynamic_slice_in_dim(a, 2 * step, 2, axis=2)
+
+    def rows(i, carry):
+        row, row_weight = two(y, i), two(y_weight, i)
+
+        def columns(j, carry):
+            column, column_weight = two(x, j), two(x_weight, j)
+            for t, u in itertools.product(range(2), repeat=2):
+                index = row[:, :, None, t] + column[:, None, :, u]
+                weight = row_weight[:, :, None, t] * column_weight[:, None, :, u]
+                carry = body(carry, index, weight[..., None])
+            return carry
+
+        return lax.fori_loop(jnp.int32(0), steps(x_weight), columns, carry)
+
+    return lax.fori_loop(jnp.int32(0), steps(y_weight), rows, carry)
+
+
+_gather = Operation("roi_align", _gather_rows)
+_scatter = Operation("roi_align_transpose", _scatter_rows)
+linear_pair(_gather, _scatter)
+
+
+@_gather.batched
+def _(images, batched, flat, *cells, loops):
+    """All images as one map, one below the other."""
+    y, *rest = _batch(images, batched[1:], *cells)
+    if batched[0]:
+        y = _shift(y, images, flat.shape[1])
+        flat = _merge(flat)
+    out = _gather(flat, _merge(y), *map(_merge, rest), loops=loops)
+    return out.reshape(images, -1, *out.shape[1:])
+
+
+@_scatter.batched
+def _(images, batched, cotangent, *cells, size, **static):
+    cotangent, y, *rest = _batch(images, batched, cotangent, *cells)
+    args = cotangent, _shift(y, images, size), *rest
+    grad = _scatter(*map(_merge, args), size=images * size, **static)
+    return grad.reshape(images, size, grad.shape[1])
+
+
+def _shift(y, images, rows):
+    image = jnp.arange(images, dtype=jnp.int32)
+    return y + rows * image[:, None, None, None]
+
+
+def _batch(images, batched, *arrays):
     return [
-        x if b else jnp.broadcast_to(x, (size, *x.shape))
+        x if b else jnp.broadcast_to(x, (images, *x.shape))
         for x, b in zip(arrays, batched, strict=True)
     ]
 

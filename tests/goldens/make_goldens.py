@@ -241,10 +241,15 @@ def nms(rng):
     yield "classwise", dict(boxes=boxes, scores=scores, classes=classes) | keep
 
 
-def pooled(op, features, rois, rng, **kwargs):
-    """Values of a pooling op and its gradient at a random cotangent, in NHWC."""
+def pooled(op, features, rois, rng, extent=(None, None), **kwargs):
+    """Values of a pooling op and its gradient at a random cotangent, in NHWC.
+
+    The op sees the map up to `extent`.
+    """
     x = tensor(features, grad=True)
-    y = op(x.permute(2, 0, 1)[None], [tensor(rois)], **kwargs).permute(0, 2, 3, 1)
+    h, w = extent
+    nchw = x[:h, :w].permute(2, 0, 1)[None]
+    y = op(nchw, [tensor(rois)], **kwargs).permute(0, 2, 3, 1)
     cotangent = rng.integers(-16, 17, y.shape) / 8
     (gradient,) = torch.autograd.grad(y, x, tensor(cotangent))
     return dict(
@@ -299,6 +304,50 @@ def roi_align(rng):
                     aligned=aligned,
                 ),
             )
+
+
+def roi_align_adaptive(rng):
+    """A number of samples that depends on the RoI: torchvision's sampling_ratio=-1."""
+    h, w, c = 11, 14, 2
+    for aligned in (False, True):
+        for stride, size in ((4, (7, 7)), (16, (2, 3)), (1, (1, 2))):
+            values = pooled(
+                ops.roi_align,
+                rng.normal(0, 1, (h, w, c)),
+                hard_rois(rng, (h * stride, w * stride)),
+                rng,
+                output_size=size,
+                spatial_scale=1 / stride,
+                sampling_ratio=-1,
+                aligned=aligned,
+            )
+            yield (
+                f"stride{stride}_{'aligned' if aligned else 'legacy'}",
+                values | dict(stride=stride, output_size=size, aligned=aligned),
+            )
+
+
+def roi_extent(rng):
+    """Images smaller than the map; beyond them lies what must not be read."""
+    h, w, c, stride = 11, 14, 2, 4
+    for extent in ((8, 14), (11, 9), (5, 6), (1, 1)):
+        eh, ew = extent
+        rois = hard_rois(rng, (eh * stride, ew * stride))
+        common = dict(output_size=(3, 4), spatial_scale=1 / stride, extent=extent)
+        scalars = dict(stride=stride, output_size=(3, 4), extent=extent)
+        for ratio in (2, -1):
+            for aligned in (False, True):
+                features = rng.normal(0, 1, (h, w, c))
+                features[eh:], features[:, ew:] = 1e6, 1e6
+                extra = dict(sampling_ratio=ratio, aligned=aligned)
+                values = pooled(ops.roi_align, features, rois, rng, **common, **extra)
+                rule = "adaptive" if ratio < 0 else "fixed"
+                name = f"align{eh}x{ew}_{rule}_{'aligned' if aligned else 'legacy'}"
+                yield name, values | scalars | dict(extra, sampling_ratio=max(ratio, 0))
+        features = (rng.permutation(h * w * c).reshape(h, w, c) - 150) / 16  # no ties
+        features[eh:], features[:, ew:] = 1e6, 1e6
+        values = pooled(ops.roi_pool, features, rois, rng, **common)
+        yield f"pool{eh}x{ew}", values | scalars
 
 
 def roi_pool(rng):
@@ -539,6 +588,8 @@ def main():
         proposals,
         detections,
         losses,
+        roi_align_adaptive,
+        roi_extent,
     )
     for seed, module in enumerate(modules):
         save(module.__name__, dict(module(np.random.default_rng(seed))))

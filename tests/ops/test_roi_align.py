@@ -1,6 +1,7 @@
 """RoIAlign and RoIPool against loops over cells, samples and pixels in NumPy."""
 
 import functools
+import inspect
 import math
 
 import jax
@@ -135,21 +136,42 @@ def matrix_of(op, shape, rois, **options):
     return np.asarray(apply(jnp.asarray(basis))).reshape(len(basis), -1)
 
 
-@pytest.mark.parametrize("backend_loops", [True, False])
-def test_roi_align_backward_is_the_transpose(rng, monkeypatch, backend_loops):
-    monkeypatch.setattr(ops, "loops_are_cheap", lambda: backend_loops)
-    ops._align.clear_cache()
-    ops._scatter_rows.cache_clear()
+@pytest.mark.parametrize("samples", [2, 0])
+def test_roi_align_backward_is_the_transpose(rng, samples):
     rois = jnp.asarray(some_rois(rng, 9, 50, 60))
-    shape = (5, 6, 2)
-    forward = functools.partial(ops.roi_align, rois=rois, stride=10, output_size=3)
+    shape, options = (5, 6, 2), dict(stride=10, output_size=3, sampling_ratio=samples)
+    forward = functools.partial(ops.roi_align, rois=rois, **options)
     out, backward = jax.vjp(forward, jnp.asarray(rng.normal(size=shape), jnp.float32))
     cotangent = jnp.asarray(rng.normal(size=out.shape), jnp.float32)
     (grad,) = backward(cotangent)
-    matrix = matrix_of(ops.roi_align, shape, rois, stride=10, output_size=3)
+    matrix = matrix_of(ops.roi_align, shape, rois, **options)
     np.testing.assert_allclose(grad.ravel(), matrix @ cotangent.ravel(), atol=1e-4)
-    ops._align.clear_cache()
-    ops._scatter_rows.cache_clear()
+
+
+@pytest.mark.parametrize("pixels", [(4, 4), (6, 4), (2, 6)])
+def test_all_formulations_are_one_sum_and_its_transpose(rng, pixels):
+    """Each platform's, on any pixels and weights, some of them zero."""
+    r, p, c, sides = 5, 30, 3, (2, 3)
+    cells = [rng.integers(0, 15, (r, o, t)) for o, t in zip(sides, pixels, strict=True)]
+    weights = [rng.normal(size=x.shape) for x in cells]
+    weights[0][0], weights[1][1, :, 2:] = 0, 0
+    index = cells[0][:, :, None, :, None] + cells[1][:, None, :, None, :]
+    weight = weights[0][:, :, None, :, None] * weights[1][:, None, :, None, :]
+    flat, g = rng.normal(size=(p, c)), rng.normal(size=(r, *sides, c))
+    expected, expected_grad = np.zeros((r, *sides, c)), np.zeros((p, c))
+    for place in np.ndindex(index.shape):
+        expected[place[:3]] += weight[place] * flat[index[place]]
+        expected_grad[index[place]] += weight[place] * g[place[:3]]
+    arguments = [jnp.int32(x) for x in cells] + [jnp.float32(w) for w in weights]
+    for gather in (ops._gather_written_out, ops._gather_in_loops, ops._gather_by_roi):
+        found = jax.jit(gather)(jnp.float32(flat), *arguments)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    for scatter in (
+        *(ops._scatter_written_out, ops._scatter_in_turn),
+        *(ops._scatter_in_loops, ops._scatter_by_roi),
+    ):
+        found = jax.jit(scatter)(jnp.zeros((p, c)), jnp.float32(g), *arguments)
+        np.testing.assert_allclose(found, expected_grad, atol=1e-5)
 
 
 def test_no_gradient_to_the_rois(rng):
@@ -198,7 +220,7 @@ def test_vmap_and_its_gradient_are_loops_over_images(rng, op):
     # One image, many sets of RoIs; and one set of RoIs, many images.
     grad = jax.grad(lambda f: jax.vmap(loss, (None, 0))(f, rois).sum())(features[0])
     expected = sum(both(features[0], r)[1] for r in rois)
-    np.testing.assert_allclose(grad, expected, atol=4e-5)
+    np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=4e-5)
     shared = jax.vmap(loss, (0, None))(features, rois[0])
     np.testing.assert_allclose(shared, [loss(f, rois[0]) for f in features], rtol=1e-5)
 
@@ -221,9 +243,194 @@ def test_half_precision_features_keep_their_type(rng, op):
     np.testing.assert_allclose(grad.astype(jnp.float32), expected, rtol=0.05, atol=0.3)
 
 
-def test_sampling_ratio_must_be_fixed():
-    with pytest.raises(ValueError, match="sampling_ratio is 0, expected"):
-        ops.roi_align(jnp.ones((2, 2, 1)), jnp.ones((1, 4)), stride=1, sampling_ratio=0)
+def test_what_roi_align_refuses():
+    rois = jnp.ones((1, 4))
+    for options in (dict(sampling_ratio=-1), dict(max_samples=0)):
+        with pytest.raises(ValueError, match="expected a fixed number of samples"):
+            ops.roi_align(jnp.ones((2, 2, 1)), rois, stride=1, **options)
+
+
+# The adaptive rule ----------------------------------------------------------------
+
+
+def adaptive_loop(features, rois, stride, oh, ow, most, aligned):
+    """Each RoI by the loop of a fixed number, which may differ along the axes."""
+    out = np.zeros((len(rois), oh, ow, features.shape[-1]))
+    for r, roi in enumerate(rois.astype(float) / stride):
+        x1, y1, x2, y2 = roi - (0.5 if aligned else 0)
+        w, h = x2 - x1, y2 - y1
+        if not aligned:
+            w, h = max(w, 1), max(h, 1)
+        n, m = (min(math.ceil(side), most) for side in (h / oh, w / ow))
+        for i, j in np.ndindex(oh, ow):
+            for a, b in np.ndindex(max(n, 0), max(m, 0)):
+                y = y1 + (i + (a + 0.5) / n) * h / oh
+                x = x1 + (j + (b + 0.5) / m) * w / ow
+                out[r, i, j] += bilinear(features, y, x) / (n * m)
+    return out
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("most", [1, 3, 16])
+def test_adaptive_roi_align_equals_the_loop(rng, aligned, most):
+    """Exact up to the bound; beyond it the bound is the number of samples."""
+    features = rng.normal(size=(11, 17, 3)).astype(np.float32)
+    rois = some_rois(rng, 24, 44, 68)
+    got = ops.roi_align(
+        jnp.asarray(features),
+        jnp.asarray(rois),
+        stride=4,
+        output_size=(2, 3),
+        sampling_ratio=0,
+        aligned=aligned,
+        max_samples=most,
+    )
+    expected = adaptive_loop(features, rois, 4, 2, 3, most, aligned)
+    np.testing.assert_allclose(got, expected, atol=5e-5)
+
+
+def test_rois_beyond_the_bound_are_counted_by_hand():
+    # Two cells a side, stride 10: 40 pixels are 2 samples, 41 are 3.
+    rois = [[0, 0, 40, 40], [0, 0, 41, 20], [7, 0, 20, 41], [0, 0, 0, 0], [9, 9, 5, 5]]
+    rois = jnp.asarray([*rois, [np.nan] * 4], jnp.float32)
+    count = functools.partial(ops.rois_beyond, rois, output_size=2)
+    assert count(stride=10, max_samples=2) == 2
+    assert count(stride=10, max_samples=3) == 0
+    assert count(stride=10) == 0
+    stride = jnp.array([5, 10, 20, 1, 1, 1])  # 4, 3 and 2 samples
+    assert count(stride=stride, max_samples=2) == 2
+    assert count(stride=stride, max_samples=2).dtype == jnp.int32
+    tall = functools.partial(ops.rois_beyond, rois, output_size=(4, 1), stride=10)
+    assert tall(max_samples=3) == 2  # widths 40 and 41
+
+
+def test_a_larger_bound_makes_no_larger_program():
+    def text(most):
+        align = functools.partial(
+            ops.roi_align, stride=4, sampling_ratio=0, max_samples=most
+        )
+        both = jax.jit(jax.value_and_grad(lambda f, r: (align(f, r) ** 2).sum()))
+        shapes = (20, 30, 8), (16, 4)
+        lowered = both.lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
+        return lowered.as_text()
+
+    assert abs(len(text(64)) - len(text(4))) < 0.02 * len(text(4))
+
+
+def check_derivatives(loss, x, rng, step=1e-5):
+    """Forward, reverse, and each over reverse, beside central differences."""
+    x, v, w = (jnp.asarray(a) for a in (x, *rng.normal(size=(2, *x.shape))))
+
+    @jax.jit
+    def both(x, v, w):
+        grad = jax.grad(loss)
+        slope = lambda x: jnp.vdot(grad(x), w)  # noqa: E731
+        ours = (
+            jnp.vdot(grad(x), v),
+            jax.jvp(loss, (x,), (v,))[1],
+            jnp.vdot(jax.jvp(grad, (x,), (v,))[1], w),
+            jnp.vdot(jax.grad(slope)(x), v),
+        )
+        first, second = (
+            (f(x + step * v) - f(x - step * v)) / (2 * step) for f in (loss, slope)
+        )
+        return ours, (first, first, second, second)
+
+    np.testing.assert_allclose(*both(x, v, w), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("samples", "aligned"), [(2, True), (0, True), (0, False)])
+def test_roi_align_derivatives_in_float64(rng, samples, aligned):
+    """Both modes and both orders, beside finite differences; values beside the loop."""
+    rois, features = some_rois(rng, 7, 44, 60), rng.normal(size=(11, 15, 2))
+    with jax.enable_x64(True):
+        align = functools.partial(
+            ops.roi_align,
+            rois=jnp.asarray(rois, jnp.float64),
+            stride=4,
+            output_size=(2, 3),
+            sampling_ratio=samples,
+            aligned=aligned,
+        )
+        out = jax.jit(align)(jnp.asarray(features))
+        assert out.dtype == jnp.float64
+        check_derivatives(lambda f: jnp.sin(align(f)).sum(), features, rng)
+    loop = align_loop if samples else adaptive_loop
+    expected = loop(np.asarray(features), rois, 4, 2, 3, samples or 16, aligned)
+    np.testing.assert_allclose(out, expected, atol=1e-12)
+
+
+# The extent -----------------------------------------------------------------------
+
+
+def cropped(op, features, rois, extent, **options):
+    h, w = extent
+    return op(features[:h, :w], rois, **options)
+
+
+@pytest.mark.parametrize("samples", [2, 0, None])
+def test_an_extent_is_a_smaller_map_whatever_lies_beyond(rng, samples):
+    op, options = roi_pool.roi_pool, dict(stride=4, output_size=3)
+    if samples is not None:
+        op, options = ops.roi_align, dict(options, sampling_ratio=samples)
+    features = jnp.asarray(rng.normal(size=(2, 9, 12, 3)), jnp.float32)
+    rois = jnp.asarray(some_rois(rng, 10, 36, 48))
+    extents = jnp.array([[5, 12], [9, 7]])
+
+    @jax.jit
+    @jax.vmap
+    def both(features, extent):
+        inside = jnp.arange(9)[:, None] < extent[0]
+        inside &= jnp.arange(12)[None] < extent[1]
+        features = jnp.where(inside[..., None], features, jnp.nan)
+        align = functools.partial(op, rois=rois, extent=tuple(extent), **options)
+        out, pull = jax.vjp(align, features)
+        return out, pull(jnp.cos(out))[0]
+
+    out, grad = both(features, extents)
+    for i, (h, w) in enumerate(extents.tolist()):
+        crop = functools.partial(op, rois=rois, **options)
+        expected, pull = jax.vjp(crop, features[i, :h, :w])
+        np.testing.assert_allclose(out[i], expected, atol=1e-6)
+        np.testing.assert_allclose(
+            grad[i, :h, :w], pull(jnp.cos(expected))[0], atol=1e-5
+        )
+        assert not grad[i, h:].any() and not grad[i, :, w:].any()
+
+
+def test_multilevel_extents_are_smaller_maps(rng):
+    features = {
+        s: jnp.asarray(rng.normal(size=(64 // s, 96 // s, 3)), jnp.float32)
+        for s in (8, 16)
+    }
+    rois = jnp.asarray(some_rois(rng, 20, 40, 64))
+    extent = {8: (5, 8), 16: (3, 4)}
+    align = functools.partial(
+        ops.multilevel_roi_align, rois=rois, canonical_size=40.0, sampling_ratio=0
+    )
+    crops = {s: m[: extent[s][0], : extent[s][1]] for s, m in features.items()}
+    expected = align(crops)
+    assert np.abs(align(features) - expected).max() > 0.1
+    traced = jax.jit(lambda e: align(features, extent=e))
+    np.testing.assert_allclose(align(features, extent=extent), expected, atol=1e-6)
+    np.testing.assert_allclose(traced(extent), expected, atol=1e-6)
+
+
+def test_an_image_of_no_extent_is_zero():
+    for op in (ops.roi_align, roi_pool.roi_pool):
+        rois = jnp.array([[8.0, 8, 24, 24]])
+        out = op(jnp.ones((3, 4, 2)), rois, stride=8, extent=(0, 0))
+        assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool_])
+def test_roi_align_refuses_integers_and_roi_pool_keeps_them(dtype):
+    features, rois = jnp.ones((3, 4, 2), dtype), jnp.array([[0.0, 0, 24, 24]])
+    with pytest.raises(TypeError, match="features are .*, expected floating point"):
+        inspect.unwrap(ops.roi_align)(features, rois, stride=8)
+    if dtype != jnp.bool_:
+        pooled = roi_pool.roi_pool(features, rois, stride=8, output_size=2)
+        assert pooled.dtype == dtype and (pooled == 1).all()
 
 
 # Levels ---------------------------------------------------------------------------
@@ -370,18 +577,32 @@ def test_roi_pool_borders_round_as_in_float32(rng, width):
     np.testing.assert_array_equal(mapped[1], expected)
 
 
-def test_roi_pool_in_one_step_equals_roi_by_roi(rng, monkeypatch):
+def test_roi_pool_in_one_step_equals_roi_by_roi(rng):
+    """What GPUs run and what CPUs run, on the same cells."""
     features = jnp.asarray(rng.normal(size=(9, 8, 3)), jnp.float32)
     rois = jnp.asarray(some_rois(rng, 8, 90, 80))
-
-    def run(f):
-        out, backward = jax.vjp(lambda f: roi_pool.roi_pool(f, rois, stride=10), f)
-        return out, backward(jnp.cos(out))[0]
-
-    out, grad = run(features)
-    monkeypatch.setattr(roi_pool, "loops_are_cheap", lambda: False)
-    roi_pool._pool.clear_cache()
-    other_out, other_grad = run(features)
-    roi_pool._pool.clear_cache()
-    np.testing.assert_array_equal(out, other_out)
+    pool = functools.partial(roi_pool.roi_pool, rois=rois, stride=10)
+    flat, cells = features.reshape(72, 3), roi_pool._cells(rois / 10, 7, 7, 9, 8, 8)
+    out, pixel = roi_pool._find_at_once(8, flat, *cells)
+    np.testing.assert_array_equal(out.reshape(8, 7, 7, 3), pool(features))
+    other, other_pixel = roi_pool._find_roi_by_roi(8, flat, *cells)
+    np.testing.assert_array_equal(out, other)
+    full = (cells[1] * cells[2] > 0)[..., None]
+    np.testing.assert_array_equal(pixel * full, other_pixel * full)
+    g = roi_pool._zero_if_empty(jnp.cos(out), *cells[1:])
+    grad, other_grad = (
+        add(8, jnp.zeros((72, 3)), g, pixel, *cells)
+        for add in (roi_pool._add_at_once, roi_pool._add_roi_by_roi)
+    )
     np.testing.assert_allclose(grad, other_grad, atol=1e-5)
+    pull = jax.vjp(pool, features)[1]
+    (expected,) = pull(jnp.cos(out).reshape(8, 7, 7, 3))
+    np.testing.assert_allclose(grad.reshape(9, 8, 3), expected, atol=1e-5)
+
+
+def test_roi_pool_derivatives_in_float64(rng):
+    with jax.enable_x64(True):
+        rois = jnp.asarray(some_rois(rng, 5, 24, 28))
+        pool = functools.partial(roi_pool.roi_pool, stride=4, output_size=2)
+        loss = lambda f: jnp.sin(pool(f, rois)).sum()  # noqa: E731
+        check_derivatives(loss, rng.normal(size=(6, 7, 2)), rng)

@@ -5,11 +5,11 @@
         --weights=resnet50_imagenet_keras_fp16.npz
 
 Detectron2 takes ceil(side / output) samples along each side of a RoI's cell, a number
-that depends on the RoI; a static shape needs one for all. Features are those of
+that depends on the RoI; a fixed number is the same for all. Features are those of
 ResNet-50 with ImageNet weights (Keras' names) on the photographs, RoIs their annotated
 boxes and shifted copies, the levels as in an FPN. The figure is the root mean square of
 the difference over that of the adaptive result. torchvision computes both sides
-(`sampling_ratio=-1, aligned=True`); ours equals it at a fixed number. The last line on
+(`sampling_ratio=-1, aligned=True`); ours equals it in both. The last line on
 stdout is one JSON object.
 """
 

@@ -1,0 +1,190 @@
+"""Operations that state themselves how they are computed, differentiated and batched.
+
+`custom_vjp` gives reverse mode only, and plain differentiation of a choice between
+platforms keeps the residuals of every branch. The operations here are multilinear in
+some of their arguments, so one rule gives every derivative: the tangent is the
+operation itself with a tangent in place of an argument, and its transpose is another
+such operation. Forward mode, reverse mode and all higher derivatives follow.
+
+A formulation is a function of arrays. It may ask for the platform with
+`lax.platform_dependent`: nothing differentiates through it, and an export for one
+platform has the formulation of that platform alone, forward and backward.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+Rule = Callable[..., Any]
+
+
+class Operation:
+    """A function of arrays with rules of its own; keyword arguments are static.
+
+    `formulation(*arrays, **static)` returns a tuple of arrays. The rules are set by
+    `derivatives` and `batched`. Called with arrays that vary over different axes of a
+    `shard_map`, it makes them vary alike.
+    """
+
+    def __init__(self, name: str, formulation: Callable[..., tuple[Any, ...]]):
+        parameters = inspect.signature(formulation).parameters.values()
+        static = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        formulation = jax.jit(formulation, static_argnames=static)
+        self.primitive = Primitive(name)
+        self.primitive.multiple_results = True
+        self.primitive.def_impl(lambda *args, **static: [*formulation(*args, **static)])
+
+        def types(*avals, **static):
+            return formulation.trace(*avals, **static).jaxpr.out_avals
+
+        self.primitive.def_abstract_eval(types)
+        mlir.register_lowering(self.primitive, mlir.lower_fun(formulation))
+        self.batched(self._one_by_one)
+
+    def __call__(self, *args: Any, **static: Any) -> Any:
+        """Return the one array of the formulation, or a list of several."""
+        found = self.primitive.bind(*vary_alike(*args), **static)
+        return found[0] if len(found) == 1 else found
+
+    def derivatives(self, jvp: Rule, transpose: Rule | None = None) -> None:
+        """Set the rules of forward and reverse mode.
+
+        `jvp(args, tangents, results, **static)` returns the tangents of the results;
+        a tangent is None where it is zero. `transpose(cotangents, args, **static)`
+        returns a cotangent of each argument, None for those the operation is not
+        linear in; an argument that is differentiated is a `Linear` there.
+        """
+
+        def jvp_rule(args, tangents, **static):
+            tangents = [None if type(t) is ad.Zero else t for t in tangents]
+            results = self.primitive.bind(*args, **static)
+            found = _listed(jvp(args, tangents, results, **static))
+            return results, [
+                ad.Zero(jax.typeof(x).to_tangent_aval()) if t is None else t
+                for x, t in zip(results, found, strict=True)
+            ]
+
+        def transpose_rule(cotangents, *args, **static):
+            if transpose is None:
+                raise NotImplementedError(f"{self.primitive} is not linear")
+            cotangents = [ad.instantiate_zeros(c) for c in cotangents]
+            unknown = map(ad.is_undefined_primal, args)
+            args = [
+                Linear(a.aval) if u else a for u, a in zip(unknown, args, strict=True)
+            ]
+            return list(transpose(cotangents, args, **static))
+
+        ad.primitive_jvps[self.primitive] = jvp_rule
+        ad.primitive_transposes[self.primitive] = transpose_rule
+
+    def batched(self, rule: Rule) -> None:
+        """Set what vmap does: `rule(size, batched, *args, **static)`.
+
+        Batched arguments have the axis in front, and so have all results. Without a
+        rule the operation goes one by one. Where the axis is sharded over an Explicit
+        mesh, each device applies the rule to what it has.
+        """
+
+        def batching_rule(args, dims, **static):
+            mapped = [d is not None for d in dims]
+            front = [
+                a if d is None else jax.numpy.moveaxis(a, d, 0)
+                for a, d in zip(args, dims, strict=True)
+            ]
+
+            def apply(*args):
+                size = next(a.shape[0] for a, m in zip(args, mapped, strict=True) if m)
+                return _listed(rule(size, mapped, *args, **static))
+
+            found = _on_each_device(apply, mapped, front)
+            return found, [0] * len(found)
+
+        batching.primitive_batchers[self.primitive] = batching_rule
+
+    def _one_by_one(self, size, batched, /, *args, **static):
+        del size
+
+        def one(mapped):
+            mapped = iter(mapped)
+            return self(
+                *(next(mapped) if b else a for a, b in zip(args, batched, strict=True)),
+                **static,
+            )
+
+        return lax.map(one, [a for a, b in zip(args, batched, strict=True) if b])
+
+
+class Linear:
+    """The type of an argument that a transpose rule is asked for."""
+
+    def __init__(self, aval: Any):
+        self.shape, self.dtype = aval.shape, aval.dtype
+
+
+def linear_pair(forward: Operation, backward: Operation) -> None:
+    """Say that two operations are linear in their first argument, and transposes.
+
+    The other arguments are indices, and weights that have no derivative; both take the
+    same static ones. `backward` takes two more, `size` and `dtype`: those of what
+    `forward` takes, which has `size` rows.
+    """
+
+    def forward_transpose(cotangents, args, **static):
+        x, *rest = args
+        static.update(size=x.shape[0], dtype=x.dtype)
+        return [backward(cotangents[0], *rest, **static), *[None] * len(rest)]
+
+    def backward_transpose(cotangents, args, *, size, dtype, **static):
+        del size, dtype
+        _, *rest = args
+        return [forward(cotangents[0], *rest, **static), *[None] * len(rest)]
+
+    def jvp(operation):
+        return lambda args, tangents, results, **static: operation(
+            tangents[0], *args[1:], **static
+        )
+
+    forward.derivatives(jvp(forward), forward_transpose)
+    backward.derivatives(jvp(backward), backward_transpose)
+
+
+def vary_alike(*args: Any) -> list[Any]:
+    """`args`, varying over the same axes of a `shard_map` that checks it."""
+    varying = [getattr(jax.typeof(a), "mat", None) for a in args]
+    varying = [frozenset() if m is None else m.varying for m in varying]
+    axes = frozenset().union(*varying)
+    return [
+        lax.pcast(a, tuple(sorted(axes - v)), to="varying") if axes - v else a
+        for a, v in zip(args, varying, strict=True)
+    ]
+
+
+def varying_as(like: Any, x: Any) -> Any:
+    """`x`, varying over the axes of a `shard_map` that `like` varies over."""
+    return vary_alike(x, like)[0]
+
+
+def _on_each_device(apply, mapped: Sequence[bool], args):
+    """`apply` to batched arguments, on each device alone where they are sharded."""
+    shardings = [jax.typeof(a).sharding for a, m in zip(args, mapped, strict=True) if m]
+    names = {s.spec[0] for s in shardings} - {None}
+    if not names:
+        return apply(*args)
+    (name,) = names
+    sharded = jax.shard_map(
+        apply,
+        mesh=shardings[0].mesh,
+        in_specs=tuple(jax.P(name) if m else jax.P() for m in mapped),
+        out_specs=jax.P(name),
+        axis_names=frozenset(name if isinstance(name, tuple) else (name,)),
+    )
+    return sharded(*args)
+
+
+def _listed(found: Any) -> list[Any]:
+    return list(found) if isinstance(found, (list, tuple)) else [found]
