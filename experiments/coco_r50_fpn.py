@@ -11,7 +11,7 @@ for two CPU cores. R-50.pkl, R-101.pkl and X-101-32x8d.pkl are the zoo's ImageNe
 weights ("MSRA", "FAIR"); they are read without unpickling anything but arrays.
 
 RoIAlign has Detectron2's adaptive number of samples, ceil(RoI side / 7) an axis up to
-16 (`roi_align.max_samples`); `--config.model.roi_align.sampling_ratio=2` is a fixed 2x2.
+16 (`roi_align.max_samples`); `sampling_ratio=2` is a fixed 2x2.
 
 Published, box AP on COCO val2017 in % (Detectron2, MODEL_ZOO.md):
 

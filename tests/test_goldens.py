@@ -232,7 +232,9 @@ def test_pooling_up_to_the_extent_of_the_image(case):
     else:
         pool, tolerance = roi_align.roi_align, dict(rtol=1e-5, atol=1e-5)
         options.update(
-            sampling_ratio=int(case["sampling_ratio"]), aligned=bool(case["aligned"])
+            sampling_ratio=int(case["sampling_ratio"]),
+            aligned=bool(case["aligned"]),
+            max_samples=100,
         )
 
     def function(features):

@@ -26,21 +26,23 @@ Rule = Callable[..., Any]
 class Operation:
     """A function of arrays with rules of its own; keyword arguments are static.
 
-    `formulation(*arrays, **static)` returns a tuple of arrays. The rules are set by
-    `derivatives` and `batched`. Called with arrays that vary over different axes of a
-    `shard_map`, it makes them vary alike.
+    `formulation(*arrays, **static)` returns a tuple of arrays, and `like` such as these
+    where it is faster to trace. The rules are set by `derivatives` and `batched`.
+    Called with arrays that vary over different axes of a `shard_map`, it makes them
+    vary alike.
     """
 
-    def __init__(self, name: str, formulation: Callable[..., tuple[Any, ...]]):
+    def __init__(self, name: str, formulation: Rule, *, like: Rule | None = None):
         parameters = inspect.signature(formulation).parameters.values()
         static = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
         formulation = jax.jit(formulation, static_argnames=static)
+        typed = jax.jit(like, static_argnames=static) if like else formulation
         self.primitive = Primitive(name)
         self.primitive.multiple_results = True
         self.primitive.def_impl(lambda *args, **static: [*formulation(*args, **static)])
 
         def types(*avals, **static):
-            return formulation.trace(*avals, **static).jaxpr.out_avals
+            return typed.trace(*avals, **static).jaxpr.out_avals
 
         self.primitive.def_abstract_eval(types)
         mlir.register_lowering(self.primitive, mlir.lower_fun(formulation))
@@ -101,7 +103,7 @@ class Operation:
                 size = next(a.shape[0] for a, m in zip(args, mapped, strict=True) if m)
                 return _listed(rule(size, mapped, *args, **static))
 
-            found = _on_each_device(apply, mapped, front)
+            found = on_each_device(apply, mapped, front)
             return found, [0] * len(found)
 
         batching.primitive_batchers[self.primitive] = batching_rule
@@ -153,6 +155,42 @@ def linear_pair(forward: Operation, backward: Operation) -> None:
     backward.derivatives(jvp(backward), backward_transpose)
 
 
+def bilinear(of_both: Operation, of_first: Operation, of_second: Operation) -> None:
+    """Say that an operation is linear in each of two arguments, and its transposes.
+
+        y = of_both(x, k)        dx = of_first(dy, k)        dk = of_second(x, dy)
+
+    Each of the three is linear in both arguments, and the others are its transposes.
+    All take the same static arguments, and `first` and `second`, the shapes of x and k.
+    """
+
+    def derivatives(operation, transposes):
+        def jvp(args, tangents, results, **static):
+            del results
+            (a, b), (da, db) = args, tangents
+            terms = []
+            if da is not None:
+                terms.append(operation(da, b, **static))
+            if db is not None:
+                terms.append(operation(a, db, **static))
+            return sum(terms[1:], terms[0])
+
+        def transpose(cotangents, args, **static):
+            (g,), (a, b) = cotangents, args
+            if isinstance(a, Linear):
+                return transposes[0](g, b, **static), None
+            return None, transposes[1](g, a, **static)
+
+        operation.derivatives(jvp, transpose)
+
+    def swapped(operation):
+        return lambda a, b, **static: operation(b, a, **static)
+
+    derivatives(of_both, (of_first, swapped(of_second)))
+    derivatives(of_first, (of_both, of_second))
+    derivatives(of_second, (swapped(of_first), swapped(of_both)))
+
+
 def vary_alike(*args: Any) -> list[Any]:
     """`args`, varying over the same axes of a `shard_map` that checks it."""
     varying = [getattr(jax.typeof(a), "mat", None) for a in args]
@@ -169,9 +207,14 @@ def varying_as(like: Any, x: Any) -> Any:
     return vary_alike(x, like)[0]
 
 
-def _on_each_device(apply, mapped: Sequence[bool], args):
-    """`apply` to batched arguments, on each device alone where they are sharded."""
-    shardings = [jax.typeof(a).sharding for a, m in zip(args, mapped, strict=True) if m]
+def on_each_device(apply: Rule, batched: Sequence[bool], args: Sequence[Any]) -> Any:
+    """`apply(*args)`, on each device alone where an Explicit mesh shards the batch.
+
+    The batch is axis 0 of the arguments that are `batched`, and of the results.
+    """
+    shardings = [
+        jax.typeof(a).sharding for a, b in zip(args, batched, strict=True) if b
+    ]
     names = {s.spec[0] for s in shardings} - {None}
     if not names:
         return apply(*args)
@@ -179,7 +222,7 @@ def _on_each_device(apply, mapped: Sequence[bool], args):
     sharded = jax.shard_map(
         apply,
         mesh=shardings[0].mesh,
-        in_specs=tuple(jax.P(name) if m else jax.P() for m in mapped),
+        in_specs=tuple(jax.P(name) if b else jax.P() for b in batched),
         out_specs=jax.P(name),
         axis_names=frozenset(name if isinstance(name, tuple) else (name,)),
     )
