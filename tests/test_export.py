@@ -9,7 +9,7 @@ from frcnn_jax import export, models
 from frcnn_jax.data import images
 from frcnn_jax.detector import Detector
 from frcnn_jax.training import checkpoint
-from frcnn_jax.training.step import init_variables
+from frcnn_jax.training.state import init_variables
 from tests.training import small
 
 

@@ -32,7 +32,7 @@ from frcnn_jax.data.images import canvases
 from frcnn_jax.training import devices
 from frcnn_jax.training.config import from_json
 from frcnn_jax.training.optimizer import path_name
-from frcnn_jax.training.step import TrainState
+from frcnn_jax.training.state import TrainState
 
 FORMAT = 1
 METRICS = "metrics.json"

@@ -11,7 +11,7 @@ import optax
 from frcnn_jax import models
 from frcnn_jax.training import checkpoint, pretrained
 from frcnn_jax.training import config as configs
-from frcnn_jax.training.step import initial_state
+from frcnn_jax.training.state import initial_state
 from frcnn_jax.weights import torchvision
 
 

@@ -45,31 +45,41 @@ def parallel(
     """
     if how not in ("pmap", "shard_map"):
         raise ValueError(f"parallel={how!r}: expected 'pmap' or 'shard_map'")
-    if how == "pmap":
-        run = jax.pmap(
-            step,
-            axis_name="batch",
-            in_axes=in_axes,
-            out_axes=out_axes,
-            donate_argnums=donate_argnums,
+    make = _pmapped if how == "pmap" else _shard_mapped
+    return make(step, in_axes, out_axes, donate_argnums)
+
+
+def _pmapped(
+    step: Callable[..., Any], in_axes: tuple, out_axes: Any, donate_argnums: Any
+) -> Callable:
+    run = jax.pmap(
+        step,
+        axis_name="batch",
+        in_axes=in_axes,
+        out_axes=out_axes,
+        donate_argnums=donate_argnums,
+    )
+    if jax.process_count() == 1:
+        return run
+    run = _compiled_by_all(run)
+
+    def on_this_host(*args):
+        local = [
+            arg if axis == 0 else _local(arg, PartitionSpec())
+            for arg, axis in zip(args, in_axes, strict=True)
+        ]
+        return _each(
+            lambda axis, out: out if axis == 0 else _global(out, PartitionSpec()),
+            out_axes,
+            run(*local),
         )
-        if jax.process_count() == 1:
-            return run
-        run = _compiled_by_all(run)
 
-        def on_this_host(*args):
-            local = [
-                arg if axis == 0 else _local(arg, PartitionSpec())
-                for arg, axis in zip(args, in_axes, strict=True)
-            ]
-            return _each(
-                lambda axis, out: out if axis == 0 else _global(out, PartitionSpec()),
-                out_axes,
-                run(*local),
-            )
+    return on_this_host
 
-        return on_this_host
 
+def _shard_mapped(
+    step: Callable[..., Any], in_axes: tuple, out_axes: Any, donate_argnums: Any
+) -> Callable:
     # The same program by hand: a device sees its rows behind an axis of length one.
     # Without check_vma=False the gradients that `step` averages come out summed.
     def on_one_device(*args):

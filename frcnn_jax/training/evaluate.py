@@ -1,7 +1,9 @@
 """Detections of a whole data set, and what they are worth."""
 
 import logging
+import math
 import pathlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,11 +16,13 @@ from frcnn_jax.data.example import decode
 from frcnn_jax.data.source import Example, Source, image_ids
 from frcnn_jax.data.sources import coco
 from frcnn_jax.data.validate import check_trainable
+from frcnn_jax.evaluation import coco as coco_metrics
 from frcnn_jax.evaluation import draw, files
 from frcnn_jax.training import checkpoint, devices
 from frcnn_jax.training import config as configs
-from frcnn_jax.training.metrics import Countdown
+from frcnn_jax.training.metrics import Countdown, duration
 from frcnn_jax.training.step import predict_step
+from frcnn_jax.training.validation import means
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +90,46 @@ def predict_all(predict: Callable, variables: Any, data: pipeline.Data) -> list[
         tell(int(batch.valid.sum()) * jax.process_count())
     parts = zip(*devices.from_all(batches), strict=True)
     return [row for batch in parts for results in batch for row in results]
+
+
+def validate(
+    p_validate: Callable,
+    state: tuple[Any, jax.Array],
+    data: pipeline.Data,
+    workdir: pathlib.Path,
+    *,
+    step: int,
+    loss_weights: Mapping[str, float],
+    before_batch: Callable[[], None],
+) -> dict[str, float]:
+    """COCO's metrics of a run's evaluation data, its losses, and a line that says them.
+
+    `p_validate` is a parallel `validate_step`, `state` its variables and key. Leaves
+    what `write_results` does in `workdir`. `before_batch` may raise to give up.
+    """
+    log.info("step %d: evaluating on %d images", step, len(data.eval))
+    variables, key = state
+    totals, start = [], time.perf_counter()
+
+    def predict(variables, batch):
+        before_batch()
+        found, sums = p_validate(variables, batch, key)
+        totals.append(sums)
+        return found
+
+    detections = predict_all(predict, variables, data)
+    annotations = write_results(workdir, detections, data)
+    scores = coco_metrics.evaluate(annotations, detections)
+    result = {k: v for k, v in scores.items() if isinstance(v, float)}
+    result |= means(totals, loss_weights)
+    log.info(
+        "step %d: AP %.3f  AP50 %.3f  loss %.4f  (%d images in %s)",
+        step,
+        *(result.get(name, math.nan) for name in ("AP", "AP50", "total")),
+        len(data.eval),
+        duration(time.perf_counter() - start),
+    )
+    return result
 
 
 def evaluate_checkpoint(

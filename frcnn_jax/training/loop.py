@@ -1,33 +1,29 @@
 """A run from start to end: data, model, optimizer, restore, train, evaluate."""
 
 import logging
-import math
 import pathlib
-import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import ml_collections
+from jaxtyping import PyTree
 
 from frcnn_jax import models, weights
 from frcnn_jax.data.batches import padding_share
 from frcnn_jax.data.images import canvases
-from frcnn_jax.evaluation import coco as coco_metrics
+from frcnn_jax.data.pipeline import Data
+from frcnn_jax.data.source import Source
 from frcnn_jax.training import checkpoint, devices, faults, preemption, pretrained
 from frcnn_jax.training import config as configs
-from frcnn_jax.training.evaluate import build_data, predict_all, write_results
-from frcnn_jax.training.metrics import Progress, Writer, duration
+from frcnn_jax.training.evaluate import build_data, validate
+from frcnn_jax.training.metrics import Progress, Writer
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
-from frcnn_jax.training.step import (
-    eval_variables,
-    init_variables,
-    initial_state,
-    keep,
-    train_step,
-)
-from frcnn_jax.training.validation import means, validate_step
+from frcnn_jax.training.state import eval_variables, init_variables, initial_state, keep
+from frcnn_jax.training.step import train_step
+from frcnn_jax.training.validation import validate_step
+from frcnn_jax.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -54,38 +50,16 @@ def train_and_evaluate(
 
     # ---- data ---------------------------------------------------------------
     data = build_data(c)
-    for line in data.train.report + data.eval.report:
-        log.warning("data: %s", line)
-    log.info(
-        "data: %d training and %d evaluation images, %d classes: %s",
-        len(data.train),
-        len(data.eval),
-        len(data.train.classes),
-        ", ".join(data.train.classes[:20]),
-    )
+    log_data(data)
 
     # ---- model --------------------------------------------------------------
     model = models.build_detector(num_classes=len(data.train.classes), **c["model"])
     key = jax.random.key(c["seed"])
     image_shape = (*canvases(c["data"]["canvas"])[0], 3)
     variables = init_variables(key, image_shape, model=model)
-    if path := c["model"]["backbone"].get("pretrained"):
-        pretrained.check_backbone(path, c, set_by_flag=set_by_flag)
-        variables = weights.load_backbone(path, variables)
-        log.info("backbone initialised from %s", path)
-    if c["init_from"]:
-        source = checkpoint.find(c["init_from"])
-        before = checkpoint.read_meta(source)
-        pretrained.check_run(
-            source, before.config.to_dict(), c, set_by_flag=set_by_flag
-        )
-        variables, fresh = checkpoint.fine_tune(
-            checkpoint.read_variables(source),
-            variables,
-            where=source,
-            same_classes=before.classes == data.train.classes,
-        )
-        log.info("initialised from %s, but for %s", source, fresh or "nothing")
+    variables = starting_weights(
+        variables, c, data.train.classes, set_by_flag=set_by_flag
+    )
 
     # ---- optimizer ----------------------------------------------------------
     optimizer, learning_rate = make_optimizer(
@@ -101,11 +75,7 @@ def train_and_evaluate(
         variables=variables,
         ema=c["ema_decay"] > 0,
     )
-    counts = [
-        sum(x.size for x in jax.tree.leaves(tree)) / 1e6
-        for tree in (state.params, keep(state.params, trainable))
-    ]
-    log.info("model: %.2f M parameters, %.2f M trained", *counts)
+    log_size(state.params, keep(state.params, trainable))
 
     # ---- restore ------------------------------------------------------------
     # Replicated before the first step, else the step compiles a second time.
@@ -114,15 +84,7 @@ def train_and_evaluate(
     writer = checkpoint.manager(workdir)
     first, result = writer.latest_step() or 0, {}
     if first:
-        meta = checkpoint.read_meta(checkpoint.folder(workdir) / str(first))
-        if meta.classes != tuple(data.train.classes):
-            raise ValueError(
-                f"{workdir} was trained on classes {meta.classes}, the data has "
-                f"{tuple(data.train.classes)}: use another --workdir, or --config."
-                "init_from to start from its weights"
-            )
-        if not allow_changes:
-            configs.check_resumed(meta.config, config)
+        check_resumed(workdir, first, config, data.train, allow_changes=allow_changes)
         state, meta = checkpoint.restore(writer, state)
         batches.set_state(meta.data)
         result = meta.metrics
@@ -135,60 +97,39 @@ def train_and_evaluate(
     progress = Progress(c["total_steps"], c["batch_size"], step=first)
 
     # ---- train --------------------------------------------------------------
-    p_step = devices.parallel(
-        partial(
-            train_step, model=model, optimizer=optimizer, trainable=trainable, config=c
-        ),
+    parallel = partial(devices.parallel, how=c["parallel"])
+    fixed = dict(model=model, config=c)
+    p_step = parallel(
+        partial(train_step, optimizer=optimizer, trainable=trainable, **fixed),
         in_axes=(None, 0, None),
         out_axes=(None, None),
         donate_argnums=0,
-        how=c["parallel"],
     )
-    p_validate = devices.parallel(
-        partial(validate_step, model=model, config=c),
-        in_axes=(None, 0, None),
-        out_axes=(0, None),
-        how=c["parallel"],
+    p_validate = parallel(
+        partial(validate_step, **fixed), in_axes=(None, 0, None), out_axes=(0, None)
     )
 
     def read(step, metrics, batch):
         """Fetches a step's metrics; only now does the host wait for the device."""
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}
-        try:
-            faults.check(values, batch, step=step, workdir=workdir)
-        except FloatingPointError as error:
-            where = checkpoint.good_before(writer, step)
-            raise FloatingPointError(f"{error}; {where}") from None
+        check_finite(values, batch, step, workdir, writer)
         if step % c["log_every"] == 0 or step == 1:
             values["learning_rate"] = float(learning_rate(step - 1))
             write(step, progress(step, values), group="train")
 
     def evaluate(step):
         """Scores the state that was just saved, and puts the result beside it."""
-        log.info("step %d: evaluating on %d images", step, len(data.eval))
-
-        def predict(variables, batch):
-            if leaving(step):
-                raise preemption.Preempted  # it is made up for when resumed
-            found, sums = p_validate(variables, batch, key)
-            totals.append(sums)
-            return found
-
-        totals, start = [], time.perf_counter()
-        detections = predict_all(predict, eval_variables(state), data)
-        annotations = write_results(workdir, detections, data)
-        scores = coco_metrics.evaluate(annotations, detections)
-        result = {k: v for k, v in scores.items() if isinstance(v, float)}
-        result |= means(totals, c["loss_weights"])
+        result = validate(
+            p_validate,
+            (eval_variables(state), key),
+            data,
+            workdir,
+            step=step,
+            loss_weights=c["loss_weights"],
+            before_batch=partial(preemption.heed, leaving, step),  # made up for later
+        )
         checkpoint.record(writer, step, result)
         write(step, result, group="eval")
-        log.info(
-            "step %d: AP %.3f  AP50 %.3f  loss %.4f  (%d images in %s)",
-            step,
-            *(result.get(name, math.nan) for name in ("AP", "AP50", "total")),
-            len(data.eval),
-            duration(time.perf_counter() - start),
-        )
         return result
 
     def evaluate_at(step):
@@ -242,3 +183,94 @@ def train_and_evaluate(
         for line in data.skipped():
             log.warning("data: %s", line)
     return result
+
+
+# ------------------------------------------------------------------------------ parts
+
+
+def log_data(data: Data) -> None:
+    """Says how much data there is, and warns of what its sources report."""
+    for line in data.train.report + data.eval.report:
+        log.warning("data: %s", line)
+    log.info(
+        "data: %d training and %d evaluation images, %d classes: %s",
+        len(data.train),
+        len(data.eval),
+        len(data.train.classes),
+        ", ".join(data.train.classes[:20]),
+    )
+
+
+def log_size(params: PyTree, trained: PyTree) -> None:
+    """Says how many parameters there are."""
+    sizes = [sum(x.size for x in jax.tree.leaves(p)) / 1e6 for p in (params, trained)]
+    log.info("model: %.2f M parameters, %.2f M trained", *sizes)
+
+
+def starting_weights(
+    variables: dict[str, PyTree],
+    c: Mapping[str, Any],
+    classes: Sequence[str],
+    *,
+    set_by_flag: Collection[str],
+) -> dict[str, PyTree]:
+    """`variables` with those of `model.backbone.pretrained` and of `init_from`.
+
+    Leaves of `c` that contradict them are errors, and warnings in `set_by_flag`.
+    """
+    if path := c["model"]["backbone"].get("pretrained"):
+        pretrained.check_backbone(path, c, set_by_flag=set_by_flag)
+        variables = weights.load_backbone(path, variables)
+        log.info("backbone initialised from %s", path)
+    if c["init_from"]:
+        source = checkpoint.find(c["init_from"])
+        before = checkpoint.read_meta(source)
+        pretrained.check_run(
+            source, before.config.to_dict(), c, set_by_flag=set_by_flag
+        )
+        variables, fresh = checkpoint.fine_tune(
+            checkpoint.read_variables(source),
+            variables,
+            where=source,
+            same_classes=before.classes == classes,
+        )
+        log.info("initialised from %s, but for %s", source, fresh or "nothing")
+    return variables
+
+
+def check_resumed(
+    workdir: pathlib.Path,
+    step: int,
+    config: ml_collections.ConfigDict,
+    source: Source,
+    *,
+    allow_changes: bool,
+) -> None:
+    """ValueError unless the checkpoint of `step` is of these classes and this config.
+
+    With `allow_changes` the configuration may be another one.
+    """
+    meta = checkpoint.read_meta(checkpoint.folder(workdir) / str(step))
+    if meta.classes != tuple(source.classes):
+        raise ValueError(
+            f"{workdir} was trained on classes {meta.classes}, the data has "
+            f"{tuple(source.classes)}: use another --workdir, or --config."
+            "init_from to start from its weights"
+        )
+    if not allow_changes:
+        configs.check_resumed(meta.config, config)
+
+
+def check_finite(
+    values: Mapping[str, float],
+    batch: Batch,
+    step: int,
+    workdir: pathlib.Path,
+    writer: Any,
+) -> None:
+    """`faults.check`, whose error says as well where the last good checkpoint is."""
+    try:
+        faults.check(values, batch, step=step, workdir=workdir)
+    except FloatingPointError as error:
+        where = checkpoint.good_before(writer, step)
+        raise FloatingPointError(f"{error}; {where}") from None

@@ -178,15 +178,17 @@ class Countdown:
     """
 
     def __init__(self, total: int, what: str):
-        self.total, self.what, self.done = total, what, 0
+        self.total, self.what, self.done, self.known = total, what, 0, 0
         self.start = self.said = time.perf_counter()
 
-    def __call__(self, count: int) -> None:
-        """Counts what is done."""
+    def __call__(self, count: int, *, known: bool = False) -> None:
+        """Counts what is done; `known`: it was there already and took no time."""
         self.done += count
+        self.known += count * known
         if (now := time.perf_counter()) - self.said > 20:
             self.said = now
-            left = (now - self.start) / max(self.done, 1) * (self.total - self.done)
+            made = max(self.done - self.known, 1)
+            left = (now - self.start) / made * (self.total - self.done)
             log.info(
                 "%d/%d %s, %s left", self.done, self.total, self.what, duration(left)
             )

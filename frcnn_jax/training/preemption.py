@@ -44,3 +44,9 @@ def watched() -> Iterator[Callable[[int], bool]]:
         yield lambda step: noticed.is_set()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def heed(leaving: Callable[[int], bool], step: int) -> None:
+    """Raises Preempted where `leaving(step)`: what is being done is given up."""
+    if leaving(step):
+        raise Preempted

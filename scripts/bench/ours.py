@@ -20,6 +20,7 @@ from frcnn_jax import models, proposals
 from frcnn_jax.ops import matching, nms, roi_align
 from frcnn_jax.training import step as steps
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
+from frcnn_jax.training.state import initial_state
 from frcnn_jax.types import Batch
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -124,7 +125,7 @@ def training(case: dict[str, Any], folder: pathlib.Path) -> tuple[Any, ...]:
     frozen = () if case["all_stages"] else config["frozen"]
     trainable = trainable_mask(variables["params"], frozen)
     options = dict(model=model, optimizer=optimizer, trainable=trainable)
-    state = steps.initial_state(
+    state = initial_state(
         jax.random.key(0), batch.image.shape[1:], variables=variables, **options
     )
     step = partial(steps.train_step, **options, config=config, axis_name=None)

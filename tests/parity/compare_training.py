@@ -41,7 +41,7 @@ from frcnn_jax.training import config as configs
 from frcnn_jax.training.evaluate import build_data
 from frcnn_jax.training.loop import train_and_evaluate
 from frcnn_jax.training.metrics import log_to_stderr
-from frcnn_jax.training.step import init_variables, initial_state
+from frcnn_jax.training.state import init_variables, initial_state
 from frcnn_jax.weights import torchvision
 from frcnn_jax.weights.files import write_npz
 

@@ -9,7 +9,7 @@ import pytest
 from frcnn_jax import models
 from frcnn_jax.training import checkpoint, devices
 from frcnn_jax.training.optimizer import make_optimizer
-from frcnn_jax.training.step import initial_state
+from frcnn_jax.training.state import initial_state
 from tests.training import small
 
 CLASSES = ("circle", "square", "triangle")

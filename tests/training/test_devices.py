@@ -12,7 +12,8 @@ from frcnn_jax import models
 from frcnn_jax.training import config as configs
 from frcnn_jax.training import devices
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
-from frcnn_jax.training.step import initial_state, train_step
+from frcnn_jax.training.state import initial_state
+from frcnn_jax.training.step import train_step
 from tests.training import small
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -11,7 +11,8 @@ import pytest
 from frcnn_jax import models
 from frcnn_jax.training import devices
 from frcnn_jax.training.optimizer import trainable_mask
-from frcnn_jax.training.step import initial_state, predict_step, train_step
+from frcnn_jax.training.state import initial_state
+from frcnn_jax.training.step import predict_step, train_step
 from tests.training import small
 
 KEY = jax.random.key(0)

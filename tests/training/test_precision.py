@@ -14,6 +14,7 @@ from frcnn_jax.training import step as steps
 from frcnn_jax.training.config import check
 from frcnn_jax.training.evaluate import build_data
 from frcnn_jax.training.optimizer import trainable_mask
+from frcnn_jax.training.state import initial_state
 from frcnn_jax.training.validation import validate_step
 from tests.training import small
 
@@ -25,9 +26,7 @@ def setup(dtype):
     c = small.config().to_dict()
     model = models.build_detector(num_classes=4, **c["model"], dtype=dtype)
     optimizer = optax.sgd(0.02, momentum=0.9)
-    state = steps.initial_state(
-        KEY, (*small.CANVAS, 3), model=model, optimizer=optimizer
-    )
+    state = initial_state(KEY, (*small.CANVAS, 3), model=model, optimizer=optimizer)
     step = partial(
         steps.train_step,
         model=model,

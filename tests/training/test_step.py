@@ -11,19 +11,21 @@ from frcnn_jax import models, targets
 from frcnn_jax.losses import rpn_loss
 from frcnn_jax.training import devices
 from frcnn_jax.training.optimizer import trainable_mask
-from frcnn_jax.training.step import (
+from frcnn_jax.training.state import (
     eval_variables,
-    first_stage,
-    image_keys,
-    image_losses,
     initial_state,
     keep,
     merge,
+    running_mean,
+)
+from frcnn_jax.training.step import (
+    first_stage,
+    image_keys,
+    image_losses,
     predict_step,
     propose_step,
     rpn_losses,
     rpn_proposals,
-    running_mean,
     train_losses,
     train_step,
 )

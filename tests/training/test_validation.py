@@ -9,12 +9,8 @@ import pytest
 from frcnn_jax import models
 from frcnn_jax.evaluation import recall as host
 from frcnn_jax.training import devices
-from frcnn_jax.training.step import (
-    image_keys,
-    init_variables,
-    predict_step,
-    train_losses,
-)
+from frcnn_jax.training.state import init_variables
+from frcnn_jax.training.step import image_keys, predict_step, train_losses
 from frcnn_jax.training.validation import means, recall, validate_step
 from frcnn_jax.types import Proposals
 from tests.training import small
