@@ -178,6 +178,32 @@ def iou(a, b):
     return float(np.asarray(box_ops.iou(a[None], b[None]))[0, 0])
 
 
+def by_level(detector, features, anchors, scores):
+    """Anchors and scores as maps, `{stride: ...}`."""
+    levels, score_maps, start = {}, {}, 0
+    k = detector.model.rpn_head.num_anchors
+    for stride in sorted(detector.model.levels):
+        rows, columns = features[stride].shape[1:3]
+        part = slice(start, start + rows * columns * k)
+        levels[stride] = rows, columns, anchors[part].reshape(rows, columns, k, 4)
+        score_maps[stride] = scores[0, part].reshape(rows, columns, k)
+        start += rows * columns * k
+    return levels, score_maps
+
+
+def save(pictures):
+    """Writes `{name: picture}`, no wider than a page."""
+    for name, picture in pictures.items():
+        wide = picture.shape[1]
+        if wide > 1300:  # pages are not wider
+            new = (1300, math.ceil(picture.shape[0] * 1300 / wide))
+            picture = cv2.resize(picture, new, interpolation=cv2.INTER_AREA)
+        path = pathlib.Path(OUTPUT.value) / f"walkthrough_{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images.save_image(path, picture)
+        print(path, f"{path.stat().st_size // 1024} KB", file=sys.stderr)
+
+
 def main(argv):
     if len(argv) != 3:
         raise app.UsageError("expected two arguments: CHECKPOINT IMAGE")
@@ -198,15 +224,7 @@ def main(argv):
     h, w = np.array(photo.shape[:2]) / size
     scale = np.array([w, h, w, h])
 
-    levels, score_maps, start = {}, {}, 0
-    k = detector.model.rpn_head.num_anchors
-    for stride in sorted(detector.model.levels):
-        rows, columns = features[stride].shape[1:3]
-        part = slice(start, start + rows * columns * k)
-        levels[stride] = rows, columns, anchors[part].reshape(rows, columns, k, 4)
-        score_maps[stride] = scores[0, part].reshape(rows, columns, k)
-        start += rows * columns * k
-
+    levels, score_maps = by_level(detector, features, anchors, scores)
     found = detector([photo])
     good = found.valid[0] & (found.scores[0] >= SCORE.value)
     # The largest detection: the one whose cells can be seen.
@@ -230,20 +248,12 @@ def main(argv):
             names=detector.classes,
         ),
     )
-    for name, picture in pictures.items():
-        wide = picture.shape[1]
-        if wide > 1300:  # pages are not wider
-            new = (1300, math.ceil(picture.shape[0] * 1300 / wide))
-            picture = cv2.resize(picture, new, interpolation=cv2.INTER_AREA)
-        path = pathlib.Path(OUTPUT.value) / f"walkthrough_{name}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        images.save_image(path, picture)
-        print(path, f"{path.stat().st_size // 1024} KB", file=sys.stderr)
+    save(pictures)
     facts = dict(
         image=pathlib.Path(argv[2]).name,
         network_size=[int(x) for x in size],
         maps={str(s): [h, w] for s, (h, w, _) in levels.items()},
-        anchors_per_place=k,
+        anchors_per_place=detector.model.rpn_head.num_anchors,
         anchors=len(anchors),
         proposals=int(after.valid.sum()),
         detections=len(boxes),

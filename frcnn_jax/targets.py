@@ -45,10 +45,9 @@ def rpn_targets(
     over `stds` where the label is 1 and zero elsewhere.
 
     With `image_size`, anchors that cross the image's border by more than `straddle`
-    pixels (0: the paper, which trains on inside anchors only) take no part, and, with
-    `exclude_padding`, neither do those centred outside: they are not even an object's
-    best. Padded slots change nothing. Raises ValueError for a `straddle` without
-    `image_size`.
+    pixels (0: the paper, which trains on inside anchors only) take no part. With
+    `exclude_padding`, neither do those centred outside; they are no object's best.
+    Padded slots change nothing. ValueError for a `straddle` without `image_size`.
 
     >>> anchors = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 5], [20, 20, 30, 30]])
     >>> gt_boxes, gt_valid = jnp.array([[1.0, 0, 11, 10]]), jnp.array([True])

@@ -37,13 +37,39 @@ PLATFORMS = flags.DEFINE_list("platforms", "cpu,cuda,tpu", "Where it is to run."
 SCORE = flags.DEFINE_float("score", None, "Least score; default the configuration's.")
 
 
-def main(_):
+def check_flags():
     if SIZE.value and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", SIZE.value):
         raise app.UsageError(f"--size={SIZE.value}: expected HEIGHTxWIDTH, 480x640")
     if SIZE.value and INPUT.value != "image":
         raise app.UsageError("--size is for --input=image, a batch has the canvas's")
     if BATCH.value and INPUT.value != "batch":
         raise app.UsageError("--batch_size is for --input=batch")
+
+
+def exported_as_asked(model, variables, config):
+    """What is exported, its (h, w) or None, and what `model.json` says of it."""
+    if INPUT.value == "image":
+        h, w = map(int, SIZE.value.split("x")) if SIZE.value else (None, None)
+        size = (h, w) if h and w else None
+        exported = export.export_image(
+            model, variables, config, size=size, platforms=PLATFORMS.value
+        )
+        given = "image: uint8 RGB [h, w, 3]"
+        return exported, size, given, "pixels of the image given"
+    exported = export.export_batch(
+        model, variables, config, batch_size=BATCH.value, platforms=PLATFORMS.value
+    )
+    given = (
+        "images: uint8 RGB [b, H, W, 3], resized so that the short side is "
+        "short_side and the long one at most max_side, at the top left of a canvas "
+        "of zeros; sizes: int32 [b, 2], (h, w) that each fills"
+    )
+    space = "pixels of the canvas; times original / size for the original's"
+    return exported, None, given, space
+
+
+def main(_):
+    check_flags()
     log_to_stderr()
     devices.keep_compiled()
     model, variables, meta = checkpoint.load_model(checkpoint.find(CHECKPOINT.value))
@@ -52,28 +78,7 @@ def main(_):
     config, data = meta.config.to_dict(), meta.config.data
     canvas = export.canvas_of(config)
     start = time.perf_counter()
-    if INPUT.value == "image":
-        h, w = map(int, SIZE.value.split("x")) if SIZE.value else (None, None)
-        exported = export.export_image(
-            model,
-            variables,
-            config,
-            size=(h, w) if h and w else None,
-            platforms=PLATFORMS.value,
-        )
-        given = "image: uint8 RGB [h, w, 3]"
-        space = "pixels of the image given"
-    else:
-        exported = export.export_batch(
-            model, variables, config, batch_size=BATCH.value, platforms=PLATFORMS.value
-        )
-        h = w = None
-        given = (
-            "images: uint8 RGB [b, H, W, 3], resized so that the short side is "
-            "short_side and the long one at most max_side, at the top left of a canvas "
-            "of zeros; sizes: int32 [b, 2], (h, w) that each fills"
-        )
-        space = "pixels of the canvas; times original / size for the original's"
+    exported, fixed, given, space = exported_as_asked(model, variables, config)
     output = pathlib.Path(OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     file = output / "model.stablehlo"
@@ -102,7 +107,7 @@ def main(_):
         sides, options = (data.short_side, data.max_side), images.canvases(data.canvas)
         chosen = options[images.choose_canvas((300, 400), *sides, options)]
         size = images.fit((300, 400), *sides, chosen)
-        result |= compare(file, whole, (h, w) if h and w else size, canvas)
+        result |= compare(file, whole, fixed or size, canvas)
         print(
             f"same classes as the checkpoint: {result['same']}; apart at most: scores "
             f"{result['score_difference']:.1e}, boxes {result['box_difference']:.1e} "

@@ -30,7 +30,7 @@ from frcnn_jax.data.example import decode
 from frcnn_jax.data.selective_search import MODES, selective_search
 from frcnn_jax.training import cli
 from frcnn_jax.training import config as configs
-from frcnn_jax.training.metrics import duration, log_to_stderr
+from frcnn_jax.training.metrics import Countdown, log_to_stderr
 
 log = logging.getLogger("frcnn_jax.make_proposals")
 CONFIG = cli.define_config("Whose data: an experiment.")
@@ -65,20 +65,17 @@ def search_split(source, path, pool):
         )
     parts.mkdir(parents=True, exist_ok=True)
     (parts / "options.json").write_text(stamp)
-    found, done, made, start = {}, 0, 0, time.perf_counter()
+    found, tell = {}, Countdown(len(source), "images searched")
     for first in range(0, len(source), PART):
         part = parts / f"{first:07d}.npz"
         examples = [source[i] for i in range(first, min(first + PART, len(source)))]
-        if not part.exists():
+        known = part.exists()
+        if not known:
             results = pool.map(search, examples, itertools.repeat(options))
             ids = (str(example.image_id) for example in examples)
             proposal_files.write(part, dict(zip(ids, results, strict=True)))
-            made += len(examples)
         found |= proposal_files.read(part)
-        done += len(examples)
-        if made:
-            left = (time.perf_counter() - start) / made * (len(source) - done)
-            log.info("%d/%d images, %s left", done, len(source), duration(left))
+        tell(len(examples), known=known)
     return found, parts
 
 

@@ -28,6 +28,7 @@ object. The exit code is 1 if a trial failed or was killed.
 """
 
 import difflib
+import functools
 import inspect
 import json
 import logging
@@ -42,6 +43,8 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from frcnn_jax.sweeps import launch, sweep
+from frcnn_jax.sweeps.search import Listed, Search
+from frcnn_jax.sweeps.trials import DONE, Trial, encode, plain, trial_name
 from frcnn_jax.training import cli, lock, metrics
 from frcnn_jax.training import config as configs
 
@@ -130,7 +133,7 @@ def trial_config(module: Any, arg: str, changes: Mapping[str, Any]) -> Any:
     return c
 
 
-def command(path: str, arg: str, trial: sweep.Trial) -> list[str]:
+def command(path: str, arg: str, trial: Trial) -> list[str]:
     """What a user would type for this trial."""
     shared = config_flags.get_override_values(flags.FLAGS["config"])
     changes = {**shared, **trial.changes}
@@ -139,11 +142,11 @@ def command(path: str, arg: str, trial: sweep.Trial) -> list[str]:
         ROOT / "scripts" / "train.py",
         f"--config={path}{':' + arg if arg else ''}",
         f"--workdir={trial.folder}",
-        *(f"--config.{name}={sweep.encode(value)}" for name, value in changes.items()),
+        *(f"--config.{name}={encode(value)}" for name, value in changes.items()),
     )
 
 
-def check_list(workdir: pathlib.Path, trials: list[sweep.Trial]) -> None:
+def check_list(workdir: pathlib.Path, trials: list[Trial]) -> None:
     """UsageError for a trial yielded twice, or begun earlier and not yielded now."""
     now = {t.name for t in trials}
     root = workdir / "trials"
@@ -183,6 +186,64 @@ def executor(workdir: pathlib.Path) -> Any:
     return found
 
 
+def make_trial(
+    workdir: pathlib.Path,
+    module: Any,
+    arg: str,
+    changes: Mapping[str, Any],
+    number: int | None = None,
+) -> Trial:
+    """A trial in its folder; UsageError where that has another configuration."""
+    changes = {k: plain(v) for k, v in changes.items()}
+    c = trial_config(module, arg, changes)
+    name = trial_name(changes, configs.leaves(c.to_dict()))
+    name = name if number is None else f"{number:04d}-{name}"
+    trial = Trial(name, changes, workdir / "trials" / name, c.total_steps)
+    trial.number = number
+    trial.load()
+    written = trial.folder / "config.json"
+    if written.exists():
+        old = configs.from_json(json.loads(written.read_text()))
+        try:
+            configs.check_resumed(old, c)
+        except ValueError as error:
+            raise app.UsageError(f"{trial.folder}: {error}") from None
+    return trial
+
+
+def make_search(function: Any, make: Any, workdir: pathlib.Path, c: Any) -> Search:
+    """Optuna's trials; `c` is the configuration without changes."""
+    if PRUNER.value != "none" and c.eval_every >= c.total_steps:
+        log.warning(
+            "eval_every=%d of %d steps leaves nothing to prune by: set "
+            "--config.eval_every",
+            *(c.eval_every, c.total_steps),
+        )
+    return Search(
+        function,
+        make,
+        workdir,
+        name=SWEEP.value,
+        storage=STORAGE.value,
+        trials=TRIALS.value,
+        metric=METRIC.value,
+        sampler=SAMPLER.value,
+        pruner=PRUNER.value,
+        rung=c.eval_every,
+        seed=SEED.value,
+    )
+
+
+def make_list(function: Any, make: Any, workdir: pathlib.Path) -> Listed:
+    """The trials that the function yields."""
+    try:
+        trials = [make(changes) for changes in function()]
+    except ValueError as error:
+        raise app.UsageError(str(error)) from None
+    check_list(workdir, trials)
+    return Listed(trials)
+
+
 def main(_):
     metrics.log_to_stderr()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -197,53 +258,11 @@ def sweep_all(workdir: pathlib.Path) -> None:
     path, _, arg = name.partition(":")
     module = configs.load_experiment(path)
     function, searches = find_sweep(module, path)
-
-    def make(changes: Mapping[str, Any], number: int | None = None) -> sweep.Trial:
-        changes = {k: sweep.plain(v) for k, v in changes.items()}
-        c = trial_config(module, arg, changes)
-        name = sweep.trial_name(changes, configs.leaves(c.to_dict()))
-        name = name if number is None else f"{number:04d}-{name}"
-        trial = sweep.Trial(name, changes, workdir / "trials" / name, c.total_steps)
-        trial.number = number
-        trial.load()
-        written = trial.folder / "config.json"
-        if written.exists():
-            old = configs.from_json(json.loads(written.read_text()))
-            try:
-                configs.check_resumed(old, c)
-            except ValueError as error:
-                raise app.UsageError(f"{trial.folder}: {error}") from None
-        return trial
-
+    make = functools.partial(make_trial, workdir, module, arg)
     if searches:
-        c = trial_config(module, arg, {})
-        if PRUNER.value != "none" and c.eval_every >= c.total_steps:
-            log.warning(
-                "eval_every=%d of %d steps leaves nothing to prune by: set "
-                "--config.eval_every",
-                *(c.eval_every, c.total_steps),
-            )
-        source = sweep.Search(
-            function,
-            make,
-            workdir,
-            name=SWEEP.value,
-            storage=STORAGE.value,
-            trials=TRIALS.value,
-            metric=METRIC.value,
-            sampler=SAMPLER.value,
-            pruner=PRUNER.value,
-            rung=c.eval_every,
-            seed=SEED.value,
-        )
+        source = make_search(function, make, workdir, trial_config(module, arg, {}))
     else:
-        try:
-            trials = [make(changes) for changes in function()]
-        except ValueError as error:
-            raise app.UsageError(str(error)) from None
-        check_list(workdir, trials)
-        source = sweep.Listed(trials)
-
+        source = make_list(function, make, workdir)
     local = LAUNCHER.value == "local"
     if local:
         places: list[Any] = launch.slots(JOBS.value, DEVICES.value)
@@ -252,13 +271,13 @@ def sweep_all(workdir: pathlib.Path) -> None:
         places = [executor(workdir)] * jobs
     launcher = launch.start_local if local else launch.start_slurm
 
-    def start(trial: sweep.Trial, place: Any):
+    def start(trial: Trial, place: Any):
         return launcher(command(path, arg, trial), trial.folder, place)
 
     log.info(
         "%s of %s: %d trials, %d done already, %d at a time",
         *(SWEEP.value, path, TRIALS.value if searches else len(source.trials)),
-        sum(t.state in sweep.DONE for t in source.trials),
+        sum(t.state in DONE for t in source.trials),
         len(places),
     )
     try:
@@ -272,7 +291,7 @@ def sweep_all(workdir: pathlib.Path) -> None:
         states = [t.state for t in trials]
         counts = {state: states.count(state) for state in sorted(set(states))}
         print(json.dumps(dict(best=best, **counts)))
-    sys.exit(0 if all(t.state in sweep.DONE for t in source.trials) else 1)
+    sys.exit(0 if all(t.state in DONE for t in source.trials) else 1)
 
 
 if __name__ == "__main__":

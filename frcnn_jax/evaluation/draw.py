@@ -68,12 +68,7 @@ def draw(
     Raises:
         ValueError: a box is not finite.
     """
-    scale = max(1.0, min_side / min(image.shape[:2]))
-    if scale > 1:
-        height, width = (round(side * scale) for side in image.shape[:2])
-        picture = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-    else:
-        picture = image.copy()
+    picture, scale = _enlarged(image, min_side)
     line = max(1, round(min(picture.shape[:2]) / 240))
 
     def paint(index: int) -> Color:
@@ -100,6 +95,17 @@ def draw(
     for label in labels[::-1]:
         _write(picture, *label, line)
     return picture
+
+
+def _enlarged(image: Image, min_side: int) -> tuple[Image, float]:
+    """A copy whose short side has at least `min_side` pixels, and its scale."""
+    scale = max(1.0, min_side / min(image.shape[:2]))
+    if scale == 1:
+        return image.copy(), scale
+    height, width = (round(side * scale) for side in image.shape[:2])
+    how = cv2.INTER_CUBIC
+    picture = cv2.resize(image, (width, height), interpolation=how)
+    return np.asarray(picture, np.uint8), scale
 
 
 def sheet(

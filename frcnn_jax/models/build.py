@@ -12,6 +12,17 @@ class:
 | `roi_align` | `pool_rois` | 7x7 on strides 4 to 32 |
 | or `roi_pool` | `max_pool_rois` | |
 | `box_head` | `build_box_head` and the module's `BoxHead` | two layers of 1024 |
+
+A C4 detector:
+
+    build_detector(
+        num_classes=80,
+        backbone=dict(name="resnet", depth=50, out_strides=(16,)),
+        anchors=dict(strides=(16,), sizes=((32, 64, 128, 256, 512),)),
+        rpn=dict(channels=1024),
+        roi_align=dict(strides=(16,), output_size=14),
+        box_head=dict(name="resnet", depth=50),
+    )
 """
 
 import importlib
@@ -77,16 +88,7 @@ def build_detector(
 
     `dtype` ("float32" or "bfloat16") is what the network computes in; parameters and
     outputs stay float32. Raises TypeError for a misspelt key and ValueError for a value
-    that does not fit, each naming the group. A C4 detector:
-
-        build_detector(
-            num_classes=80,
-            backbone=dict(name="resnet", depth=50, out_strides=(16,)),
-            anchors=dict(strides=(16,), sizes=((32, 64, 128, 256, 512),)),
-            rpn=dict(channels=1024),
-            roi_align=dict(strides=(16,), output_size=14),
-            box_head=dict(name="resnet", depth=50),
-        )
+    that does not fit, each naming the group.
     """
     pixel = ranges.several(ranges.NOT_NEGATIVE, 3)
     ranges.check(

@@ -42,7 +42,11 @@ from absl import app, flags
 from frcnn_jax.training import cli
 
 HERE = pathlib.Path(__file__).resolve().parent
-PEER_SIDE = HERE.parents[1] / "tests/parity/peer_speed.py"
+ROOT = HERE.parents[1]
+sys.path.append(str(ROOT))
+from scripts.bench import suites  # noqa: E402
+
+PEER_SIDE = ROOT / "tests/parity/peer_speed.py"
 SUITE = flags.DEFINE_enum(
     "suite", "cpu", ["cpu", "gpu", "ops", "compile"], "Which cases."
 )
@@ -54,7 +58,7 @@ MINUTES = flags.DEFINE_float("minutes", 9.0, "No case begins after that.")
 JSON = flags.DEFINE_string("json", "", "Write the entries to this file.")
 PEER = flags.DEFINE_string(
     "peer_python",
-    str(HERE.parents[1] / ".venv-peer/bin/python"),
+    str(ROOT / ".venv-peer/bin/python"),
     "A Python with torch and torchvision; empty: ours alone.",
 )
 SMALL = flags.DEFINE_bool(
@@ -65,134 +69,6 @@ TUNED = dict(
     MALLOC_TRIM_THRESHOLD_="17179869184",
     MALLOC_TOP_PAD_="268435456",
 )
-Case = dict[str, Any]
-
-
-# -- The cases -------------------------------------------------------------------------
-
-
-def network(kind: str, name: str, size: tuple[int, int], batch: int, **more) -> Case:
-    model = dict(kind=kind, model=name, size=size, batch=batch)
-    return dict(model, weights=name, **more)
-
-
-def cpu_cases() -> dict[str, Case]:
-    r50, mobile = "r50_fpn", "mobilenet_v3_low"
-    full, small, low = (800, 1344), (480, 640), (320, 320)
-    cases = {
-        "infer_r50_fpn_800x1344": network("infer", r50, full, 1, tuned=True),
-        "infer_r50_fpn_480x640": network("infer", r50, small, 1, tuned=True),
-        "infer_mobilenet_v3_320": network("infer", mobile, low, 1, tuned=True),
-    }
-    for name, stages in (("", False), ("_all", True)):
-        cases[f"train_r50_fpn_480x640_b2{name}"] = network(
-            "train", r50, small, 2, all_stages=stages
-        )
-    for part in PARTS:
-        cases[f"part_{part}_800x1344"] = network("part", r50, full, 1, part=part)
-    return cases | {
-        "infer_r50_fpn_240x320": network("infer", r50, (240, 320), 1),
-        "infer_mobilenet_v3_320_b8": network("infer", mobile, low, 8),
-        "infer_r50_fpn_480x640_b8": network("infer", r50, small, 8),
-        "infer_r50_fpn_800x1344_b8": network("infer", r50, full, 8),
-    }
-
-
-PARTS = (
-    *("backbone_fpn", "rpn_head", "proposals", "roi_align", "box_head"),
-    "postprocess",
-)
-
-
-def ops_cases() -> dict[str, Case]:
-    full, four = (800, 1344), (4, 8, 16, 32)
-    cases = {}
-    for name, backward in (("forward", False), ("forward_backward", True)):
-        for prefix, strides in (("roi_align", (4,)), ("multilevel_roi_align", four)):
-            cases[f"{prefix}_{name}"] = dict(
-                kind="pooling", size=full, strides=strides, rois=1000, backward=backward
-            )
-    for n in (1000, 2000, 4000, 6000, 12000):
-        for iou in (0.7, 0.3):
-            name = f"nms_{n}" if iou == 0.7 else f"nms_{n}_iou_0.3"
-            cases[name] = dict(kind="nms", n=n, iou=iou, scene="typical")
-    for n in (2000, 12000):
-        for scene in ("all", "none", "equal"):
-            cases[f"nms_{n}_{scene}"] = dict(kind="nms", n=n, iou=0.7, scene=scene)
-    for n in (1, 20, 100, 400):
-        cases[f"match_{n}x268k"] = dict(kind="match", size=full, objects=n)
-    cases["topk_2000_of_268k"] = dict(kind="topk", n=268_569, k=2000)
-    for n, kept in ((2000, 1000), (6000, 300), (12000, 2000)):
-        for scene in ("typical", "all", "none", "equal"):
-            name = f"proposals_{n}_to_{kept}"
-            cases[name if scene == "typical" else f"{name}_{scene}"] = dict(
-                kind="proposals", size=full, anchors=21546, n=n, post_nms=kept,
-                scene=scene,
-            )  # fmt: skip
-    for classes in (20, 80, 1203):
-        for scene in ("typical", "all", "none", "equal"):
-            name = f"postprocess_{classes}_classes"
-            cases[name if scene == "typical" else f"{name}_{scene}"] = dict(
-                kind="postprocess", size=full, rois=1000, classes=classes, scene=scene,
-                **(dict(score=1e-4, detections=300) if classes > 1000 else
-                   dict(score=0.05, detections=100)),
-            )  # fmt: skip
-    for n in (100, 300, 2000):
-        cases[f"multilevel_roi_align_{n}"] = dict(
-            kind="pooling", size=full, strides=four, rois=n, backward=False
-        )
-    return cases
-
-
-def compile_cases() -> dict[str, Case]:
-    cases = {}
-    for of, size, batch in (("infer", (800, 1344), 1), ("train", (480, 640), 2)):
-        name = f"compile_{of}_r50_fpn_{size[0]}x{size[1]}"
-        case = network("compiling", "r50_fpn", size, batch, of=of, all_stages=False)
-        case |= dict(weights="", cache=name, peer=False)
-        cases |= {f"{name}_first": case, f"{name}_cached": case}
-    name = "memory_train_r50_fpn_800x1344_b2_remat"
-    again = network("compiling", "r50_fpn", (800, 1344), 2, all_stages=False)
-    cases[name] = dict(again, of="train", remat=True, weights="", peer=False)
-    for batch in (1, 2, 4):
-        cases[f"memory_train_r50_fpn_800x1344_b{batch}"] = dict(
-            network("train", "r50_fpn", (800, 1344), batch, all_stages=False),
-            **dict(ours_kind="compiling", of="train", weights="r50_fpn"),
-            **dict(peer_modes=["contiguous"], once=True),
-        )
-    return cases
-
-
-def gpu_cases() -> dict[str, Case]:
-    """In the order of their weight: time may run out."""
-    full, modes = (800, 1344), ["channels_last", "compiled"]
-    options = dict(dtype="bfloat16", peer_modes=modes)
-    cases = {
-        "infer_r50_fpn_800x1344": network("infer", "r50_fpn", full, 1, **options),
-        "train_r50_fpn_800x1344_b16": network(
-            "train", "r50_fpn", full, 16, all_stages=False, **options
-        ),
-        "infer_r50_fpn_800x1344_b8": network("infer", "r50_fpn", full, 8, **options),
-    }
-    options = dict(dtype="bfloat16", peer_modes=["channels_last"])
-    for part in ("rpn_head", "proposals", "roi_align", "backbone_fpn", "box_head"):
-        cases[f"part_{part}_800x1344"] = network(
-            "part", "r50_fpn", full, 1, part=part, **options
-        )
-    wanted = (
-        r"^(roi_align|multilevel_roi_align)_forward|^nms_(2000|12000)(_all)?$"
-        r"|^match_100|^topk|^postprocess_(80|1203)_classes$|^proposals_12000_to_2000$"
-    )
-    return cases | {k: v for k, v in ops_cases().items() if re.search(wanted, k)}
-
-
-def shrunk(case: Case) -> Case:
-    """A case of the same kind that takes no time."""
-    small = dict(n=200, k=50, rois=20, anchors=400, post_nms=50, objects=3, classes=5)
-    case = {k: small.get(k, v) for k, v in case.items()}
-    if "size" in case:
-        case["size"] = (64, 96)
-    return case
 
 
 # -- The processes ---------------------------------------------------------------------
@@ -234,9 +110,11 @@ class Side:
 
 
 OURS = "ours"
+SIDES = (OURS, "peer", "tuned")
+Turn = tuple[str, str]  # side, mode
 
 
-def start(case: Case, folder: pathlib.Path) -> dict[str, Side]:
+def start(case: suites.Case, folder: pathlib.Path) -> dict[str, Side]:
     """The processes that a case needs: ours, torchvision's, and the latter tuned."""
     # Both sides share the GPU: memory is taken as it is needed.
     environment = dict(XLA_PYTHON_CLIENT_PREALLOCATE="false")
@@ -254,7 +132,9 @@ def start(case: Case, folder: pathlib.Path) -> dict[str, Side]:
     return sides
 
 
-def measure(case: Case, sides: dict[str, Side], folder: pathlib.Path) -> dict[str, Any]:
+def measure(
+    case: suites.Case, sides: dict[str, Side], folder: pathlib.Path
+) -> dict[str, Any]:
     """An entry: figures of both sides for one case."""
     begin = time.perf_counter()
     ready = {}
@@ -281,33 +161,19 @@ def measure(case: Case, sides: dict[str, Side], folder: pathlib.Path) -> dict[st
         modes = [turn for turn in turns if turn[0] == side]
         return min(modes, key=lambda turn: medians[turn]) if modes else None
 
-    ours, peer, tuned = fastest(OURS), fastest("peer"), fastest("tuned")
+    best = {side: turn for side in SIDES if (turn := fastest(side))}
     extra = {k: v for k, v in ready[OURS].items() if k in MORE}
     entry = dict(
-        ours_ms=medians[ours] if ours else None,
-        peer_ms=medians[peer] if peer else None,
-        ratio=medians[ours] / medians[peer] if ours and peer else None,
-        spread={
-            side: [min(turns[turn]), max(turns[turn])]
-            for side, turn in ((OURS, ours), ("peer", peer), ("tuned", tuned))
-            if turn
-        },
+        **compared(best, medians),
+        spread={side: [min(turns[t]), max(turns[t])] for side, t in best.items()},
         peer_modes={mode: ms for (side, mode), ms in medians.items() if side == "peer"},
-        cpu_ms={
-            side: statistics.median(processor[turn])
-            for side, turn in ((OURS, ours), ("peer", peer), ("tuned", tuned))
-            if turn
-        },
+        cpu_ms={side: statistics.median(processor[t]) for side, t in best.items()},
         peak_mb=peaks,
         versions=", ".join(r["versions"] for r in list(ready.values())[:2]),
         device=ready[OURS]["device"],
         start_to_ready_s=started,
         **extra,
     )
-    if tuned and ours:
-        entry |= dict(
-            tuned_ms=medians[tuned], tuned_ratio=medians[ours] / medians[tuned]
-        )
     # Of equal scores each side takes others.
     same = case.get("scene") != "equal"
     if same and "peer" in ready and ready[OURS]["check"]:
@@ -315,6 +181,18 @@ def measure(case: Case, sides: dict[str, Side], folder: pathlib.Path) -> dict[st
             abs(a - b) / max(abs(b), 1e-9)
             for a, b in zip(ready[OURS]["check"], ready["peer"]["check"], strict=True)
         )
+    return entry
+
+
+def compared(best: dict[str, Turn], medians: dict[Turn, float]) -> dict[str, Any]:
+    """The medians of each side's fastest turn, and ours over theirs."""
+    ms = {side: medians[turn] for side, turn in best.items()}
+    ours, peer, tuned = (ms.get(side) for side in SIDES)
+    entry = dict(
+        ours_ms=ours, peer_ms=peer, ratio=ours / peer if ours and peer else None
+    )
+    if tuned and ours:
+        entry |= dict(tuned_ms=tuned, tuned_ratio=ours / tuned)
     return entry
 
 
@@ -376,59 +254,32 @@ def machine() -> str:
     return f"{found[1] if found else platform.processor()}, {cores} cores"
 
 
-def main(argv: list[str]) -> int:
-    if argv[1:]:
-        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
-    suites = dict(cpu=cpu_cases, gpu=gpu_cases, ops=ops_cases, compile=compile_cases)
-    cases = suites[SUITE.value]()
-    chosen = {k: v for k, v in cases.items() if re.search(CASES.value, k)}
-    if not chosen:
-        raise app.UsageError(f"--cases={CASES.value}: none of {', '.join(cases)}")
-    if LIST.value:
-        print("\n".join(chosen))
-        return 0
-    if PEER.value and not pathlib.Path(PEER.value).exists():
-        raise app.UsageError(
-            f"--peer_python={PEER.value} is not there: `make peer` makes it, and "
-            "--peer_python= measures ours alone"
-        )
-    if SMALL.value:
-        chosen = {k: shrunk(v) for k, v in chosen.items()}
-    begin = time.monotonic()
-    entries = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        sides: dict[str, Side] = {}
-        for number, (name, case) in enumerate(chosen.items(), start=1):
-            minutes = (time.monotonic() - begin) / 60
-            if minutes > MINUTES.value:
-                entries[name] = dict(name=name, error="not run: --minutes are over")
-                continue
-            print(
-                f"[{number}/{len(chosen)}, {minutes:.1f} min] {name}",
-                file=sys.stderr,
-                flush=True,
-            )
-            model = case.get("weights")
-            try:
-                if model and not (folder / f"{model}.npz").exists():
-                    maker = Side(sys.executable, HERE / "ours.py")
-                    maker(weights=model, folder=str(folder))
-                    maker.close()
-                if not sides:
-                    sides = start(case, folder)
-                entries[name] = dict(name=name, **measure(case, sides, folder))
-                print(row(name, entries[name]), file=sys.stderr, flush=True)
-            except RuntimeError as error:
-                entries[name] = dict(name=name, error=str(error))
-                print(f"{name}: {error}", file=sys.stderr, flush=True)
-            failed = "error" in entries[name]
-            if failed or SUITE.value != "ops":  # memory is a process's
-                for side in sides.values():
-                    side.close()
-                sides = {}
-        for side in sides.values():
-            side.close()
+def attempt(
+    case: suites.Case, sides: dict[str, Side], folder: pathlib.Path
+) -> dict[str, Any]:
+    """`measure`, or the error; starts what is not running yet in `sides`."""
+    model = case.get("weights")
+    try:
+        if model and not (folder / f"{model}.npz").exists():
+            maker = Side(sys.executable, HERE / "ours.py")
+            maker(weights=model, folder=str(folder))
+            maker.close()
+        if not sides:
+            sides |= start(case, folder)
+        return measure(case, sides, folder)
+    except RuntimeError as error:
+        return dict(error=str(error))
+
+
+def close(sides: dict[str, Side]) -> None:
+    """Ends the processes and forgets them."""
+    for side in sides.values():
+        side.close()
+    sides.clear()
+
+
+def report(entries: dict[str, dict[str, Any]]) -> int:
+    """Prints the table and the JSON object, and gives the exit code."""
     good = [entry for entry in entries.values() if "error" not in entry]
     about = dict(
         suite=SUITE.value,
@@ -451,6 +302,48 @@ def main(argv: list[str]) -> int:
         pathlib.Path(JSON.value).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
     return len(good) < len(entries)
+
+
+def main(argv: list[str]) -> int:
+    if argv[1:]:
+        raise app.UsageError(f"unexpected {argv[1:]}: options begin with --")
+    cases = suites.SUITES[SUITE.value]()
+    chosen = {k: v for k, v in cases.items() if re.search(CASES.value, k)}
+    if not chosen:
+        raise app.UsageError(f"--cases={CASES.value}: none of {', '.join(cases)}")
+    if LIST.value:
+        print("\n".join(chosen))
+        return 0
+    if PEER.value and not pathlib.Path(PEER.value).exists():
+        raise app.UsageError(
+            f"--peer_python={PEER.value} is not there: `make peer` makes it, and "
+            "--peer_python= measures ours alone"
+        )
+    if SMALL.value:
+        chosen = {k: suites.shrunk(v) for k, v in chosen.items()}
+    begin = time.monotonic()
+    entries = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        sides: dict[str, Side] = {}
+        for number, (name, case) in enumerate(chosen.items(), start=1):
+            minutes = (time.monotonic() - begin) / 60
+            if minutes > MINUTES.value:
+                entries[name] = dict(name=name, error="not run: --minutes are over")
+                continue
+            print(
+                f"[{number}/{len(chosen)}, {minutes:.1f} min] {name}",
+                file=sys.stderr,
+                flush=True,
+            )
+            entries[name] = dict(name=name, **attempt(case, sides, folder))
+            failed = entries[name].get("error")
+            line = f"{name}: {failed}" if failed else row(name, entries[name])
+            print(line, file=sys.stderr, flush=True)
+            if failed or SUITE.value != "ops":  # memory is a process's
+                close(sides)
+        close(sides)
+    return report(entries)
 
 
 if __name__ == "__main__":

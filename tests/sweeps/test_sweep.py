@@ -8,6 +8,8 @@ import time
 import pytest
 
 from frcnn_jax.sweeps import launch, sweep
+from frcnn_jax.sweeps.search import Search
+from frcnn_jax.sweeps.trials import Trial, trial_name
 
 
 class Scripted:
@@ -33,9 +35,7 @@ class Scripted:
 
 def search(tmp_path, function=None, **kwargs):
     def make(changes, number):
-        trial = sweep.Trial(
-            f"{number:04d}", dict(changes), tmp_path / "trials" / "x", 3
-        )
+        trial = Trial(f"{number:04d}", dict(changes), tmp_path / "trials" / "x", 3)
         trial.folder, trial.number = tmp_path / "trials" / trial.name, number
         trial.load()
         return trial
@@ -43,7 +43,7 @@ def search(tmp_path, function=None, **kwargs):
     def suggest(trial):
         return {"rate": trial.suggest_float("rate", 0.0, 1.0)}
 
-    return sweep.Search(function or suggest, make, tmp_path, **kwargs)
+    return Search(function or suggest, make, tmp_path, **kwargs)
 
 
 @pytest.mark.parametrize("pruner", ["median", "asha", "none"])
@@ -109,7 +109,7 @@ def test_search_whose_function_fails_leaves_nothing_open(tmp_path):
 def test_write_results_puts_the_best_first_and_names_what_changed(tmp_path):
     trials = []
     for i, ap in enumerate([0.2, 0.7, None]):
-        trial = sweep.Trial(str(i), {"a.b": i}, tmp_path / str(i), 5)
+        trial = Trial(str(i), {"a.b": i}, tmp_path / str(i), 5)
         if ap is not None:
             trial.state, trial.evaluations = "finished", {5: {"AP": ap}}
         trials.append(trial)
@@ -129,16 +129,16 @@ def test_write_results_puts_the_best_first_and_names_what_changed(tmp_path):
 
 
 def test_trial_name_is_short_a_folder_and_tells_apart():
-    name = sweep.trial_name({"a.canvas": (64, 64), "b.text": "x/y z"})
+    name = trial_name({"a.canvas": (64, 64), "b.text": "x/y z"})
     assert "/" not in name and " " not in name
-    long = [sweep.trial_name({"x" * 90: i}) for i in (1, 2)]
+    long = [trial_name({"x" * 90: i}) for i in (1, 2)]
     assert long[0] != long[1] and all(len(n) < 100 for n in long)
-    assert sweep.trial_name({"a.x": 1}) != sweep.trial_name({"a.x": 1.5})
+    assert trial_name({"a.x": 1}) != trial_name({"a.x": 1.5})
     drawn = [{"a.rate": 0.012345678}, {"a.rate": 0.012345679}]
-    names = [sweep.trial_name(changes) for changes in drawn]
+    names = [trial_name(changes) for changes in drawn]
     assert names[0] != names[1] and all(n.startswith("rate=0.01235-") for n in names)
     leaves = ["rpn.iou", "roi.iou", "a.seed", "seed", "roi.x"]
-    names = [sweep.trial_name({leaf: 1}, leaves) for leaf in leaves]
+    names = [trial_name({leaf: 1}, leaves) for leaf in leaves]
     assert names == ["rpn.iou=1", "roi.iou=1", "a.seed=1", "seed=1", "x=1"]
 
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import common
 from frcnn_jax.models import build_backbone, resnet
 from frcnn_jax.weights import keras as pretrained
 from frcnn_jax.weights import load_backbone
@@ -230,6 +231,14 @@ def test_real_weights_give_the_features_of_keras(net, shared):
     assert 0.1 < (np.asarray(features[32]) > 0).mean() < 0.9
     pooled = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
     assert pooled[0] @ pooled[2] > 0.9 > pooled[0] @ pooled[1] + 0.1
+
+
+def test_the_experiments_agree_with_the_reader():
+    """Experiments import nothing of the package: they repeat what the weights need."""
+    written = common.keras_resnet50()
+    backbone = written.pop("backbone")
+    assert pretrained.KERAS_RESNET50.items() <= backbone.items()
+    assert pretrained.KERAS_PIXELS.items() <= written.items()
 
 
 def test_real_weights_give_stage_4_to_a_c4_head(shared):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from frcnn_jax.ops import boxes
-from scripts.bench import speed, worker
+from scripts.bench import suites, worker
 from tests.scripts.test_scripts import last_json, script
 
 NAMES = {
@@ -35,8 +35,8 @@ def test_an_entry_for_each_case(tmp_path):
 
 
 def test_names_that_programs_rely_on():
-    assert {**speed.cpu_cases(), **speed.ops_cases()}.keys() >= NAMES
-    for suite in (speed.gpu_cases(), speed.compile_cases()):
+    assert {**suites.cpu_cases(), **suites.ops_cases()}.keys() >= NAMES
+    for suite in (suites.gpu_cases(), suites.compile_cases()):
         assert all(case["kind"] for case in suite.values())
 
 
