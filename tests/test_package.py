@@ -1,6 +1,7 @@
 """The package as a whole: what importing it loads, and the manners of its functions."""
 
 import inspect
+import operator
 import subprocess
 import sys
 
@@ -57,3 +58,42 @@ def test_public_function_has_manners(function):
         optional = p.default not in (inspect.Parameter.empty, None)
         if optional and p.name != "aspect_ratios":
             assert p.kind is inspect.Parameter.KEYWORD_ONLY, f"{p} is not keyword-only"
+
+
+# What other programs call: names, order and defaults of the arguments. `...` stands
+# for more that may be given by name.
+PINNED = {
+    "boxes.iou": "a, b",
+    "boxes.encode": "boxes, anchors, *, stds=(1.0, 1.0, 1.0, 1.0)",
+    "boxes.decode": "deltas, anchors, *, stds=(1.0, 1.0, 1.0, 1.0), ...",
+    "anchors.pyramid": "...",
+    "nms.nms": "boxes, scores, valid=None, *, iou_threshold, ...",
+    "roi_align.roi_align": (
+        "features, rois, *, stride, output_size=7, sampling_ratio=2, aligned=True, ..."
+    ),
+    "targets.rpn_targets": (
+        "key, anchors, gt_boxes, gt_valid, gt_ignore=None, image_size=None, ..."
+    ),
+    "losses.rpn_loss": (
+        "objectness_logits, box_deltas, labels, target_deltas, *, normalizer=None, "
+        "beta=0.1111111111111111, ..."
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_names_that_users_rely_on(name):
+    function = operator.attrgetter(name)(frcnn_jax)
+    found = inspect.signature(function).parameters
+    pinned = eval(f"inspect.signature(lambda {PINNED[name].replace('...', '**_')}: 0)")
+    more = pinned.parameters.get("_")
+    pinned = {k: p for k, p in pinned.parameters.items() if k != "_"}
+    positional = [k for k, p in found.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if name != "anchors.pyramid":
+        assert positional == [
+            k for k, p in pinned.items() if p.kind is p.POSITIONAL_OR_KEYWORD
+        ]
+    assert {k: found[k].default for k in pinned} == {
+        k: p.default for k, p in pinned.items()
+    }
+    assert more or found.keys() == pinned.keys()

@@ -321,6 +321,8 @@ def load_source(name: str, *, split: str, group: str = "", **kwargs: Any) -> Sou
 def find_source(name: str) -> ModuleType:
     """The module of a source by its name; ValueError names those there are."""
     path = name if "." in name else f"frcnn_jax.data.sources.{name}"
+    # Where the sources stood when older configurations were written.
+    path = re.sub(r"^frcnn_jax\.data\.(\w+)$", r"frcnn_jax.data.sources.\1", path)
     if "." not in name and importlib.util.find_spec(path) is None:
         raise ValueError(
             f"no data source {name!r}: there are {', '.join(source_names())}, or give "

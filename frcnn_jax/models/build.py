@@ -226,7 +226,8 @@ def build_box_head(
     **fields: Any,
 ) -> nn.Module:
     """Return `BoxHead(**fields)` of a module, found as `build_backbone` does."""
-    if name == "faster_rcnn":  # where it stood when older checkpoints were written
+    # Where it stood when older checkpoints were written.
+    if name in ("faster_rcnn", "frcnn_jax.models.faster_rcnn"):
         name = "box_head"
     head = _lookup("box_head", name, "BoxHead")
     given = ("num_classes", "dtype")

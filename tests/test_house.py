@@ -1,0 +1,70 @@
+"""Where things stand: what scripts import, and that the pages name files that exist."""
+
+import ast
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "mkdocs.yml")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+# A path as it is written in a page: from the root, or from the package's folder.
+PATH = re.compile(
+    r"(?<![\w./-])((?:frcnn_jax|scripts|tests|docs|experiments|examples|ops|models|data"
+    r"|training|evaluation|weights|sweeps)/[\w/]+\.(?:py|md|sh|npz|json|ipynb|jpg))\b"
+)
+
+# Files of the reader's own.
+YOURS = {"experiments/X.py", "experiments/mine.py"}
+
+
+def imported(path):
+    """The names of all modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("folder", ["scripts", "frcnn_jax", "experiments"])
+def test_nothing_that_users_run_imports_torch(folder):
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert len(files) > 10
+    found = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in files
+        for name in imported(path)
+        if name.split(".")[0] in ("torch", "torchvision", "detectron2", "timm")
+    }
+    assert not found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_files_that_a_page_names_exist(page):
+    missing = {
+        name
+        for name in set(PATH.findall(page.read_text())) - YOURS
+        if not (ROOT / name).exists() and not (ROOT / "frcnn_jax" / name).exists()
+    }
+    assert not missing
+
+
+def test_the_pages_name_files():
+    found = {name for page in PAGES for name in PATH.findall(page.read_text())}
+    assert {"scripts/train.py", "training/step.py"} <= found
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_help_lists_the_targets():
+    done = subprocess.run(
+        ["make", "--silent", "help"], capture_output=True, text=True, cwd=ROOT
+    )
+    listed = {line.split()[0] for line in done.stdout.splitlines()}
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert listed == set(phony.split()) and "demo" in listed
