@@ -57,9 +57,7 @@ def train_and_evaluate(
     key = jax.random.key(c["seed"])
     image_shape = (*canvases(c["data"]["canvas"])[0], 3)
     variables = init_variables(key, image_shape, model=model)
-    variables = starting_weights(
-        variables, c, data.train.classes, set_by_flag=set_by_flag
-    )
+    variables = load_weights(variables, c, data.train.classes, set_by_flag=set_by_flag)
 
     # ---- optimizer ----------------------------------------------------------
     optimizer, learning_rate = make_optimizer(
@@ -207,7 +205,7 @@ def log_size(params: PyTree, trained: PyTree) -> None:
     log.info("model: %.2f M parameters, %.2f M trained", *sizes)
 
 
-def starting_weights(
+def load_weights(
     variables: dict[str, PyTree],
     c: Mapping[str, Any],
     classes: Sequence[str],
