@@ -1,6 +1,9 @@
 """What an image file's bytes say without decoding: its size, its end, its numbers.
 
 Everything here takes bytes of any origin and answers None for what it does not know.
+The package `imagesize` (2.0.1) gives the same sizes for the photographs of four data
+sets, but does not turn a PNG with an eXIf chunk, and does not tell whether a file is
+turned or cut short.
 """
 
 import struct
