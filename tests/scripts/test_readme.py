@@ -1,0 +1,59 @@
+"""What README and quickstart tell a newcomer to type is there, and runs."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = ("README.md", "docs/quickstart.md")
+
+
+def commands(page):
+    """The lines `python scripts/...` of the page's shell blocks."""
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("py")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_the_commands_name_are_there(page):
+    found = commands(page)
+    assert len(found) >= 3
+    for command in found:
+        for word in command:
+            path = word.split("=")[-1].split(":")[0]
+            if path.startswith(("scripts/", "experiments/", "examples/")):
+                assert (ROOT / path).exists(), (page, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_that_need_no_data_run(page, tmp_path):
+    """In a folder that shows the repository's; the experiment takes its small form."""
+    for name in ("scripts", "experiments", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    runs = [
+        c
+        for c in commands(page)
+        if any("shapes" in word for word in c) and not any("slow" in word for word in c)
+    ]
+    assert [pathlib.Path(c[1]).stem for c in runs] == ["train", "evaluate", "predict"]
+    for command in runs:
+        command = [re.sub(r"(shapes_demo\.py)$", r"\1:runlocal", w) for w in command]
+        done = subprocess.run(
+            [sys.executable, *command[1:]],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        json.loads(done.stdout.splitlines()[-1])
+    assert len(list((tmp_path / "out").rglob("*.jpg"))) == 3
