@@ -30,6 +30,7 @@ import pathlib
 from typing import Any
 
 from absl import app, flags
+from ml_collections import config_flags
 
 from frcnn_jax.training import checkpoint, cli, pretrained
 from frcnn_jax.training.convert import convert

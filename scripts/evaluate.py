@@ -17,6 +17,7 @@ import pathlib
 import tempfile
 
 from absl import app, flags
+from ml_collections import config_flags
 
 from frcnn_jax.evaluation import coco, files, voc
 from frcnn_jax.training import checkpoint, cli, convert, devices, evaluate

@@ -16,6 +16,7 @@ import json
 import os
 
 from absl import flags
+from ml_collections import config_flags
 
 from frcnn_jax.training import cli, devices
 from frcnn_jax.training.loop import train_and_evaluate
