@@ -1,3 +1,4 @@
+import functools
 from functools import partial
 
 import jax
@@ -95,9 +96,16 @@ def test_c4_has_15_anchors_a_place_and_stage_4_in_the_head():
 
 def test_outputs_fit_each_other(tiny):
     model, variables, x = tiny
-    out, logits, deltas = model.apply(variables, x)
+    sizes = []
+
+    def apply(variables, x):
+        out, *more = model.apply(variables, x)
+        sizes.append(out.level_sizes)
+        return out, *more
+
+    out, logits, deltas = jax.eval_shape(apply, variables, x)
     assert list(out.features) == [4, 8, 16]
-    assert out.level_sizes == (9 * 13 * 3, 5 * 7 * 3, 3 * 4 * 3)
+    assert sizes[0] == (9 * 13 * 3, 5 * 7 * 3, 3 * 4 * 3)
     assert out.logits.shape == (2, 492) and out.deltas.shape == (2, 492, 4)
     assert out.anchors.shape == (492, 4)
     assert logits.shape == (2, 1, 4) and deltas.shape == (2, 1, 3, 4)
@@ -146,6 +154,7 @@ def test_normalize_is_zero_outside_the_image():
 # RPN
 
 
+@functools.cache
 def planted_rpn(num_anchors, objectness="sigmoid"):
     """An RPN head that copies channel a of its input into the logit of anchor a."""
     head = rpn_head.RPNHead(num_anchors, num_anchors, objectness)
@@ -166,7 +175,7 @@ def planted_rpn(num_anchors, objectness="sigmoid"):
             "bias": np.arange(4.0 * num_anchors, dtype=np.float32),
         },
     }
-    return partial(head.apply, {"params": params})
+    return jax.jit(partial(head.apply, {"params": params}))
 
 
 @pytest.mark.parametrize("objectness", ["sigmoid", "softmax"])
@@ -226,16 +235,21 @@ def test_detect_pools_each_image_from_its_own_maps(tiny, rng):
     start = rng.uniform(0, 20, (2, 4, 2))
     rois = np.concatenate([start, start + rng.uniform(2, 30, (2, 4, 2))], -1)
     rois = jnp.float32(rois)
-    logits, deltas = model.apply(variables, features, rois, method="detect")
+    detect = jax.jit(partial(model.apply, method="detect"))
+    logits, deltas = detect(variables, features, rois)
     head = partial(model.box_head.apply, {"params": variables["params"]["box_head"]})
-    for b in range(2):
+
+    @jax.jit
+    def one_image(features, rois):
         pooled = roi_align.multilevel_roi_align(
-            {4: features[4][b], 8: features[8][b]},
-            rois[b],
-            output_size=3,
-            canonical_size=32,
+            features, rois, output_size=3, canonical_size=32
         )
-        one_logits, one_deltas = head(pooled[None])
+        return head(pooled[None])
+
+    for b in range(2):
+        one_logits, one_deltas = one_image(
+            {4: features[4][b], 8: features[8][b]}, rois[b]
+        )
         np.testing.assert_allclose(logits[b], one_logits[0], atol=1e-6)
         np.testing.assert_allclose(deltas[b], one_deltas[0], atol=1e-6)
 
@@ -243,7 +257,7 @@ def test_detect_pools_each_image_from_its_own_maps(tiny, rng):
 def test_box_head_flattens_y_x_channel():
     head = box_head.BoxHead(num_classes=1, widths=(1,))
     x = jnp.arange(12.0).reshape((1, 1, 2, 3, 2))
-    params = head.init(jax.random.key(0), x)["params"]
+    params = jax.jit(head.init)(jax.random.key(0), x)["params"]
     pick = np.zeros((12, 1), np.float32)
     pick[1 * 6 + 2 * 2 + 1] = 1  # y 1, x 2, channel 1
     params["fc1"] = {"kernel": pick, "bias": np.zeros(1, np.float32)}
@@ -264,8 +278,10 @@ def test_class_agnostic_head_has_one_row():
 def test_new_layers_start_as_small_gaussians():
     model = build_detector(num_classes=80, backbone=TINY["backbone"], fpn={})
     model = model.clone(levels=(4, 8, 16))
-    rpn = model.rpn_head.init(jax.random.key(0), {4: jnp.zeros((1, 2, 2, 256))})
-    head = model.box_head.init(jax.random.key(0), jnp.zeros((1, 1, 7, 7, 4)))
+    rpn = jax.jit(model.rpn_head.init)(
+        jax.random.key(0), {4: jnp.zeros((1, 2, 2, 256))}
+    )
+    head = jax.jit(model.box_head.init)(jax.random.key(0), jnp.zeros((1, 1, 7, 7, 4)))
     for name, layer, std in [
         *(
             (name, rpn["params"][name], 0.01)
@@ -403,10 +419,9 @@ def test_tutorials_8_by_8_map_gives_192_proposals():
     anchors = build.anchor_pyramid({16: (8, 8)}, strides=(16,), sizes=(128.0,))
     features = {16: jax.random.normal(jax.random.key(1), (1, 8, 8, 16))}
     head = rpn_head.RPNHead(3, 16, objectness="softmax")
-    (logits, deltas), _ = head.init_with_output(jax.random.key(0), features)
-    found = proposals.select_proposals(
-        anchors, logits[0], deltas[0], jnp.array([128, 128]), nms_iou=1.0
-    )
+    (logits, deltas), _ = jax.jit(head.init_with_output)(jax.random.key(0), features)
+    select = jax.jit(partial(proposals.select_proposals, nms_iou=1.0))
+    found = select(anchors, logits[0], deltas[0], jnp.array([128, 128]))
     assert found.valid.sum() == len(anchors) == 8 * 8 * 3 == 192
     assert (found.boxes[:192] >= 0).all() and (found.boxes[:192] <= 128).all()
 

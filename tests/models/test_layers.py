@@ -83,7 +83,9 @@ def test_wide_conv_in_bfloat16(stride, rng):
         lambda x, k: direct_conv(x, k, stride=stride, padding=1),
     )
     ours, plain = (
-        jax.grad(lambda *a, f=f: (f(*a).astype(jnp.float32) ** 2).sum(), (0, 1))
+        jax.jit(
+            jax.grad(lambda *a, f=f: (f(*a).astype(jnp.float32) ** 2).sum(), (0, 1))
+        )
         for f in functions
     )
     for a, b in zip(ours(x, kernel), plain(x, kernel), strict=True):
@@ -104,12 +106,12 @@ def test_wide_conv_gradient_under_vmap(stride, rng):
     x = jnp.float32(rng.normal(size=(3, 1, 4, 4, 128)))
     kernel = jnp.float32(rng.normal(size=(3, 3, 128, 128)))
     conv = partial(layers.conv, stride=stride, padding=1)
-    grad = jax.grad(lambda k, x: (conv(x, k) ** 2).sum())
-    together = jax.vmap(grad, (None, 0))(kernel, x)
+    grad = jax.jit(jax.grad(lambda k, x: (conv(x, k) ** 2).sum()))
+    together = jax.jit(jax.vmap(grad, (None, 0)))(kernel, x)
     one_by_one = jnp.stack([grad(kernel, each) for each in x])
     np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-2)
     kernels = jnp.stack([kernel, -kernel, 2 * kernel])
-    together = jax.vmap(grad)(kernels, x)
+    together = jax.jit(jax.vmap(grad))(kernels, x)
     one_by_one = jnp.stack([grad(*each) for each in zip(kernels, x, strict=True)])
     np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-2)
 
@@ -127,7 +129,23 @@ def head_inputs(rng):
     return weights, jnp.float32(rng.normal(size=(2, 5, 6, 7)))
 
 
-@pytest.mark.parametrize("transform", ["eager", "jit", "vmap"])
+def sampled_and_plain(weights, x, g):
+    """What `sampled_head`, for 3 cells an image, and the plain head give."""
+    ours, pull = jax.vjp(
+        lambda *args: rpn_head.sampled_head(two_outputs, 3, *args), weights, x
+    )
+    plain, pull_plain = jax.vjp(lambda *a: two_outputs(*a, 1), weights, x)
+    return (ours, *pull(g)), (plain, *pull_plain(g))
+
+
+SAMPLED_AND_PLAIN = dict(  # compiled once for all that is tried
+    eager=sampled_and_plain,
+    jit=jax.jit(sampled_and_plain),
+    vmap=jax.jit(jax.vmap(sampled_and_plain, (None, 0, 0))),
+)
+
+
+@pytest.mark.parametrize("transform", SAMPLED_AND_PLAIN)
 @pytest.mark.parametrize("used", [0, 1, 6, 7, 60])
 def test_sampled_head_has_the_gradients_of_the_plain_one(used, transform, rng):
     """Fewer, as many and more cells in use than the bound of 2 x 3, corners first."""
@@ -139,19 +157,12 @@ def test_sampled_head_has_the_gradients_of_the_plain_one(used, transform, rng):
     g[0][at[:1]] = 1
     g = tuple(jnp.asarray(a.reshape(2, 5, 6, -1)) for a in g)
 
-    def both(weights, x, g):
-        ours, pull = jax.vjp(
-            lambda *args: rpn_head.sampled_head(two_outputs, 3, *args), weights, x
-        )
-        plain, pull_plain = jax.vjp(lambda *a: two_outputs(*a, 1), weights, x)
-        return (ours, *pull(g)), (plain, *pull_plain(g))
-
+    both = SAMPLED_AND_PLAIN[transform]
     if transform == "vmap":
         first = jax.tree.map(lambda a: a[None], (x, g))
-        pairs = jax.vmap(both, (None, 0, 0))(weights, *first)
-        pairs = jax.tree.map(lambda a: a[0], pairs)
+        pairs = jax.tree.map(lambda a: a[0], both(weights, *first))
     else:
-        pairs = (jax.jit(both) if transform == "jit" else both)(weights, x, g)
+        pairs = both(weights, x, g)
     ours, plain = (jax.tree.leaves(one) for one in pairs)
     assert len(ours) == len(plain) == 7
     for a, b in zip(ours, plain, strict=True):
@@ -190,7 +201,7 @@ def test_layers_of_the_rpn_as_a_sampled_head(cells, h, w, rng):
 def test_rpn_head_lowers_for_any_batch_and_for_float64():
     head = rpn_head.RPNHead(3, 8)
     features = {4: jnp.zeros((2, 40, 40, 4)), 64: jnp.zeros((2, 1, 1, 4))}
-    variables = head.init(jax.random.key(0), features)
+    variables = jax.jit(head.init)(jax.random.key(0), features)
     (batch,) = jax.export.symbolic_shape("b")
     symbolic = {
         s: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype)
@@ -211,15 +222,17 @@ def test_rpn_head_lowers_for_any_batch_and_for_float64():
 def test_sampled_head_in_bfloat16(rng):
     """The whole map and the patches give gradients in the dtype of what they are of."""
     weights, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), head_inputs(rng))
-    for cells in (1, 2, 30):
+
+    @partial(jax.jit, static_argnums=2)
+    def both(weights, x, cells):
         out, pull = jax.vjp(
-            lambda *args, c=cells: rpn_head.sampled_head(two_outputs, c, *args),
-            weights,
-            x,
+            lambda *args: rpn_head.sampled_head(two_outputs, cells, *args), weights, x
         )
         g = jax.tree.map(lambda a: jnp.zeros_like(a).at[0, 2, 1:4].set(1), out)
-        plain = jax.vjp(lambda *a: two_outputs(*a, 1), weights, x)[1](g)
-        ours = pull(g)
+        return pull(g), jax.vjp(lambda *a: two_outputs(*a, 1), weights, x)[1](g)
+
+    for cells in (1, 2, 30):
+        ours, plain = both(weights, x, cells)
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
             assert a.dtype == b.dtype == jnp.bfloat16
             a, b = np.float32(a), np.float32(b)
@@ -245,6 +258,7 @@ def test_relu_and_its_derivative():
     assert layers.relu(jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow  # memory is planned by the compiler that users have
 def test_relu_is_computed_once(rng):
     """Residual blocks keep one map each for their gradients, not all their terms."""
     kernels = jnp.float32(rng.normal(size=(4, 1, 1, 16, 16)))
