@@ -38,8 +38,8 @@ def export_image(
     """`uint8 RGB [h, w, 3]` -> `{"boxes": [n, 4], "scores", "classes", "valid": [n]}`.
 
     Resizing and padding are inside; boxes are in pixels of the image given. It takes
-    any h and w, each compiled when first seen, or with `size` (h, w) only that one.
-    Raises ValueError for a model that needs proposals from outside.
+    any h and w and compiles for each new pair; with `size` (h, w) it takes only that
+    one. Raises ValueError for a model that needs proposals from outside.
     """
     _check(model)
     scope = export.SymbolicScope(["h >= 1", "w >= 1"])

@@ -1,7 +1,8 @@
 """NumPy's `.npz` archives of any origin: arrays only, and no larger than they say.
 
-NumPy refuses pickled objects but believes a header: a file of a kilobyte that claims a
-terabyte is an allocation of a terabyte. Here sizes are compared before any is read.
+NumPy refuses pickled objects but trusts the header: for a file of a kilobyte that
+claims a terabyte it allocates a terabyte. This module compares sizes before it reads an
+array.
 """
 
 import math

@@ -34,17 +34,23 @@ ALLOW = flags.DEFINE_bool(
 DETERMINISTIC = flags.DEFINE_bool(
     "deterministic",
     False,
-    "On a GPU: the same bits in every run, at a cost in speed that has not been "
-    "measured. A CPU's are the same anyway.",
+    "On a GPU: the same bits in every run. The cost in speed has not been measured. "
+    "Runs on a CPU always have the same bits.",
 )
 MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "One of several processes, which find each other."
 )
 ADDRESS = flags.DEFINE_string(
-    "coordinator_address", None, "HOST:PORT of process 0, where they do not."
+    "coordinator_address",
+    None,
+    "HOST:PORT of process 0, for processes that do not find each other.",
 )
-PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
-PROCESS = flags.DEFINE_integer("process_id", None, "Which one this is, from 0 on.")
+PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "The number of processes of the run."
+)
+PROCESS = flags.DEFINE_integer(
+    "process_id", None, "The number of this process, from 0 on."
+)
 LOG_TO = flags.DEFINE_string(
     "log_to", "", "Send the metrics to 'wandb' or 'mlflow' as well, if installed."
 )

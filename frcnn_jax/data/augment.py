@@ -1,4 +1,4 @@
-"""Augmentation: what a training image and its boxes become, drawn from one generator.
+"""Augmentation of a training image and its boxes, drawn from one generator.
 
 `data.augment=dict(...)` are the keyword arguments of `augment`. Everything is drawn
 from (seed, epoch, index), so that a resumed run sees the same pixels. Boxes follow the

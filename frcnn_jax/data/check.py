@@ -1,4 +1,4 @@
-"""What is in a data set, and what is wrong with it, before training costs an hour.
+"""The contents of a data set and its faults, before training.
 
     found = check(source, short_side=800, max_side=1333, canvas=(800, 1344))
     print(table(found)); found["problems"]
@@ -39,9 +39,9 @@ def check(
 ) -> dict[str, Any]:
     """Counts, histograms and `problems` of a split, as a dict for JSON.
 
-    `problems` are what should be mended or decided on: boxes that were dropped, images
-    that cannot be read, boxes that stand there twice, more boxes than slots, classes
-    or a split without any box. `notes` are worth knowing: clipped boxes, empty images.
+    `problems` are faults to correct or to decide on: boxes that were dropped, images
+    that cannot be read, duplicate boxes, more boxes than slots, classes or a split
+    without any box. `notes` are worth knowing: clipped boxes, empty images.
     """
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         examine = functools.partial(_examine, source, decode_images)

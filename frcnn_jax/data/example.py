@@ -99,7 +99,7 @@ class Row(NamedTuple):
 
 
 def train_row(read, pad, change, seed, flip, canvas, n: int, visit) -> Row:
-    """Reads (in place of what is to be skipped the next), augments, mirrors, pads."""
+    """Reads an image (or the next one if it is skipped), augments, mirrors, pads."""
     rng = np.random.default_rng((seed, *visit))
     skipped = []
     for candidate in range(visit.index, visit.index + n):
@@ -116,7 +116,7 @@ def train_row(read, pad, change, seed, flip, canvas, n: int, visit) -> Row:
 
 
 def eval_row(read, pad, canvas, index: int) -> Row:
-    """Reads and pads; what is skipped, or no example (-1), is not `valid`."""
+    """Reads and pads; a skipped image, or no example (-1), is not `valid`."""
     skipped = ()
     if index >= 0:
         example, resized = read(index, canvas)

@@ -242,7 +242,7 @@ def check_canvas(short_side: int, max_side: int, canvas: Canvas) -> None:
 def choose_canvas(
     size: Size, short_side: int, max_side: int, options: Sequence[Size]
 ) -> int:
-    """The position of the canvas that shrinks an image least, and then of the smallest.
+    """The position of the canvas that shrinks an image least, of those the smallest.
 
     >>> choose_canvas((480, 640), 300, 400, [(400, 304), (304, 400), (400, 400)])
     1
@@ -343,12 +343,12 @@ def load_reduced(
     name: str = "",
     **reading: Any,
 ) -> tuple[UInt8[np.ndarray, "i j 3"], Size] | None:
-    """A JPEG at the size `fitted(its size)`, and its size; None where it will not do.
+    """A JPEG at the size `fitted(its size)`, and its size; None where that fails.
 
     `shrink(reduced=True)` of it within a few levels, decoded at a half, a quarter or an
-    eighth, which is faster. The geometry is that of the whole image. It will not do if
-    it is no JPEG, turned by its EXIF tag, or less than twice as large. `reading` is
-    what `load_image` takes besides.
+    eighth, which is faster. The geometry is that of the whole image. It cannot be used
+    for a file that is no JPEG, that its EXIF tag turns, or that is less than twice as
+    large. `reading` is what `load_image` takes besides.
     """
     head = _head(path)
     size = headers.size(head) if head[:2] == b"\xff\xd8" else None

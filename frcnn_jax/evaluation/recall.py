@@ -1,7 +1,7 @@
 """How many objects a set of proposals covers: recall against IoU, and its average.
 
-g objects of an image, p proposals, best first. Classes play no part, and neither do
-objects that are marked ignored: leave them out.
+g objects of an image, p proposals, best first. Classes are not used; leave out objects
+that are marked ignored.
 """
 
 from collections.abc import Iterable, Sequence

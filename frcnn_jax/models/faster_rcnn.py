@@ -3,9 +3,9 @@
     images -> backbone [-> fpn] -> rpn_head -> logits, deltas        FasterRCNN.rpn
     features, RoIs -> roi_align -> box_head -> class logits, deltas  FasterRCNN.detect
 
-b images, h w map, k anchors a place, a anchors of all levels, r RoIs, C classes. What
-lies between the two calls (proposals, sampling) has no parameters and is not here. See
-`build` for how the parts are put together.
+b images, h w map, k anchors a place, a anchors of all levels, r RoIs, C classes.
+Proposals and sampling, between the two calls, have no parameters; they are not part of
+this module. See `build` for how the parts are put together.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Number = int | float
 
 
 class RPNOutput(NamedTuple):
-    """What the RPN says; levels are concatenated, small stride first."""
+    """The output of the RPN; levels are concatenated, small stride first."""
 
     features: Features  # of every stride; the RoIs are pooled from them
     anchors: Float[Array, "a 4"]  # the same for every image
@@ -31,7 +31,7 @@ class RPNOutput(NamedTuple):
 
 
 class FastRCNN(nn.Module):
-    """The detector of RoIs that come from elsewhere (Girshick 2015, fig. 1).
+    """The detector of RoIs that another method proposes (Girshick 2015, fig. 1).
 
     A backbone maps normalised images `[b, h, w, 3]` to `{stride: [b, h, w, c]}`, `pool`
     cuts out RoIs; a box head maps `[b, r, o, o, c]` (and a key an image, for dropout)

@@ -8,7 +8,7 @@ must be `ceil(h / stride)` high, as those of this package are: then any image si
 maps included, works without padding, and the cut removes at most a row and a column.
 
 Where a backbone gives two maps of one stride (MobileNetV3), the key of the second is
-the stride + 1; `up` leaves a map of equal size as it is.
+the stride + 1; `up` does not change a map of equal size.
 """
 
 from typing import Any

@@ -2,8 +2,8 @@
 
 Legend: `n` images, `h w` map, `i`/`o` input and output channels. Maps are NHWC, kernels
 HWIO. Parameters are float32; `dtype` is what the layer computes in. How a convolution
-is computed is chosen in `ops.convolution`. What has no parameters comes from `ops`, and
-stands here too, so that a backbone imports one module.
+is computed is chosen in `ops.convolution`. Functions without parameters come from `ops`
+and can be imported from here too, so that a backbone imports one module.
 """
 
 import math
@@ -126,7 +126,7 @@ class DepthwiseConv(nn.Module):
 
 
 class FrozenBatchNorm(nn.Module):
-    """y = scale (x - mean) / sqrt(var + eps) + bias, with nothing that ever learns.
+    """y = scale (x - mean) / sqrt(var + eps) + bias, with no part that learns.
 
     `scale` and `bias` are parameters behind a stop_gradient; `mean` and `var` live in
     the collection `batch_stats`, which no call changes. One multiply-add a value.
@@ -151,12 +151,12 @@ class FrozenBatchNorm(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm):
-    """The same with statistics of the batch while the network learns, and moving ones.
+    """The same, with statistics of the batch while the network learns.
 
     It learns where the collection `batch_stats` is mutable, as in `train_step`: then
     `mean` and `var` are those of the batch, in float32, over all of the canvas, and the
-    stored ones move a tenth of the way. Everywhere else it is a FrozenBatchNorm. With
-    an `axis_name` the statistics are those of all devices of that axis.
+    stored ones change by a tenth of the difference. Otherwise it is a FrozenBatchNorm.
+    With an `axis_name` the statistics are those of all devices of that axis.
     """
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:

@@ -86,9 +86,9 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """MobileNetV3-Large giving the maps of `out_strides`: 2, 4, 8, 16, 32 and 33.
 
-    Key 33 is the last convolution (960 channels), whose stride is 32 as well. Nothing
-    beyond the last of them exists. The paper's epsilon is 1e-3; torchvision's detectors
-    have 1e-5.
+    Key 33 is the last convolution (960 channels), whose stride is 32 as well. Layers
+    after the last of them are not built. The paper's epsilon is 1e-3; torchvision's
+    detectors have 1e-5.
     """
 
     out_strides: tuple[int, ...] = (32, 33)

@@ -91,9 +91,9 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """Blocks of one width; the first takes the stride: conv2_x to conv5_x of table 1.
 
-    `index` 1 to 4; stage 4 is the "res5" of other codes. `dilated`: its first block
-    takes no stride, and its 3x3 convolutions reach twice as far. `remat`: the backward
-    pass computes the inside of each block again instead of keeping it.
+    `index` 1 to 4; stage 4 is the "res5" of other codes. `dilated`: its first block has
+    stride 1, and its 3x3 convolutions have dilation 2. `remat`: the backward pass
+    computes the inside of each block again instead of keeping it.
     """
 
     index: int
@@ -136,10 +136,10 @@ class Backbone(nn.Module):
 
     Only the maps of `out_strides` are returned, and no stage beyond the last of them
     exists: `out_strides=(16,)` is the C4 backbone whose stage 4 is `BoxHead`. With
-    `dilated_c5` stage 4 keeps stride 16 and c5 stands in the place of c4 (Dai et al.
-    2017, the DC5 of Detectron2). Convolutions start as He normal (fan out), as in
-    torchvision. `remat` trades time for memory: training keeps only what lies between
-    the blocks; values and gradients are the same to rounding.
+    `dilated_c5` stage 4 keeps stride 16 and c5 replaces c4 (Dai et al. 2017, the DC5 of
+    Detectron2). Convolutions start as He normal (fan out), as in torchvision. With
+    `remat` training uses less memory and more time: it keeps only the maps between the
+    blocks. Values and gradients are the same to rounding.
     """
 
     depth: int = 50

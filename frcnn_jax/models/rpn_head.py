@@ -25,9 +25,9 @@ class RPNHead(nn.Module):
     `depth` counts the 3x3 convolutions. All kernels start as N(0, 0.01), biases at 0.
     Names: `conv` (then `conv2`, ...), `objectness`, `deltas`.
 
-    Its gradients are fast where at most 256 anchors an image have one, as after Sec
-    3.1.3; with more they are exact too, and take the time of the whole map. Forward
-    mode (`jax.jvp`) does not go through it.
+    Its gradients are exact for any loss. They are fast if at most 256 anchors an image
+    have a gradient, as after Sec 3.1.3; with more they take the time of the whole map.
+    Forward mode (`jax.jvp`) is not defined.
     """
 
     num_anchors: int
@@ -102,14 +102,14 @@ def sampled_head(
     weights: Any,
     x: Float[Array, "n h w i"],
 ) -> Any:
-    """`head(weights, x, 1)`, for a loss that looks at few cells of what it gives.
+    """`head(weights, x, 1)`, for a loss that depends on few cells of its output.
 
-    `head(weights, x, padding)` is a 3x3 convolution with that padding and, after it,
-    what looks at one cell at a time; it returns maps `[n, h, w, _]`. Its gradients come
-    from the 3x3 patches under those cells, over all n images, in which the gradient of
-    an output is not zero: exact, whichever they are, and nothing but x is kept for
-    them. Are there more than `cells` an image, the whole map is computed again. Reverse
-    mode only; a second derivative leaves out the cells whose first is exactly 0.
+    `head(weights, x, padding)` is a 3x3 convolution with that padding, followed by
+    functions of single cells; it returns maps `[n, h, w, _]`. The gradients are
+    computed from the 3x3 patches of those cells, over all n images, where the gradient
+    of an output is not zero. They are exact, and only x is kept for them. If an image
+    has more than `cells` such cells, the whole map is computed again. Reverse mode
+    only; a second derivative leaves out the cells whose first is exactly 0.
     """
     # One row a cell: Winograd's convolution sees it so too, and XLA keeps one of it.
     flat = x.reshape((-1, x.shape[-1]))

@@ -1,7 +1,7 @@
 """VGG-16 (Simonyan & Zisserman 2015, table 1, column D) and its fc6, fc7 as a box head.
 
-The backbone ends with conv5_3, without the fifth pooling, whose place RoIPool takes
-(Fast R-CNN, Sec 2.1). Parameters have the names of the original: `backbone/conv1_1`,
+The backbone ends with conv5_3, without the fifth pooling, which RoIPool replaces (Fast
+R-CNN, Sec 2.1). Parameters have the names of the original: `backbone/conv1_1`,
 ..., `backbone/conv5_3`, `box_head/fc6`, `box_head/fc7`. The paper trains conv3_1 and
 up.
 """

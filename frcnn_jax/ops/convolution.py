@@ -1,4 +1,4 @@
-"""Convolutions: nothing else picks how a convolution is computed.
+"""Convolutions, and the choice of how each one is computed.
 
 Legend: `n` images, `h w` map, `i`/`o` input and output channels. Maps are NHWC, kernels
 HWIO. Padding is explicit and symmetric, `((p, p), (p, p))`, so a stride-2 convolution
@@ -72,10 +72,10 @@ def _conv(x, kernel, stride, padding) -> Any:
 
 
 def _conv1x1(x, kernel):
-    """x @ kernel as a product of two matrices, so that its gradients are such too.
+    """x @ kernel as a product of two matrices, as its gradients are then, too.
 
-    Were x left with four axes, XLA would turn the gradient of the output around for
-    that of the kernel, value by value: 2.5 times the time of the backward pass.
+    If x had four axes, XLA would transpose the gradient of the output value by value
+    for the gradient of the kernel, and the backward pass would take 2.5 times as long.
     """
     out = x.reshape((-1, x.shape[-1])) @ kernel
     return out.reshape((*x.shape[:-1], kernel.shape[-1]))

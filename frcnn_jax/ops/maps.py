@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 def relu(x: Float[Array, "*d c"]) -> Float[Array, "*d c"]:
     """max(x, 0) and its derivative, 0 at 0, kept in memory as one array.
 
-    XLA computes `jax.nn.relu` again wherever it is read, from the sums of all residual
-    blocks before it, and keeps their terms for that. A selection it computes once, if
-    those who read it see one shape: rows of c channels, as 1x1 convolutions do.
+    XLA computes `jax.nn.relu` again for every reader, from the sums of all residual
+    blocks before it, and keeps the terms of these sums. XLA computes a selection once
+    if all readers use one shape: rows of c channels, as 1x1 convolutions do.
     """
     return _relu(x.reshape((-1, x.shape[-1]))).reshape(x.shape)
 
@@ -36,7 +36,7 @@ def max_pool(
     padding: int = 0,
     same: bool = False,
 ) -> Float[Array, "n h2 w2 c"]:
-    """Maximum over `window` x `window` cells; the padding never wins (-inf).
+    """Maximum over `window` x `window` cells; padding is -inf and never the maximum.
 
     `same` gives `ceil(h / stride)` cells: what is missing is added at the end.
     """

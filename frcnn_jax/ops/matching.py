@@ -3,8 +3,9 @@
     n   rows: anchors or RoIs        g   ground-truth slots (padded, `gt_valid`)
     labels   -1 ignored, 0 background, 1 object
 
-The [n, g] matrix of overlaps is never kept: `match` walks over the slots in use, with a
-running best of n numbers, so that time goes with the objects, not with the padding.
+The [n, g] matrix of overlaps is never kept: `match` loops over the slots in use and
+keeps the best of each row, so its time depends on the number of objects and not on the
+padding.
 """
 
 from typing import Any, NamedTuple
@@ -51,10 +52,10 @@ def match(
     an object and has `ignore_ioa` of its area inside one box of `gt_ignore` (crowd,
     difficult), which itself makes no object.
 
-    Rows where `valid` is False are ignored and are nobody's best. Slots where
-    `gt_valid` is False change nothing, whatever they hold. As in the other
-    implementations, a box that is somebody's best still learns the object that it
-    overlaps most itself. No gradient flows.
+    Rows where `valid` is False are ignored and are not the best of any object. Slots
+    where `gt_valid` is False change nothing, whatever they hold. As in the other
+    implementations, a box that is the best of some object is still matched with the
+    object that it overlaps most itself. No gradient flows.
 
     >>> boxes = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 5], [20, 20, 30, 30]])
     >>> gt, valid = jnp.array([[0.0, 0, 10, 10]]), jnp.array([True])

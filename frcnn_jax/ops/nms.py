@@ -74,8 +74,8 @@ def nms_indices(
 ) -> tuple[Int[Array, " m"], Bool[Array, " m"]]:
     """Return the first `max_output` kept boxes by falling score, and which are real.
 
-    Stops looking once they are found, so it costs far less than `nms` when there are
-    many boxes. Unused slots hold index 0 and False. With `classes`, NMS is class-wise.
+    The search ends once they are found, so it costs far less than `nms` for many boxes.
+    Unused slots hold index 0 and False. With `classes`, NMS is class-wise.
 
     >>> boxes = jnp.array([[0., 0., 10., 10.], [0., 0., 10., 9.], [20., 0., 30., 10.]])
     >>> scores = jnp.array([0.8, 0.9, 0.1])

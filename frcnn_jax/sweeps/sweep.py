@@ -1,4 +1,4 @@
-"""Trials of a sweep: how they run and what they are worth.
+"""Trials of a sweep: running them and comparing their metrics.
 
     source = Listed(trials)                      # or Search(function, ...), by Optuna
     run(source, start, places, metric="AP")      # start(trial, place) -> a process

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run leaves behind, and how it goes on from there.
+"""Checkpoints: what a run writes, and how it resumes from them.
 
 A run's folder holds `checkpoints/STEP/`, each complete in itself:
 
@@ -8,8 +8,8 @@ A run's folder holds `checkpoints/STEP/`, each complete in itself:
     metrics.json   what an evaluation of it found, once there was one
 
 Arrays are stored by Orbax (no pickles) and committed by an atomic rename, so a
-half-written checkpoint is never taken for a whole one. It is evaluated after it was
-saved: what is lost with an evaluation is the evaluation.
+half-written checkpoint is never taken for a whole one. A checkpoint is evaluated after
+it was saved, so an evaluation that fails does not lose it.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ class Meta(NamedTuple):
 
 @dataclasses.dataclass
 class LastAndBest(policies.PreservationPolicy):
-    """Keeps the last two, lest the last one turn out to be useless, and the best."""
+    """Keeps the last two, in case the last one is useless, and the best."""
 
     workdir: str | pathlib.Path
 
@@ -63,7 +63,7 @@ class LastAndBest(policies.PreservationPolicy):
 
 
 def manager(workdir: str | pathlib.Path) -> ocp.CheckpointManager:
-    """The writer of a run's checkpoints: in the background; see `LastAndBest`."""
+    """The writer of a run's checkpoints, in the background; see `LastAndBest`."""
     return ocp.CheckpointManager(
         folder(workdir),
         options=ocp.CheckpointManagerOptions(
@@ -124,7 +124,7 @@ def record(
 
 
 def good_before(writer: ocp.CheckpointManager, step: int) -> str:
-    """Says from where to go on after `step` gave a loss that is not finite."""
+    """Names the checkpoint to resume from after `step` was not finite."""
     earlier = [n for n in writer.all_steps() if n < step - 1]
     good = f"{writer.directory}/{earlier[-1]}" if earlier else "none yet"
     if step - 1 in writer.all_steps():
@@ -244,7 +244,7 @@ def read_variables(checkpoint: str | pathlib.Path) -> dict[str, PyTree]:
 
 
 def load_model(checkpoint: str | pathlib.Path) -> tuple[Any, dict[str, PyTree], Meta]:
-    """The model of a checkpoint's folder, its variables and what it says of itself."""
+    """The model of a checkpoint's folder, its variables and its meta item."""
     meta, variables = read_meta(checkpoint), read_variables(checkpoint)
     c = meta.config.to_dict()
     model = models.build_detector(num_classes=len(meta.classes), **c["model"])
@@ -315,7 +315,7 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _reading(where: Any) -> Iterator[None]:
-    """Whatever goes wrong in here is a checkpoint that is not whole: ValueError."""
+    """Any error in here means that the checkpoint is incomplete: ValueError."""
     try:
         yield
     except Exception as error:

@@ -142,7 +142,7 @@ def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) 
 def load_experiment(path: str | pathlib.Path) -> ModuleType:
     """The module of an experiment's file; FileNotFoundError names it.
 
-    Like a script, it is code that runs: load your own.
+    The file is Python code and is run: load only files that you trust.
     """
     spec = importlib.util.spec_from_file_location("experiment", path)
     if spec is None or spec.loader is None or not pathlib.Path(path).is_file():

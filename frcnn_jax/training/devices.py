@@ -1,4 +1,4 @@
-"""Many devices and hosts, one program: the only place that knows of them.
+"""Several devices and hosts: the only module that handles them.
 
 What enters a step whole (None) is global: one copy on every device of every process.
 What is split (0) is local: each process brings and gets back its own rows.
@@ -126,7 +126,7 @@ def _shard_mapped(
 def replicated(tree: PyTree) -> PyTree:
     """One whole copy of `tree`, the same in all processes, on each device.
 
-    Waits for all processes: what they do together from here on has little patience.
+    Waits for all processes, because later collective calls have short timeouts.
     """
     _wait_for_all("replicate")
     local = Mesh(np.array(jax.local_devices()), ("batch",))
@@ -161,7 +161,7 @@ def from_all(value: Any) -> list[Any]:
 
 
 def keep_compiled() -> None:
-    """Keeps what is compiled on disk, so that the next start does not compile it again.
+    """Keeps compiled programs on disk for the next start.
 
     In `JAX_COMPILATION_CACHE_DIR` where that is set (empty: nothing is kept), else in
     `~/.cache/frcnn_jax/HOST`: a CPU's programs may not run on another host's.
@@ -173,7 +173,7 @@ def keep_compiled() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes what is to be written once."""
+    """Whether this process is the one that writes shared files."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
@@ -227,7 +227,8 @@ def connected(
 def _compiled_by_all(run: Any) -> Callable:
     """`run`, begun only when every process has compiled it: some take much longer.
 
-    Else those that are ready take the others for dead (on CPUs after 30 seconds).
+    Otherwise the processes that are ready assume after 30 seconds (on CPUs) that the
+    others are dead.
     """
     known = set()
 

@@ -1,4 +1,4 @@
-"""Detections of a whole data set, and what they are worth."""
+"""Detections of a whole data set, and their metrics."""
 
 import logging
 import math
@@ -52,7 +52,7 @@ def _build(c: Mapping[str, Any]) -> pipeline.Data:
 
 
 def build_eval_data(c: Mapping[str, Any]) -> pipeline.Data:
-    """The same without the training split, which need not be there."""
+    """The same without the training split, which may be missing."""
     split = c["data"]["eval_split"]
     if not split:
         raise ValueError(

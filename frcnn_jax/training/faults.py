@@ -1,4 +1,4 @@
-"""A step whose numbers are not finite: its batch is kept, and can be looked into."""
+"""Steps whose numbers are not finite: the batch is saved and can be replayed."""
 
 import math
 import pathlib
@@ -75,9 +75,9 @@ def replay(
     """The checkpoint's step and, for each image of a batch, its losses and gradients.
 
     The samples are those that the run drew, batch statistics the stored ones. `run` is
-    a run or a checkpoint, by default the last one of the run that the batch lies in.
-    Where all numbers are finite, it was not the batch alone: the parameters had gone
-    astray since that checkpoint.
+    a run or a checkpoint, by default the last one of the run that the batch lies in. If
+    all numbers are finite, the batch is not the only cause: the parameters became bad
+    after that checkpoint.
     """
     path = pathlib.Path(path)
     batch, step = load_batch(path)

@@ -7,9 +7,9 @@
 | `.npz` | NumPy's archive, arrays only |
 | `.pkl` | a pickle of NumPy arrays, as Detectron and Detectron2 publish them |
 
-A pickle is a program. The readers of `.pth` and `.pkl` know a few words of it (tensors,
-their storages, arrays, ordered dicts), build those by hand, and refuse every file that
-says another.
+A pickle is a program. The readers of `.pth` and `.pkl` accept only tensors, their
+storages, arrays and ordered dicts, build these themselves, and refuse a file that
+contains anything else.
 """
 
 import collections
@@ -219,7 +219,8 @@ def _read_stream(file: BinaryIO) -> tuple[Any, dict[tuple[str, str], np.ndarray]
 def _load(file: Any, unpickler: Callable[..., pickle.Unpickler] = _Unpickler) -> Any:
     """What a pickle holds, once its size is known to be harmless.
 
-    A memo's numbers follow one another; one that does not is room for billions.
+    The numbers of a pickle's memo are consecutive; a larger one would allocate memory
+    for billions of entries.
     """
     start = file.tell()
     for opcode, number, position in pickletools.genops(file):
