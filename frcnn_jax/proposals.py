@@ -107,10 +107,10 @@ def postprocess(
 
     Every pair of RoI and class whose softmax probability exceeds `score` is a
     candidate; the best `pre_nms` of them are decoded, clipped, and dropped if a side is
-    below `min_size` pixels. More candidates than that lose the lowest-scored, which can
-    only matter when fewer than `max_detections` survive among the others. Padded RoIs
-    (`rois_valid` False, NaN allowed) give no candidates. `class_deltas` are [r, C, 4],
-    or [r, 1, 4] shared by all classes.
+    below `min_size` pixels. If there are more candidates, those with the lowest scores
+    are dropped; this changes the result only if fewer than `max_detections` of the
+    others survive. Padded RoIs (`rois_valid` False, NaN allowed) give no candidates.
+    `class_deltas` are [r, C, 4], or [r, 1, 4] shared by all classes.
 
     >>> rois = jnp.array([[0.0, 0, 10, 10], [20, 20, 30, 30]])
     >>> logits, deltas = jnp.array([[0.0, 9, 0], [9, 0, 0]]), jnp.zeros((2, 2, 4))

@@ -1,4 +1,4 @@
-"""Targets: what the RPN and the detector should answer for one image.
+"""Targets: the labels and deltas that the RPN and the detector learn, for one image.
 
     key     PRNG key of this image          a   anchors
     g       ground-truth slots (padded)     r   sampled RoIs

@@ -75,14 +75,14 @@ class Detections(NamedTuple):
 
 
 class RPNTargets(NamedTuple):
-    """What the RPN should answer at each anchor: labels -1, 0, 1; deltas 0 unless 1."""
+    """The RPN's target at each anchor: labels -1, 0, 1; deltas 0 unless 1."""
 
     labels: Int[Array, "*b a"]
     deltas: Float[Array, "*b a 4"]
 
 
 class RoITargets(NamedTuple):
-    """Sampled RoIs and what the detector should answer: labels -1 (unused), 0, 1..C."""
+    """Sampled RoIs and the detector's targets: labels -1 (unused), 0, 1..C."""
 
     boxes: Float[Array, "*b r 4"]
     labels: Int[Array, "*b r"]

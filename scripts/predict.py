@@ -4,7 +4,7 @@ python scripts/predict.py --checkpoint=runs/demo --images='photos/*.jpg' --outpu
 python scripts/predict.py --checkpoint=runs/demo --images=photos --images=clip.mp4 \
     --output=out --score=0.7 --classes=star,circle --batch_size=8
 
-The checkpoint is all it needs: configuration and class names travel with it. `--images`
+The checkpoint is enough: it contains the configuration and the class names. `--images`
 are files, globs and folders (with all images and videos below them), each file taken
 once. Leaves in `--output`
 

@@ -1,13 +1,13 @@
-"""Looks into the batch that a run has left because its loss was not finite.
+"""Replays the batch that a run saved because its loss was not finite.
 
 python scripts/replay.py --batch=runs/mine/not_finite_1234.npz
 python scripts/replay.py --batch=runs/mine/not_finite_1234.npz --checkpoint=runs/other
 
 Prints the losses and the norms of the gradient of every image, from the last checkpoint
 of the run (or --checkpoint), with the samples that the run drew; the last line is one
-JSON object. The exit code is 1 if any number is not finite: then the image is to blame.
-Otherwise the parameters went astray after the checkpoint. With JAX_DEBUG_NANS=True in
-the environment the first operation that gives NaN is named.
+JSON object. The exit code is 1 if any number is not finite: then the cause is that
+image. Otherwise the parameters became bad after the checkpoint. With
+JAX_DEBUG_NANS=True in the environment the first operation that gives NaN is named.
 """
 
 import json

@@ -23,7 +23,7 @@ ENDLESS = 2**40  # batches, as good as
 
 
 class Made(NamedTuple):
-    """A batch, and what the process that made it has to say: lines for the report."""
+    """A batch, and lines for the report from the process that made it."""
 
     batch: Batch
     skipped: tuple[str, ...]  # a line each time an image was skipped
@@ -125,7 +125,7 @@ class Stream:
 
 
 class Notes:
-    """Called, says what was added to a report since the last call, in any process."""
+    """When called, returns the lines added to a report since the last call."""
 
     def __init__(self, report: list[str]):
         self._report, self._read = report, len(report)

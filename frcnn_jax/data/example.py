@@ -1,7 +1,7 @@
 """One example, from a file to a row of a batch: read, resize, augment, mirror, pad.
 
-What is random is drawn from (seed, epoch, index) alone; an image that cannot be read
-follows `on_bad_image`.
+Random draws depend on (seed, epoch, index) alone. `on_bad_image` says what happens to
+an image that cannot be read.
 """
 
 import functools

@@ -4,7 +4,7 @@ The order of training is one stream, fixed by `seed`: a permutation of the examp
 epoch, one after another (`sampling`). Step k takes the `batch_size` next ones, all of
 one canvas where there are several, and of these process p of n takes the p-th n-th
 part: the same examples make the same batch, in the same order, on any number of
-processes. What is random about an example is drawn from (seed, epoch, index) alone. An
+processes. The random draws of an example depend on (seed, epoch, index) alone. An
 iterator's state is a number; a resumed run continues with the very next batch.
 
 Arguments of `build`, which are the group `data` of a configuration:

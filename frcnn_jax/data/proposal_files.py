@@ -9,7 +9,7 @@ An `.npz` of four arrays, m images with n proposals in all:
 | `boxes` | `[n, 4]` float32 | x1, y1, x2, y2: continuous pixels of the image on disk |
 | `scores` | `[n]` float32 | higher is better; only their order is used |
 
-Whatever writes these four can be trained on with `data.proposals=FILE`.
+Training reads any file with these four arrays: `data.proposals=FILE`.
 """
 
 import os

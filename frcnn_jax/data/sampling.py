@@ -2,8 +2,8 @@
 
 An epoch visits every example `repeats` times on average (1 for all but long tails and
 mixtures), in an order of its own. Visits follow one another in an endless stream per
-bucket (canvas); a batch is complete, and comes next, with its last visit. So batches
-are of one bucket, nothing is lost at the end of an epoch, and every process and every
+bucket (canvas); a batch is complete, and comes next, with its last visit. So a batch
+has one bucket, no visit is lost at the end of an epoch, and every process and every
 resumed run computes the same order without a state.
 
 How often an example is visited, `data.sampling=dict(name=..., ...)`, is a function
@@ -110,8 +110,8 @@ def systematic(
 ) -> Int[np.ndarray, "n"]:
     """`count` draws in proportion to `weights`, as evenly as whole numbers can be.
 
-    Every entry is drawn its expected number of times, rounded down or up; over a
-    uniform `start` in [0, 1) the mean is exact.
+    Each entry is drawn its expected number of times, rounded down or up; the mean over
+    a uniform `start` in [0, 1) is exact.
 
     >>> systematic(np.array([1.0, 2.5, 0.5]), 4, 0.6).tolist()
     [1, 3, 0]

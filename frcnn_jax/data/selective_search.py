@@ -19,7 +19,7 @@ def selective_search(
     max_side: int = 0,
     seed: int = 0,
 ) -> Scored:
-    """Boxes that similar regions make as they are merged, the best first.
+    """Boxes around similar regions, which are merged step by step; the best first.
 
     "fast" has about 2,000 boxes and seconds an image, "quality" five times as many of
     both. The order is that of the merging with a random factor (Sec 4.4 of the method),

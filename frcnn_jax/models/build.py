@@ -83,8 +83,8 @@ def build_detector(
 ) -> FastRCNN:
     """Compose a FasterRCNN of `num_classes` (without background) from plain dicts.
 
-    `roi_pool` stands in place of `roi_align`. `external_proposals` leaves out the RPN:
-    a FastRCNN, which has neither `anchors` nor `rpn`.
+    `roi_pool` replaces `roi_align`. `external_proposals` leaves out the RPN: a
+    FastRCNN, which has neither `anchors` nor `rpn`.
 
     `dtype` ("float32" or "bfloat16") is what the network computes in; parameters and
     outputs stay float32. Raises TypeError for a misspelt key and ValueError for a value
@@ -206,8 +206,8 @@ def build_backbone(
 ) -> nn.Module:
     """Return `Backbone(**fields)` of the module `frcnn_jax.models.<name>` (or a path).
 
-    `pretrained` is a file of weights: `weights.load_backbone` reads it after `init`,
-    nothing here does. A Backbone without a field `dtype` computes in its own. Raises
+    `pretrained` is a file of weights; `weights.load_backbone` reads it after `init`,
+    not this function. A Backbone without a field `dtype` computes in its own. Raises
     ValueError for an unknown name, TypeError for a misspelt field.
     """
     del pretrained

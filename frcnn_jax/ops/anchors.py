@@ -5,8 +5,8 @@
     sizes            square root of an anchor's area, in pixels
     aspect_ratios    height / width
 
-A cell's boxes are small numpy constants; the grid is arithmetic on them, so that no
-large constant ends up in a compiled program.
+A cell's boxes are small numpy constants, and the grid is computed from them, so that a
+compiled program holds no large constant.
 """
 
 from collections.abc import Callable, Sequence

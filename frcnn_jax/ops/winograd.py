@@ -7,17 +7,16 @@ kernel k comes from the 6x6 inputs d around it by
 
     y = A^T [(G k G^T) * (B^T d B)] A
 
-where the product * of 6x6 numbers is, over channels and tiles, 36 matrix products
-`[t, i] @ [i, o]`. The three matrices interpolate a polynomial in six points. With 0,
-+-3/4, +-3/2 and infinity the relative error (norm, 256 channels, float32) is 1.3e-6
-where the sum itself has 2e-7; with the common 0, +-1, +-2 it is 2.6e-6. The rounding of
-a value that is far larger than its neighbours reaches the up to 5x5 outputs (7x5 where
-the last band begins inside a tile) of the tiles it lies in, and an infinity comes out
-there as NaN.
+where the product * of 6x6 numbers is, over channels and tiles, 36 matrix products `[t,
+i] @ [i, o]`. The three matrices interpolate a polynomial in six points. With 0, +-3/4,
++-3/2 and infinity the relative error (norm, 256 channels, float32) is 1.3e-6 where the
+sum itself has 2e-7; with the common 0, +-1, +-2 it is 2.6e-6. If a value is far larger
+than its neighbours, its rounding affects up to 5x5 outputs (7x5 where the last band
+begins inside a tile) of the tiles that contain it, and an infinity becomes NaN there.
 
 The work goes block by block, a few rows of tiles each, so that a block's 36 maps stay
-in a CPU's cache. Without the barriers XLA would compute each of the 36 from the 36
-inputs anew.
+in a CPU's cache. Without the barriers XLA would compute each of the 36 again from the
+36 inputs.
 """
 
 from collections.abc import Sequence
@@ -59,9 +58,10 @@ A_T, G, B_T = (m.astype(np.float32) for m in matrices())
 def pays(x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]) -> bool:
     """Whether this is faster than a direct convolution: float32, 64 channels or more.
 
-    256 tiles repay the kernel's 36 maps, if at most a third of their cells is off the
-    map. Measured on two cores, of two kinds: 0.43 and 0.56 of the time at 256 channels
-    and 200x336, 0.85 at 64 channels (forward), 0.4 and 0.13 to 0.7 (gradients).
+    256 tiles make up for computing the kernel's 36 maps, if at most a third of their
+    cells is outside the map. Measured on two cores, of two kinds: 0.43 and 0.56 of the
+    time at 256 channels and 200x336, 0.85 at 64 channels (forward), 0.4 and 0.13 to 0.7
+    (gradients).
     """
     if not all(isinstance(size, int) for size in x.shape):  # exported for any batch
         return False
@@ -112,7 +112,7 @@ def _conv3x3(x, kernel, bias):
             out, at, _outputs(products, blocks) + bias[None, None, None]
         )
 
-    # All is written over. XLA would make zeros at the start and keep them to the end.
+    # The loop writes every cell; XLA would keep an array of zeros to the end.
     out = jnp.broadcast_to(cells[0, 0], (len(cells), kernel.shape[-1]))
     out = jax.lax.fori_loop(0, blocks.groups * blocks.bands, write, out)
     return out.reshape((*x.shape[:3], kernel.shape[-1]))
@@ -144,7 +144,7 @@ conv3x3.defvjp(_forward, _backward)
 
 
 def _cells(x):
-    """One row a cell: so 1x1 convolutions see a map too, and XLA keeps one of it."""
+    """One row for each cell, as 1x1 convolutions have it: XLA keeps one copy."""
     return x.reshape((-1, x.shape[-1]))
 
 
@@ -152,9 +152,8 @@ class _Blocks(NamedTuple):
     """Blocks of `images` images, or of one, by `rows` rows of `columns` tiles each.
 
     A block's cells follow each other in memory: it has whole images, or rows of one.
-    The last group and the last band begin earlier where they would go beyond the last
-    image or row: so nothing but a block is ever padded, and what two blocks have is
-    computed twice.
+    The last group and the last band begin earlier if they would go beyond the last
+    image or row. So only blocks are padded, and cells of two blocks are computed twice.
     """
 
     shape: tuple[int, int, int]  # n, h, w of the map
@@ -165,9 +164,9 @@ class _Blocks(NamedTuple):
     bands: int  # of rows, in an image
 
     def read(self, cells, at, *, margin, once=False):
-        """The cells of a block's tiles and `margin` around; off the map zeros.
+        """The cells of a block's tiles and `margin` around; zeros outside the map.
 
-        With `once`, those that an earlier block has are zeros too.
+        With `once`, cells of an earlier block are zeros too.
         """
         image, row = self._place(at)
         (_, h, w), height = self.shape, self.height
@@ -239,7 +238,7 @@ def _tiles(matrix, block, side):
 def _outputs(products, blocks):
     """A^T m A of the tiles, put together to the cells of the block.
 
-    Put side by side in the last axis, values of neighbours are neighbours in memory.
+    They are concatenated in the last axis, so that neighbours are neighbours in memory.
     """
     c, width = products[0].shape[-1], 4 * blocks.columns
     beside = jnp.concatenate(_sums(A_T, products), axis=-1)

@@ -5,8 +5,9 @@
     run.poll()                                    # None, or the exit code
     run.stop()
 
-What a process says goes to `train.log` in its folder. A folder is locked as long as
-its process lives, whatever becomes of the one that started it: two never write there.
+The output of a process goes to `train.log` in its folder. A folder is locked as long as
+its process lives, even if the process that started it has ended, so two never write
+there.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""A trial of a sweep: its changes, its name, its folder, and how it fares."""
+"""A trial of a sweep: its changes, its name, its folder, and its progress."""
 
 import dataclasses
 import hashlib
@@ -17,7 +17,7 @@ DONE = ("finished", "pruned")
 
 @dataclasses.dataclass
 class Trial:
-    """One run of the sweep: what it changes, where it lies and how it fares."""
+    """One run of the sweep: its changes, its folder and its progress."""
 
     name: str
     changes: dict[str, Any]
@@ -123,7 +123,7 @@ def _readable(value: Any) -> Any:
 
 
 def ending(name: str, leaves: Iterable[str]) -> str:
-    """The least of the last parts of a leaf's name that no other leaf ends with."""
+    """The shortest end of a leaf's name that no other leaf has."""
     parts = name.split(".")
     ends = [".".join(parts[-n:]) for n in range(1, len(parts))]
     others = [f".{leaf}" for leaf in leaves if leaf != name]

@@ -108,7 +108,7 @@ def train_and_evaluate(
     )
 
     def read(step, metrics, batch):
-        """Fetches a step's metrics; only now does the host wait for the device."""
+        """Fetches a step's metrics. This is where the host waits for the device."""
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}
         check_finite(values, batch, step, workdir, writer)
         if step % c["log_every"] == 0 or step == 1:

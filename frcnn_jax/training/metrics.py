@@ -1,4 +1,4 @@
-"""Where the numbers go: metrics.jsonl, TensorBoard and the progress line."""
+"""Output of metrics: metrics.jsonl, TensorBoard and the progress line."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ SHOWN = ("rpn_cls", "rpn_box", "roi_cls", "roi_box", "fg_accuracy", "grad_norm")
 def log_to_stderr() -> None:
     """Shows this package's progress, and of the libraries below only errors.
 
-    Of several processes the first one speaks, of the others only warnings are shown.
+    Of several processes the first one shows progress, the others only warnings.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -35,9 +35,9 @@ class Writer:
     """Appends to `metrics.jsonl` and TensorBoard files of a run's folder.
 
     On a resumed run the file is first cut back to what it was when the restored step
-    was saved, before that was evaluated: it reads as if the run had never stopped.
-    Of several processes the first one writes. `log_to` names a tracker that gets the
-    same rows, see `trackers`.
+    was saved, before that was evaluated: its rows are then those of a run that never
+    stopped. Of several processes the first one writes. `log_to` names a tracker that
+    gets the same rows, see `trackers`.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ def without_clock(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """Says where a run is: losses, learning rate, images a second, time left.
+    """The progress of a run: losses, learning rate, images a second, time left.
 
     `waiting` is the share of the time that the run spent waiting for its data.
     """
@@ -182,7 +182,7 @@ class Countdown:
         self.start = self.said = time.perf_counter()
 
     def __call__(self, count: int, *, known: bool = False) -> None:
-        """Counts what is done; `known`: it was there already and took no time."""
+        """Counts what is done; `known` was there before and took no time."""
         self.done += count
         self.known += count * known
         if (now := time.perf_counter()) - self.said > 20:

@@ -45,7 +45,7 @@ def _under(name: str, prefix: str) -> bool:
 def decay_mask(params: PyTree, biases: bool = False) -> PyTree:
     """True for the leaves that weight decay acts on: kernels, not norms and biases.
 
-    `biases`: those that stand beside a kernel as well, never a norm's.
+    `biases`: also those of layers with a kernel, never a norm's.
     """
     found = jax.tree_util.tree_leaves_with_path(params)
     kernels = {name for p, _ in found if (name := path_name(p)).endswith("kernel")}
@@ -121,12 +121,13 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
     """The optimizer and its learning-rate schedule, for `batch_size` images an update.
 
-    `learning_rate` is that of a batch of `reference_batch`, others have one in
-    proportion (the linear scaling rule, Goyal et al. 2017); 0 takes it as it stands.
-    "sgd" is momentum SGD with L2 decay added to the gradient (as the peers), "adamw" is
-    Adam with decoupled decay. Decay skips norms and, unless `decay_biases` (torchvision
-    and Detectron2 decay them), biases; `clip_norm` > 0 clips the gradient's global
-    norm; biases learn `bias_rate` times as fast (Caffe's have 2).
+    `learning_rate` is that of a batch of `reference_batch`; other batches have a rate
+    in proportion (the linear scaling rule, Goyal et al. 2017). `reference_batch` 0 uses
+    the rate for every batch. "sgd" is momentum SGD with L2 decay added to the gradient
+    (as the peers), "adamw" is Adam with decoupled decay. Decay skips norms and, unless
+    `decay_biases` (torchvision and Detectron2 decay them), biases; `clip_norm` > 0
+    clips the gradient's global norm; biases learn `bias_rate` times as fast (Caffe's
+    have 2).
     """
     ranges.check(
         "optimizer",
