@@ -26,7 +26,7 @@ def test_pyramid_adds_coarser_maps_from_the_top():
         for s, h, w in ((4, 7, 10), (8, 4, 5), (16, 2, 3))
     }
     net = fpn.FPN(channels=2)
-    params = net.init(jax.random.key(0), features)["params"]
+    params = jax.jit(net.init)(jax.random.key(0), features)["params"]
     assert set(params) == {
         *("lateral4", "output4", "lateral8", "output8", "lateral16", "output16")
     }
@@ -34,7 +34,7 @@ def test_pyramid_adds_coarser_maps_from_the_top():
         kernel = np.zeros(params[name]["kernel"].shape, np.float32)
         kernel[kernel.shape[0] // 2, kernel.shape[1] // 2] = np.eye(2)
         params[name] = {"kernel": kernel, "bias": np.zeros(2, np.float32)}
-    out = net.apply({"params": params}, features)
+    out = jax.jit(net.apply)({"params": params}, features)
 
     expected = {16: features[16]}
     for s, h, w in ((8, 4, 5), (4, 7, 10)):

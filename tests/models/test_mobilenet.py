@@ -61,19 +61,20 @@ def test_parameters_are_those_of_the_paper():
 def test_a_block_adds_its_input_and_squeezes_to_one_number_a_channel(rng):
     block = mobilenet.Block(3, 16, 8, True, True, 1, "frozen", 1e-5, jnp.float32)
     x = jnp.asarray(rng.normal(size=(2, 4, 4, 8)), jnp.float32)
-    variables = block.init(jax.random.key(0), x)
+    variables = jax.jit(block.init)(jax.random.key(0), x)
+    apply = jax.jit(block.apply)
     params = dict(variables["params"])
     params["project"] = {"kernel": jnp.zeros((1, 1, 16, 8))}
-    out = block.apply({**variables, "params": params}, x)
+    out = apply({**variables, "params": params}, x)
     np.testing.assert_array_equal(out, x)
     # With its last bias far below -3 the hard sigmoid shuts every channel.
     params = dict(variables["params"])
     params["excite"] = {**params["excite"], "bias": jnp.full(16, -100.0)}
-    out = block.apply({**variables, "params": params}, x)
+    out = apply({**variables, "params": params}, x)
     np.testing.assert_array_equal(out, x)
     # Images do not mix.
-    alone = block.apply(variables, x[1:])
-    np.testing.assert_allclose(block.apply(variables, x)[1:], alone, atol=1e-6)
+    alone = apply(variables, x[1:])
+    np.testing.assert_allclose(apply(variables, x)[1:], alone, atol=1e-6)
 
 
 def test_unknown_outputs_are_refused():

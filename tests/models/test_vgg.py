@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,14 +57,15 @@ def test_odd_rows_and_columns_are_not_lost():
 HEAD = vgg.BoxHead(num_classes=3, widths=(32, 32))
 
 
+@functools.cache
 def head_variables():
-    return HEAD.init(jax.random.key(0), jnp.zeros((1, 1, 2, 2, 4)))
+    return jax.jit(HEAD.init)(jax.random.key(0), jnp.zeros((1, 1, 2, 2, 4)))
 
 
 def test_fc6_flattens_y_x_channel():
     variables = head_variables()
     x = jax.random.normal(jax.random.key(1), (1, 1, 2, 2, 4))
-    logits, _ = HEAD.apply(variables, x)
+    logits, _ = jax.jit(HEAD.apply)(variables, x)
     h = np.asarray(x).reshape(-1)
     for name in ("fc6", "fc7"):
         layer = variables["params"][name]
@@ -75,8 +78,9 @@ def test_dropout_is_drawn_by_the_image_not_by_the_batch():
     variables = head_variables()
     x = jax.random.normal(jax.random.key(1), (3, 5, 2, 2, 4))
     keys = jax.random.split(jax.random.key(2), 3)
-    whole, _ = HEAD.apply(variables, x, keys)
-    alone = [HEAD.apply(variables, x[i : i + 1], keys[i : i + 1])[0] for i in range(3)]
+    apply = jax.jit(HEAD.apply)
+    whole, _ = apply(variables, x, keys)
+    alone = [apply(variables, x[i : i + 1], keys[i : i + 1])[0] for i in range(3)]
     np.testing.assert_allclose(whole, np.concatenate(alone), rtol=1e-5, atol=1e-7)
     other, _ = HEAD.apply(variables, x, keys[::-1])
     assert np.abs(whole - other).max() > 0

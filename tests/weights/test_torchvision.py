@@ -257,17 +257,18 @@ def test_a_deeper_rpn_head_is_the_same_convolution_again(rng):
 def test_a_box_head_with_convolutions_and_frozen_norms(rng):
     head = models.box_head.BoxHead(2, (6,), (4, 5), "frozen")
     x = jnp.asarray(rng.normal(size=(2, 3, 7, 7, 4)), jnp.float32)
-    variables = head.init(jax.random.key(0), x)
+    variables = jax.jit(head.init)(jax.random.key(0), x)
+    apply = jax.jit(head.apply)
     assert sorted(variables["params"]) == [
         *("class_deltas", "class_logits", "conv1", "conv1_norm", "conv2"),
         *("conv2_norm", "fc1"),
     ]
     assert sorted(variables["batch_stats"]) == ["conv1_norm", "conv2_norm"]
     assert "bias" not in variables["params"]["conv1"]
-    logits, deltas = head.apply(variables, x)
+    logits, deltas = apply(variables, x)
     assert logits.shape == (2, 3, 3) and deltas.shape == (2, 3, 2, 4)
     # RoIs do not see each other.
-    alone, _ = head.apply(variables, x[1:, 2:])
+    alone, _ = apply(variables, x[1:, 2:])
     np.testing.assert_allclose(logits[1:, 2:], alone, atol=1e-6)
     with pytest.raises(ValueError, match="box_head.norm='layer'.*'frozen'"):
         models.box_head.BoxHead(2, norm="layer")
