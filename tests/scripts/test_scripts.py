@@ -150,22 +150,6 @@ def test_predict_takes_folders_and_videos_and_keeps_the_classes_named(
     assert "stra: the checkpoint knows circle, square" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate"])
-def test_what_is_no_option_is_refused(name, tmp_path):
-    done = subprocess.run(
-        [
-            *(sys.executable, str(ROOT / "scripts" / f"{name}.py"), "total_steps=5"),
-            *(f"--workdir={tmp_path}", "--config=experiments/shapes_demo.py"),
-        ][: 7 if name == "train" else 3],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode != 0
-    assert "unexpected ['total_steps=5']" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
 def test_nothing_to_predict_on_is_an_error(workdir, tmp_path):
     done = script(
         *("predict", f"--checkpoint={workdir}", f"--images={tmp_path}/*.jpg"),
@@ -175,24 +159,24 @@ def test_nothing_to_predict_on_is_an_error(workdir, tmp_path):
     assert "matches no file" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
-def test_help_says_what_the_script_does(name):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"],
-        capture_output=True,
-        text=True,
-    )
-    assert "python scripts/" in done.stdout
-    assert "Traceback" not in done.stderr
+def test_what_is_no_option_and_what_is_misspelt_are_named(tmp_path):
+    from tests.scripts import many
 
-
-def test_a_misspelt_override_is_named(tmp_path):
-    done = script(
-        *("train", "--config=experiments/shapes_demo.py", f"--workdir={tmp_path}"),
-        "--config.optimizer.learning_rat=0.1",
-        code=2,
+    run = f"--workdir={tmp_path}", "--config=experiments/shapes_demo.py"
+    *refused, misspelt = many.run(
+        [
+            ("train", "total_steps=5", *run),
+            ("evaluate", "total_steps=5"),
+            ("train", *run, "--config.optimizer.learning_rat=0.1"),
+        ]
     )
-    assert "learning_rat" in done.stderr and "learning_rate" in done.stderr
+    for code, _, err in refused:
+        assert code != 0
+        assert "unexpected ['total_steps=5']" in err
+        assert len(err.splitlines()) == 1
+    code, _, err = misspelt
+    assert code == 2
+    assert "learning_rat" in err and "learning_rate" in err
 
 
 ONLY_JAX = """
