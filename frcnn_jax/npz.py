@@ -38,8 +38,10 @@ def read(
                 if names is None or name in names:
                     found[name] = _array(archive, info)
             return found
+    except FileNotFoundError:
+        raise
     except (
-        *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError),
+        *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError),
         *(RuntimeError, OverflowError, ValueError, SyntaxError, TypeError, MemoryError),
     ) as error:
         raise ValueError(f"{path} is not a readable .npz file: {error}") from error

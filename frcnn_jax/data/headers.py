@@ -26,7 +26,7 @@ class Samples(NamedTuple):
 
 
 def size(head: bytes, *, stored: bool = False) -> Size | None:
-    """(h, w) of the JPEG, PNG or TIFF that a file begins with; None for anything odd.
+    """(h, w) of the JPEG, PNG, GIF or TIFF that a file begins with; else None.
 
     And for one that its orientation tag turns, unless `stored`: then as it is stored.
     """
@@ -38,6 +38,9 @@ def size(head: bytes, *, stored: bool = False) -> Size | None:
         found, turned = _jpeg(head)
         if turned != 1 and not stored:
             return None
+    elif head[:6] in (b"GIF87a", b"GIF89a") and len(head) >= 10:
+        w, h = struct.unpack("<HH", head[6:10])
+        found = h, w
     else:
         found = tiff_tag(head, 257) or 0, tiff_tag(head, 256) or 0
         if not stored and tiff_tag(head, 274) not in (None, 1):

@@ -88,6 +88,7 @@ def read_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, IndexError),
         *(TypeError, AttributeError, ValueError, OverflowError),
         *(RecursionError, MemoryError, zlib.error, NotImplementedError, RuntimeError),
+        OSError,  # of a zip file's offsets
         safetensors.SafetensorError,
     ) as error:
         raise ValueError(

@@ -10,6 +10,7 @@ prepare: the error for a set that is not there says the command. TFDS's boxes ar
 """
 
 import collections.abc
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -35,23 +36,27 @@ def load(*, split: str, dataset: str = "", root: str = "") -> Source:
     below it) is prepared data itself. `split` may be any that TFDS understands, such as
     "train+validation" or "train[:10%]".
     """
-    builder = find(dataset, root)
-    boxes, label, names = _objects(builder)
+    with _reading(dataset, root):
+        builder = find(dataset, root)
+        boxes, label, names = _objects(builder)
     try:
-        records = builder.as_data_source(
-            split, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+        with _reading(dataset, root):
+            records = builder.as_data_source(
+                split, decoders={"image": tfds.decode.SkipDecoding()}
+            )
     except NotImplementedError as error:  # tfrecord and the like
         raise ValueError(
             f"{builder.data_dir} is not array_record, which alone is read without "
             f"TensorFlow: {_command(dataset or builder.name, root)}"
         ) from error
-    ids = tuple((builder.info.metadata or {}).get("category_ids", ()))
+    with _reading(dataset, root):
+        ids = tuple(map(int, (builder.info.metadata or {}).get("category_ids", ())))
     if builder.name == "coco" and len(names) == 80:
         ids = tuple(i for i in range(1, 91) if i not in GAPS)
     report: list[str] = []
     pixels = "voc" if builder.name == "voc" else "xyxy"
-    made = Records(records, range(len(records)), boxes, label, pixels, report)
+    where = root or dataset
+    made = Records(records, range(len(records)), boxes, label, pixels, report, where)
     return Source(made, names, ids, report)
 
 
@@ -65,6 +70,7 @@ class Records(collections.abc.Sequence):
     label: str  # and what in it names the class; empty where there is but one
     pixels: str  # TFDS divides VOC's corners as they stand, counted from one
     report: list[str]
+    where: str = ""  # the folder, for errors
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -76,7 +82,10 @@ class Records(collections.abc.Sequence):
     def __getitem__(self, index: int | slice) -> "Example | Records":
         if isinstance(index, slice):
             return dataclasses.replace(self, indices=self.indices[index])
-        position = self.indices[index]
+        with _reading(self.where, ""):
+            return self._example(self.indices[index])
+
+    def _example(self, position: int) -> Example:
         record = self.records[position]
         objects, image = record[self.objects], record["image"]
         name = _text(record.get("image/filename", position + 1))
@@ -135,6 +144,23 @@ def find(dataset: str, root: str) -> Any:
         raise FileNotFoundError(
             f"{dataset} is not prepared in {root or 'the usual folder of TFDS'}: "
             f"{_command(dataset, root)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _reading(dataset: str, root: str) -> Iterator[None]:
+    """What TFDS cannot make of its own files becomes a ValueError that names them."""
+    try:
+        yield
+    except (FileNotFoundError, NotImplementedError):
+        raise
+    except Exception as error:
+        where = root or dataset
+        if isinstance(error, ValueError) and str(where) in str(error):
+            raise
+        raise ValueError(
+            f"{where}: cannot read dataset_info.json, features.json or the rest of a "
+            f"prepared set ({type(error).__name__}: {error}): prepare it anew"
         ) from error
 
 

@@ -82,19 +82,19 @@ def load(
     if annotations:
         return _load_tool(root, split, tuple(classes), annotations, images, lists)
     parts = [_part(root, part) for part in split.split("+")]
-    listed = dict.fromkeys((folder, i) for folder, file in parts for i in _names(file))
+    listed = {(folder, i): file for folder, file in parts for i in _names(file)}
     folders = dict.fromkeys(folder for folder, _ in parts)
     classes = tuple(classes) or tuple(sorted(set().union(*map(_class_names, folders))))
     report: list[str] = []
     examples = [
         _example(
-            below(folder / "Annotations", f"{name}.xml", "ImageSets/Main"),
+            _annotation(folder, name, file),
             lambda _, folder=folder, name=name: _image_file(folder, name),
             name,
             classes,
             report,
         )
-        for folder, name in listed
+        for (folder, name), file in listed.items()
     ]
     return Source(examples, classes, report=report)
 
@@ -330,6 +330,14 @@ def _part(root: str, part: str) -> tuple[pathlib.Path, pathlib.Path]:
         known = ", ".join(sorted(f.stem for f in file.parent.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"no split file {file}; there are: {known}")
     return folders[0], file
+
+
+def _annotation(folder: pathlib.Path, name: str, file: pathlib.Path) -> pathlib.Path:
+    """The XML file of a name in a list."""
+    found = below(folder / "Annotations", f"{name}.xml", file)
+    if not os.path.isfile(found):
+        raise FileNotFoundError(f"{file} names {name!r}: no annotation file {found}")
+    return found
 
 
 def _names(file: pathlib.Path) -> list[str]:

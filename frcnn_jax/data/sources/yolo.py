@@ -15,7 +15,7 @@ image without a text file is an image without objects.
 import os
 import pathlib
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,8 @@ def load(
             (p, texts / p.relative_to(pictures).with_suffix(".txt")) for p in files
         ]
         where = str(texts)
-    examples = [_example(p, t, pictures, names, report) for p, t in pairs]
+    named = _names_file(base, classes or yaml)
+    examples = [_example(p, t, pictures, names, named, report) for p, t in pairs]
     silent = [p for p, text in pairs if not text.is_file()]
     if pairs and len(silent) == len(pairs):
         raise FileNotFoundError(
@@ -246,14 +247,19 @@ def _places(
     return found
 
 
-def _find(base: pathlib.Path, name: str, starts: Sequence[str]) -> str | None:
+def _find(
+    base: pathlib.Path,
+    name: str,
+    starts: Sequence[str],
+    there: Callable[[pathlib.Path], bool] = os.path.exists,
+) -> str | None:
     """What a path means below the root: from one of `starts`, or by its last parts."""
     parts = tidy(name).split("/")
     for first in range(len(parts)):
         end = "/".join(parts[first:])
         for start in dict.fromkeys(starts if first == 0 else ("",)):
             place = posixpath.join(start, end)
-            if end and os.path.exists(base / place):
+            if end and there(base / place):
                 return place
     return None
 
@@ -268,7 +274,7 @@ def _lines(base: pathlib.Path, place: str) -> list[str]:
     names = []
     for number, line in enumerate(lines, start=1):
         if line := line.strip():
-            name = _find(base, line, (folder_of(place), ""))
+            name = _find(base, line, (folder_of(place), ""), os.path.isfile)
             if name is None:
                 raise FileNotFoundError(
                     f"{file}, line {number}: no image {line!r} below {base}"
@@ -295,20 +301,14 @@ def read_names(
     """
     if not isinstance(classes, str) and classes:
         return tuple(classes)
-    candidates = [classes] if isinstance(classes, str) and classes else NAMES
-    files = [base / c for c in candidates if (base / c).is_file()]
-    if not files:
-        raise FileNotFoundError(
-            f"no class names: none of {', '.join(candidates)} in {base}: set "
-            "data.classes to a list of names, or to a file of them"
-        )
-    if files[0].suffix not in (".yaml", ".yml"):
+    file = _names_file(base, classes)
+    if file.suffix not in (".yaml", ".yml"):
         try:
-            text = files[0].read_text(encoding="utf-8-sig")
+            text = file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{files[0]} is no list of names: {error}") from error
+            raise ValueError(f"{file} is no list of names: {error}") from error
         return tuple(line.strip() for line in text.splitlines() if line.strip())
-    found = _read_yaml(files[0])
+    found = _read_yaml(file)
     names = found.get("names") if isinstance(found, dict) else None
     if isinstance(names, dict) and all(i in names for i in range(len(names))):
         names = [names[i] for i in range(len(names))]
@@ -317,18 +317,37 @@ def read_names(
         count = found.get("nc")
         if isinstance(count, plain) and count != len(names) and report is not None:
             report.append(
-                f"{files[0]}: nc is {count} but there are {len(names)} names, which "
+                f"{file}: nc is {count} but there are {len(names)} names, which "
                 "are taken"
             )
         return tuple(map(str, names))
     raise ValueError(
-        f"{files[0]}: names is a {type(names).__name__}, expected a list of names, or "
+        f"{file}: names is a {type(names).__name__}, expected a list of names, or "
         "a dict of them by 0, 1, ..."
     )
 
 
-def parse(file: pathlib.Path, num_classes: int) -> tuple[list[int], np.ndarray]:
-    """Classes 1..C and boxes `[n, 4]` (middle and size, of 0 to 1) of a text file."""
+def _names_file(base: pathlib.Path, classes: str | Sequence[str]) -> pathlib.Path:
+    """The file of the class names; data.classes where they are given."""
+    if classes and not isinstance(classes, str):
+        return pathlib.Path("data.classes")
+    candidates = [str(classes)] if classes else NAMES
+    files = [base / c for c in candidates if (base / c).is_file()]
+    if not files:
+        raise FileNotFoundError(
+            f"no class names: none of {', '.join(candidates)} in {base}: set "
+            "data.classes to a list of names, or to a file of them"
+        )
+    return files[0]
+
+
+def parse(
+    file: pathlib.Path, num_classes: int, named: object = "data.classes"
+) -> tuple[list[int], np.ndarray]:
+    """Classes 1..C and boxes `[n, 4]` (middle and size, of 0 to 1) of a text file.
+
+    `named` is the file with the names of the classes, for errors.
+    """
     found, boxes = [], []
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -350,7 +369,7 @@ def parse(file: pathlib.Path, num_classes: int) -> tuple[list[int], np.ndarray]:
         if values[0] not in range(num_classes):
             raise ValueError(
                 f"{where}: class {values[0]:g}, but there are {num_classes} names, "
-                f"0 to {num_classes - 1}: correct it, or add the name"
+                f"0 to {num_classes - 1}: correct it, or add the name to {named}"
             )
         if max(values[1:]) > 2:
             raise ValueError(
@@ -371,10 +390,13 @@ def _example(
     text: pathlib.Path,
     folder: pathlib.Path,
     names: tuple[str, ...],
+    named: object,
     report: list[str],
 ) -> Example:
     size = image_size(str(picture))
-    found, boxes = parse(text, len(names)) if text.is_file() else ([], np.zeros((0, 4)))
+    found, boxes = [], np.zeros((0, 4))
+    if text.is_file():
+        found, boxes = parse(text, len(names), named)
     shown = [
         f"{names[c - 1]} ({', '.join(f'{v:g}' for v in b)})"
         for c, b in zip(found, boxes, strict=True)
