@@ -173,6 +173,10 @@ def make(folder):
     pixels = zeros(1 << 25)
     bomb_png = bomb_png[:at] + struct.pack(">I", len(pixels)) + b"IDAT" + pixels
     case("image_bomb.png", "claims 30000x30000 pixels").write_bytes(bomb_png)
+    side = 20_000
+    case("image_400mp.png", "claims 20000x20000 pixels").write_bytes(png(side, side))
+    gif = b"GIF89a" + struct.pack("<HH", side, side) + bytes(20)
+    case("image_claims.gif", "claims 20000x20000 pixels").write_bytes(gif)
     path = case("image_claims.jpg", "claims 65000x65000 pixels")
     path.write_bytes(jpeg_claiming(65_000, 65_000))
     case("image_claims.bmp", cannot).write_bytes(bmp(30_000, 30_000))

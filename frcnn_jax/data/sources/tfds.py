@@ -82,8 +82,9 @@ class Records(collections.abc.Sequence):
     def __getitem__(self, index: int | slice) -> "Example | Records":
         if isinstance(index, slice):
             return dataclasses.replace(self, indices=self.indices[index])
+        position = self.indices[index]
         with _reading(self.where, ""):
-            return self._example(self.indices[index])
+            return self._example(position)
 
     def _example(self, position: int) -> Example:
         record = self.records[position]
