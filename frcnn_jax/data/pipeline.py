@@ -106,6 +106,13 @@ class Data:
 
 # ---------------------------------------------------------------- the whole pipeline
 
+# Arguments of `build` that go to both streams as they are.
+OF_BOTH = (
+    *("short_side", "max_side", "max_boxes", "on_overflow", "on_bad_image"),
+    *("cut_short", "pixel_range", "cache", "threads", "workers"),
+    *("process_index", "process_count"),
+)
+
 
 def build(
     name: str,
@@ -138,7 +145,8 @@ def build(
     **source_kwargs: Any,
 ) -> Data:
     """Both splits of a source as batches; the module's head lists the arguments."""
-    check_ranges(locals())
+    given = locals()
+    check_ranges(given)
     train, evaluation = load_splits(
         name,
         train_split,
@@ -146,22 +154,8 @@ def build(
         merge_duplicates=merge_duplicates,
         **source_kwargs,
     )
-    common: dict[str, Any] = dict(
-        short_side=short_side,
-        max_side=max_side,
-        canvas=canvases(canvas),
-        max_boxes=max_boxes,
-        on_overflow=on_overflow,
-        on_bad_image=on_bad_image,
-        cut_short=cut_short,
-        pixel_range=pixel_range,
-        cache=cache,
-        reduced=reduced and not augment,
-        threads=threads,
-        workers=workers,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    common: dict[str, Any] = {name: given[name] for name in OF_BOTH}
+    common |= dict(canvas=canvases(canvas), reduced=reduced and not augment)
     own: list[dict[str, Any]] = [{}, {}]  # what only one of the splits has
     if proposals:
         common["max_proposals"] = max_proposals

@@ -38,10 +38,10 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Trains to `config.total_steps`, going on from the last checkpoint in `workdir`.
 
-    Returns the last evaluation's metrics. Raises FloatingPointError if a loss is not
-    finite, naming the step and the last good checkpoint, and ValueError if the run in
-    `workdir` began with another configuration, unless `allow_changes`. Leaves that
-    contradict the weights to start from are errors, and warnings in `set_by_flag`.
+    Returns the last evaluation's metrics. FloatingPointError names the step whose loss
+    is not finite, and the last good checkpoint. ValueError: the run in `workdir` began
+    with another configuration (unless `allow_changes`), or leaves contradict the
+    weights to start from (those in `set_by_flag` are warned of).
     """
     config = configs.resolve(config)
     c = configs.check(config)
@@ -87,8 +87,7 @@ def train_and_evaluate(
         batches.set_state(meta.data)
         result = meta.metrics
         log.info("going on from step %d in %s", first, workdir)
-    if devices.is_first():
-        (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+    save_config(workdir, config)
     write = Writer(workdir, step=first, log_to=log_to, config=c)
     if result:
         write(first, result, group="eval")
@@ -97,11 +96,9 @@ def train_and_evaluate(
     # ---- train --------------------------------------------------------------
     parallel = partial(devices.parallel, how=c["parallel"])
     fixed = dict(model=model, config=c)
+    update = partial(train_step, optimizer=optimizer, trainable=trainable, **fixed)
     p_step = parallel(
-        partial(train_step, optimizer=optimizer, trainable=trainable, **fixed),
-        in_axes=(None, 0, None),
-        out_axes=(None, None),
-        donate_argnums=0,
+        update, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=0
     )
     p_validate = parallel(
         partial(validate_step, **fixed), in_axes=(None, 0, None), out_axes=(0, None)
@@ -178,8 +175,7 @@ def train_and_evaluate(
         writer.close()
         write.close()
         batches.close()
-        for line in data.skipped():
-            log.warning("data: %s", line)
+        log_skipped(data)
     return result
 
 
@@ -197,6 +193,18 @@ def log_data(data: Data) -> None:
         len(data.train.classes),
         ", ".join(data.train.classes[:20]),
     )
+
+
+def log_skipped(data: Data) -> None:
+    """Warns of what was skipped, and how often."""
+    for line in data.skipped():
+        log.warning("data: %s", line)
+
+
+def save_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Leaves `config.json`; of several processes the first one does."""
+    if devices.is_first():
+        (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
 
 
 def log_size(params: PyTree, trained: PyTree) -> None:
