@@ -54,7 +54,7 @@ def run(*, batch_size: int, total_steps: int) -> dict[str, Any]:
 def data(name: str, **values: Any) -> dict[str, Any]:
     """The group `data` (data.pipeline.build and the source's load), faults included.
 
-    What error messages advise is there to be set: `--config.data.on_bad_image=skip`.
+    Leaves that error messages mention can be set: `--config.data.on_bad_image=skip`.
     """
     sources = dict(
         voc=dict(root="", classes=()),
@@ -159,7 +159,7 @@ def vgg16(*, torchvision: bool, runlocal: bool) -> dict[str, Any]:
 
 
 def vgg16_rpn(*scales: int, runlocal: bool) -> dict[str, Any]:
-    """What Faster R-CNN adds to it: an RPN of 512 channels, softmax as in the paper."""
+    """The groups of its RPN: 512 channels, softmax as in the paper."""
     return dict(
         anchors=paper_anchors(*scales, runlocal=runlocal),
         rpn=dict(channels=512, objectness="softmax"),
@@ -299,7 +299,7 @@ def voc07(*, runlocal: bool, also12: bool, tfds: bool) -> dict[str, Any]:
 
 
 def coco(*, short_side: int, max_side: int, multiple: int, runlocal: bool) -> dict:
-    """The group `data`: COCO 2017 on two canvases, lying and upright.
+    """The group `data`: COCO 2017 on two canvases, wide and tall.
 
     Sides are the least multiples of `multiple` that hold the images; batches have one
     canvas, as the peers group images by aspect. `runlocal`: a quarter of the pixels'
@@ -323,7 +323,7 @@ def coco(*, short_side: int, max_side: int, multiple: int, runlocal: bool) -> di
 def torchvision(*, runlocal: bool, short_side: int = 800, max_side: int = 1333) -> dict:
     """The groups that torchvision's detectors share, and COCO as their data.
 
-    Anchors in the padding take part, as they do there. The canvases are multiples of
+    Anchors in the padding are used, as torchvision does. The canvases are multiples of
     64, on which torchvision's whole-pixel strides are the true ones. 26 epochs of
     117,266 images (those with objects) in batches of 16, rates down at 16 and 22.
     """
@@ -362,8 +362,8 @@ def detectron2(*, runlocal: bool, schedule: str) -> dict[str, Any]:
 
     `schedule`: "1x" (90k steps of 16 images) or "3x" (270k). L1 in both stages, short
     sides 640 to 800 in training. Differences that remain: images without objects are
-    kept, anchors centred in the padding take no part, RoIAlign has a fixed number of
-    samples (docs/parity.md).
+    kept, anchors centred in the padding are not used, and a cell of RoIAlign has at most
+    16 samples along an axis (docs/parity.md).
     """
     schedules = {
         "1x": (90_000, (60_000.0, 80_000.0)),
@@ -417,7 +417,7 @@ def short_sides(least: int, *, runlocal: bool) -> dict[str, Any]:
 
 
 def frozen_resnet(depth: int, **fields: Any) -> dict[str, Any]:
-    """The group `model.backbone`: a ResNet whose norms keep what was loaded."""
+    """The group `model.backbone`: a ResNet whose norms keep the loaded values."""
     return dict(
         name="resnet",
         depth=depth,

@@ -11,14 +11,14 @@ annotations; "apart" is the largest difference from pycocotools in the twelve nu
 | 364 (BCCD) | 4,888 | 39,504 | 2.4 s | 0.35 s, 1e-16 apart | 0.09 s, 0 |
 | 5,056 (COCO x 64) | 39,936 | 508,327 | 148 s | 8.4 s, 0 apart | 0.86 s, 0 |
 
-hotcoco was chosen: the same numbers to the last bit, the fastest, needs NumPy only, has
-a wheel for every Python from 3.10, and is released every month. By one author, though:
-so only what all three offer is used (another can step in by changing two lines), and
-the tests compare all three. pycocotools refuses an empty list of detections and
-annotations without `iscrowd` or `area`, and takes an annotation with id 0 for missed;
-the other two refuse text ids. Numbering everything anew settles that, and the checks of
-`files` find what none refuses (NaN boxes, unknown categories): with both, the last row
-takes 3.2 s. Nothing is printed.
+hotcoco was chosen: it gives the same numbers to the last bit, is the fastest, needs
+NumPy only, has a wheel for every Python from 3.10, and is released every month. It has
+one author, so only functions that all three offer are used (two lines replace it by
+another), and the tests compare all three. pycocotools refuses an empty list of
+detections and annotations without `iscrowd` or `area`, and takes an annotation with id
+0 for missed; the other two refuse text ids. Numbering all ids again avoids this, and
+the checks of `files` find what none of them refuses (NaN boxes, unknown categories):
+with both, the last row takes 3.2 s. Nothing is printed.
 """
 
 import numpy as np

@@ -50,9 +50,9 @@ def draw(
 ) -> Image:
     """Draw labelled boxes onto a copy of the image.
 
-    Lines and letters grow with the image. Better-scoring boxes lie on top. A label
-    stands on its box; where it would leave the image or cover another label it moves
-    inside the box or under it.
+    Lines and letters grow with the image. Better-scoring boxes lie on top. A label is
+    above its box; if it would leave the image or cover another label, it is placed
+    inside the box or below it.
 
     Args:
         image: RGB; left as it is.

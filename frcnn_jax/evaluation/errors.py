@@ -1,4 +1,4 @@
-"""What kind of error a detection is, and what the errors cost: after TIDE.
+"""Kinds of errors of detections, and the AP that they cost, after TIDE.
 
 A detection is right if it finds an object of its class: by falling score each takes the
 unfound object that it overlaps most, at IoU `iou` or more, as in COCO. The others are,
@@ -14,8 +14,8 @@ by the first that fits (t = `iou`, b = `background`; Bolya et al., TIDE, ECCV 20
 | both | overlaps an object of another class by b to t |
 
 An object that nothing found is `missed`, unless a localisation or class error points to
-it. All this holds for any score threshold: what scores below it never changes what
-scores above it, so it is computed once and filtered by score.
+it. Detections below a score threshold never change the result of those above it, so
+everything is computed once and filtered by score.
 
 The confusion matrix pairs detections and objects one to one whatever their class: by
 falling score each takes the unpaired object that it overlaps most, at `iou` or more,

@@ -13,8 +13,8 @@
 | iscrowd, ignore, area, id | optional: 0, 0, width * height and the position |
 
 A file that does not fit raises `ValueError`: which entry, which key, what was expected,
-and the cure. Files are written beside their place and moved in: a reader never meets
-half a file, and a failed write leaves the old one.
+and the cure. Files are written under another name and renamed: a reader never sees half
+a file, and a failed write keeps the old one.
 """  # noqa: E501
 
 import json

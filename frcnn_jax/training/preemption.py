@@ -1,4 +1,4 @@
-"""SIGTERM: the machine is about to be taken away; the run saves itself and ends."""
+"""SIGTERM, sent before a machine is taken away: the run saves itself and ends."""
 
 import contextlib
 import logging
@@ -47,6 +47,6 @@ def watched() -> Iterator[Callable[[int], bool]]:
 
 
 def heed(leaving: Callable[[int], bool], step: int) -> None:
-    """Raises Preempted where `leaving(step)`: what is being done is given up."""
+    """Raises Preempted if `leaving(step)`, to end the current work."""
     if leaving(step):
         raise Preempted

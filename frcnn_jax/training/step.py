@@ -44,7 +44,7 @@ def train_losses(
 ) -> dict[str, Float[Array, ""]]:
     """Four losses of approximate joint training (Faster R-CNN, Sec. 3.2).
 
-    The mean over the images of `image_losses`, of which nothing else is left.
+    The mean of `image_losses` over the images, without its counts.
     """
     terms, _ = image_losses(model, first_stage(model, batch), batch, keys, config)
     return {name: term.mean() for name, term in terms.items()}
@@ -68,13 +68,13 @@ def image_losses(
     *,
     dropout: bool = True,
 ) -> tuple[dict[str, Float[Array, " b"]], dict[str, Int[Array, " b"]]]:
-    """The four losses of each image, and what became of its RoIs.
+    """The four losses of each image, and counts of its RoIs.
 
     The proposals are constants for the second stage: the gradient with respect to their
     coordinates is stopped. A FastRCNN has the last two losses only, and the batch's
-    proposals. Returns losses and changes nothing, so it serves validation as well
-    (without `dropout`). Normalisers are fixed, the samples of an image: the mean over
-    images, parts of a batch or devices equals the value of the whole batch at once.
+    proposals. It has no side effects, so validation uses it as well (without
+    `dropout`). Normalisers are fixed, the samples of an image: the mean over images,
+    parts of a batch or devices equals the value of the whole batch at once.
 
     Of the RoIs are counted: sampled, positive (label >= 1), correct (positive, and the
     class with the highest score is theirs).
@@ -149,9 +149,9 @@ def rpn_proposals(
 ) -> Proposals:
     """Proposals `[b, post_nms]` of the RPN; `kwargs` as for `select_proposals`.
 
-    Table 2 takes away one or the other output of the RPN: without `use_scores` boxes
-    come in a random order (one draw for all images), without `use_deltas` they are the
-    anchors. `nms_iou=1` is no NMS.
+    Table 2 leaves out one output of the RPN: without `use_scores` boxes come in a
+    random order (one draw for all images), without `use_deltas` they are the anchors.
+    `nms_iou=1` is no NMS.
     """
     ranges.check(
         "proposals",
@@ -199,9 +199,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One update of the `trainable` parameters, gradients averaged over `axis_name`.
 
-    Frozen parameters are not differentiated; where they open the network, no backward
-    pass reaches them. `config["accumulate"]` cuts the batch into so many parts, one at
-    a time in memory. `config["ema_decay"]` keeps the running mean of the parameters.
+    Frozen parameters are not differentiated; if they are the first layers, the backward
+    pass ends before them. `config["accumulate"]` cuts the batch into so many parts, one
+    at a time in memory. `config["ema_decay"]` keeps the running mean of the parameters.
 
     The metrics are the losses (`total` is their weighted sum), `roi_positive`, the
     share of the sampled RoIs that are objects, `fg_accuracy`, the share of those whose

@@ -2,8 +2,8 @@
 
 `open_tracker("wandb", ...)` calls the function `wandb` of this module; a dotted path
 means a function of yours. It takes the run's folder and configuration and returns
-`log(step, {"train/total": 0.5, ...})` and `close()`. A resumed run goes on in the same
-curve: its id is kept in the folder.
+`log(step, {"train/total": 0.5, ...})` and `close()`. A resumed run continues its curve:
+its id is kept in the folder.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""One step of evaluation: detections, and what training shows, of unseen images."""
+"""One step of evaluation: detections and the metrics of training, of unseen images."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -113,8 +113,7 @@ MOBILENET: Fixed = {
     **_anchors((32, 32, 64), (SIZES,) * 3, "torchvision"),
     **_roi_align(32, aligned=False),
 }
-# Detectron2 chooses the number of RoIAlign's samples from the size of each RoI: no
-# value of `sampling_ratio` is its own, so it is not compared.
+ADAPTIVE: Fixed = {"model.roi_align.sampling_ratio": (0,)}  # ceil(RoI side / cells)
 DETECTRON2: dict[str, Fixed] = {
     "FPN": {
         **_anchors(FPN, SIZES, "detectron2", "none"),  # equal for one size a level
@@ -236,7 +235,7 @@ def _detectron2(arrays: Mapping[str, np.ndarray]) -> Family:
     else:
         in_head = any(name.startswith("roi_heads.box_head.fc6.") for name in known)
         kind = "DC5" if in_head else "C4"
-    fixed.update({**STDS, **DETECTRON2[kind]})
+    fixed.update({**STDS, **ADAPTIVE, **DETECTRON2[kind]})
     experiment = f"experiments/coco_r50_{kind.lower()}.py{arg}"
     if "conv1_w" not in arrays:
         return Family(f"Detectron2's {kind}", experiment, fixed)
