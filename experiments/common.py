@@ -362,8 +362,8 @@ def detectron2(*, runlocal: bool, schedule: str) -> dict[str, Any]:
 
     `schedule`: "1x" (90k steps of 16 images) or "3x" (270k). L1 in both stages, short
     sides 640 to 800 in training. Differences that remain: images without objects are
-    kept, anchors centred in the padding are not used, and a cell of RoIAlign has at most
-    16 samples along an axis (docs/parity.md).
+    kept, anchors centred in the padding are not used, a cell of RoIAlign has at most 16
+    samples along an axis (docs/parity.md).
     """
     schedules = {
         "1x": (90_000, (60_000.0, 80_000.0)),
