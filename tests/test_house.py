@@ -13,7 +13,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "mkdocs.yml")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-# A path as it is written in a page: from the root, or from the package's folder.
+# A path as it is written in a page: from the root, the package's folder or the tests'.
 PATH = re.compile(
     r"(?<![\w./-])((?:frcnn_jax|scripts|tests|docs|experiments|examples|ops|models|data"
     r"|training|evaluation|weights|sweeps)/[\w/]+\.(?:py|md|sh|npz|json|ipynb|jpg))\b"
@@ -50,7 +50,7 @@ def test_files_that_a_page_names_exist(page):
     missing = {
         name
         for name in set(PATH.findall(page.read_text())) - YOURS
-        if not (ROOT / name).exists() and not (ROOT / "frcnn_jax" / name).exists()
+        if not any((ROOT / base / name).exists() for base in ("", "frcnn_jax", "tests"))
     }
     assert not missing
 

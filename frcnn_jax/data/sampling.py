@@ -168,7 +168,7 @@ def repeat_factors(source: Source, *, threshold: float | int) -> Float[np.ndarra
     `r = max(1, max over its classes of sqrt(threshold / f))`, where f is the share of
     images that have the class.
     """
-    ranges.check("data.sampling", threshold=(threshold, ranges.POSITIVE))
+    ranges.check("data.sampling", threshold=(threshold, ranges.NOT_NEGATIVE))
     present = presence(source)
     share = np.maximum(present.mean(0), 1e-12)
     factors = np.sqrt(threshold / share)
