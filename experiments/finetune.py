@@ -8,7 +8,8 @@ r"""Any data set of your own: ResNet-50 FPN, fine-tuned on whatever is in a fold
 The format is recognised (COCO, VOC XML, YOLO, tables, Supervisely, LabelMe, Hugging
 Face image folders; docs/data.md), and so are the splits: the set's own, or 80 to 20 by
 a hash of the images' names. The run records what was found, in place of "auto". The
-weights are those of Keras' ResNet50 by layer name, whose conventions are set below.
+weights are those of Keras' ResNet50 by layer name; with `:weights=timm` those of timm
+or torchvision, `--config.model.backbone.pretrained=hf:timm/resnet50.a1_in1k`.
 
 Measured: not yet.
 """
@@ -21,7 +22,7 @@ from experiments import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    common.parse_arg(arg, runlocal=False)
+    args = common.parse_arg(arg, runlocal=False, weights="keras")
     c: Any = ml_collections.ConfigDict()
     c.update(common.run(batch_size=2, total_steps=1000))
     c.update(common.faster_rcnn())
@@ -42,7 +43,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         cache=True,
     )
     c.model = dict(  # models.build_detector
-        common.keras_resnet50(),
+        common.imagenet_resnet50(args["weights"]),
         fpn=dict(channels=256),
         anchors=dict(
             strides=(4, 8, 16, 32, 64),
