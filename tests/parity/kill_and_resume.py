@@ -8,7 +8,8 @@ takes steps, saves and evaluates, in turn. At the end both folders must hold the
 parameters, optimizer state, best checkpoint and metrics.jsonl (but for its clock), bit
 for bit; exit code 1 if not. The last line on stdout is one JSON object.
 
---config and --set take another experiment; its log_every should be 1.
+--config takes another experiment and --set changes its leaves, in place of the small
+run that is the default; its log_every should be 1.
 """
 
 import hashlib
@@ -37,14 +38,11 @@ WORKDIR = flags.DEFINE_string("workdir", None, "A folder, emptied.", required=Tr
 CONFIG = flags.DEFINE_string(
     "config", str(ROOT / "experiments" / "shapes_demo.py"), "The experiment."
 )
-SET = flags.DEFINE_multi_string(
-    "set",
-    [
-        *("batch_size=4", "eval_batch_size=4", "log_every=1", "total_steps=100"),
-        *("eval_every=10", "checkpoint_every=5", "data.eval_split=val[:60]"),
-    ],
-    "Changes of it; they replace the small run that is the default.",
-)
+SET = cli.define_changes()
+SMALL = [  # the changes without --set
+    *("batch_size=4", "eval_batch_size=4", "log_every=1", "total_steps=100"),
+    *("eval_every=10", "checkpoint_every=5", "data.eval_split=val[:60]"),
+]
 
 PHASES = {"start": 5.0, "step": 3.0, "save": 0.3, "evaluate": 3.0}  # longest wait, s
 
@@ -56,7 +54,7 @@ class Training:
         self.workdir, self.phase, self.lines = workdir, "start", []
         command = [sys.executable, str(ROOT / "scripts" / "train.py")]
         command += [f"--config={CONFIG.value}", f"--workdir={workdir}"]
-        command += [f"--config.{change}" for change in SET.value]
+        command += [f"--config.{change}" for change in SET.value or SMALL]
         cache = pathlib.Path(WORKDIR.value).absolute() / "compiled"
         settings = dict(
             JAX_COMPILATION_CACHE_DIR=str(cache),

@@ -57,3 +57,26 @@ def test_the_commands_that_need_no_data_run(page, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         json.loads(done.stdout.splitlines()[-1])
     assert len(list((tmp_path / "out").rglob("*.jpg"))) == 3
+
+
+def test_every_flag_that_the_documentation_names_is_one():
+    """In shell blocks and in code within a line; `--config.LEAF` are leaves."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    wrong, seen = [], 0
+    for page in pages:
+        text = page.read_text().replace("\\\n", " ")
+        called = re.compile(
+            r"(?<![\w/])((?:scripts|scripts/bench|tests/parity)/\w+\.py)"
+            r"((?: [^`\n|;]+)?)"
+        )
+        for script, rest in called.findall(text):
+            source = (ROOT / script).read_text()
+            own = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
+            own |= {"config"} if "define_config" in source else set()
+            own |= {"set", "config"} if "define_changes" in source else set()
+            for flag in re.findall(r"(?<!\S)--(\w+)", rest):
+                seen += 1
+                if flag not in own and flag.removeprefix("no") not in own | {"help"}:
+                    wrong.append(f"{page.relative_to(ROOT)}: {script} --{flag}")
+    assert not wrong
+    assert seen > 100
