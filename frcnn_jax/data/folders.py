@@ -260,7 +260,10 @@ def choose_splits(names: Sequence[str]) -> tuple[str, str, str]:
         return train[0], evaluation[0], "the set's own splits"
     if len(train) <= 1 and not evaluation and (train or len(names) == 1):
         name = train[0] if train else names[0]
-        why = f"no split to evaluate on: {SHARE} to {100 - SHARE} by a hash of names"
+        why = (
+            f"no split to evaluate on: {SHARE} to {100 - SHARE} by a hash of the "
+            "images' names (data.group keeps some together)"
+        )
         return f"{name}[:{SHARE}%]", f"{name}[{SHARE}%:]", why
     raise ValueError(
         f"the set has the splits {', '.join(sorted(names)) or 'none'}: say which are "

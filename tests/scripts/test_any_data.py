@@ -1,0 +1,115 @@
+"""One command trains on a folder, and the others follow from the checkpoint."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.data import layouts
+from tests.scripts import many
+
+ROOT = pathlib.Path(__file__).parents[2]
+EXPERIMENTS = ROOT / "experiments"
+SMALL = (
+    *("total_steps=20", "eval_every=20", "checkpoint_every=20", "eval_batch_size=4"),
+    *("data.short_side=48", "data.max_side=64", "data.canvas=(64, 64)"),
+    *("model.backbone.depth=18", "model.fpn.channels=16", "data.max_boxes=150"),
+    "optimizer.learning_rate=1e-6",  # no weights, norms frozen: it would not be finite
+    *("roi_targets.num_samples=16", "rpn_targets.num_samples=32"),
+    *("proposals.train.pre_nms=50", "proposals.train.post_nms=20"),
+    *("proposals.eval.pre_nms=50", "proposals.eval.post_nms=20"),
+)
+
+
+def run(script, *arguments, code=0):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)],
+        env=os.environ | dict(PYTHONPATH=str(ROOT)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == code, done.stderr[-3000:]
+    return done
+
+
+def test_leaves_of_data_are_admitted_others_are_an_error_of_one_line(tmp_path):
+    layouts.csv_tabs(tmp_path)
+    root = f"--config.data.root={tmp_path}"
+    check, other = (
+        ["check_dataset", "--nodecode", f"--config={EXPERIMENTS / name}", root]
+        for name in ("finetune.py", "shapes_demo.py")
+    )
+    table = ["name=csv", "annotations=boxes.tsv"]
+    table += ["train_split=all[:80%]", "eval_split=all[80%:]"]
+    said = {
+        "data.rot=x": "config.data.rot: neither the pipeline nor",
+        "data.num_images=3": "config.data.num_images: neither the pipeline nor",
+        "optimizer.lerning_rate=1": "no leaf --config.optimizer.lerning_rate: is it",
+        "optimiser.learning_rate=1": "optimiser",
+    }
+    good, switched, *wrong = many.run(
+        [
+            [*check, "--config.data.images=pictures"],
+            [*other, *(f"--config.data.{leaf}" for leaf in table)],
+            *([*check, f"--config.{leaf}"] for leaf in said),
+        ]
+    )
+    for code, out, err in (good, switched):
+        assert code == 0, err
+        assert "8 images" in out and "csv all[80%:]" in out
+    for (code, _, err), words in zip(wrong, said.values(), strict=True):
+        assert code and words in err and "Traceback" not in err, err
+        assert len(err.strip().splitlines()) == 1, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, source, train_split, eval_split, flags",
+    [
+        ("raccoon", "csv", "train", "test", ["name=csv"]),
+        ("raccoon", "voc", "all[:80%]", "all[80%:]", ["name=voc"]),
+        ("bccd", "voc", "train", "val", []),
+        ("deeppcb", "coco", "trainval", "test", []),
+        ("coco_mini", "coco", "train2017", "val2017", []),
+    ],
+)
+def test_real_sets(shared, tmp_path, name, source, train_split, eval_split, flags):
+    data = [f"--config.data.root={shared / 'data' / name}"]
+    data += [f"--config.data.{flag}" for flag in flags]
+    experiment = f"--config={EXPERIMENTS / 'finetune.py'}"
+    small = [f"--config.{change}" for change in SMALL]
+    done = run("train.py", experiment, *data, *small, f"--workdir={tmp_path}")
+    assert json.loads(done.stdout.splitlines()[-1])["AP"] >= 0
+    written = json.loads((tmp_path / "config.json").read_text())["data"]
+    assert written["name"] == source
+    assert (written["train_split"], written["eval_split"]) == (train_split, eval_split)
+    assert "auto" not in written.values()
+    # In the checkpoint, too: neither the format nor the splits are asked for again.
+    again = run("evaluate.py", f"--checkpoint={tmp_path}")
+    assert json.loads(again.stdout.splitlines()[-1])["AP"] >= 0
+    page = tmp_path / "report.html"
+    run("report.py", tmp_path, f"--output={page}", "--images=4")
+    assert page.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, flags", [("raccoon", ["name=voc"]), ("coco_mini", []), ("bccd", [])]
+)
+def test_real_sets_are_checked(shared, name, flags):
+    """BCCD has two boxes without area: a problem that is named."""
+    data = [
+        f"--config.data.root={shared / 'data' / name}",
+        "--config.data.max_boxes=150",
+    ]
+    data += [f"--config.data.{flag}" for flag in flags]
+    experiment = f"--config={EXPERIMENTS / 'finetune.py'}"
+    code = 1 if name == "bccd" else 0
+    done = run("check_dataset.py", experiment, *data, "--nodecode", code=code)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["splits"]) == 2
