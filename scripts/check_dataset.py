@@ -35,7 +35,7 @@ CONFIG = cli.define_config(
 )
 OUTPUT = flags.DEFINE_string("output", None, "A folder for check.json and sheet.jpg.")
 DECODE = flags.DEFINE_bool("decode", True, "Decode every image.")
-PICTURES = flags.DEFINE_integer("pictures", 16, "How many the sheet shows.")
+PICTURES = flags.DEFINE_integer("pictures", 16, "The number of pictures on the sheet.")
 
 
 def main(_):

@@ -38,14 +38,21 @@ from frcnn_jax.weights import torchvision
 from frcnn_jax.weights.files import write_npz, write_safetensors
 
 CONFIG = cli.define_config("The experiment whose model it is: experiments/coco_*.py.")
-WEIGHTS = flags.DEFINE_string("weights", None, "The peer's file.")
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "A detector's file of torchvision, Detectron2 or Detectron."
+)
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run or checkpoint to export.")
 OUTPUT = flags.DEFINE_string(
-    "output", None, "A folder, or a .safetensors or .npz.", required=True
+    "output",
+    None,
+    "The checkpoint's folder, or a .safetensors or .npz file to export to.",
+    required=True,
 )
 CLASSES = flags.DEFINE_list("classes", [], "The names of classes 1..C.")
-ALL_ROWS = flags.DEFINE_bool("all_rows", False, "Keep COCO's ten unused rows.")
-REPORT = flags.DEFINE_bool("report", False, "Print where every array went.")
+ALL_ROWS = flags.DEFINE_bool(
+    "all_rows", False, "Keep the ten rows of COCO's 90 that no category uses."
+)
+REPORT = flags.DEFINE_bool("report", False, "Print the place of every array.")
 
 UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_IDS = tuple(i for i in range(1, 91) if i not in UNUSED)

@@ -27,15 +27,21 @@ from frcnn_jax.training.metrics import log_to_stderr
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run (its best checkpoint), RUN/last or a checkpoint."
 )
-CONFIG = cli.define_config("That of --weights.")
-WEIGHTS = flags.DEFINE_string("weights", None, "A detector of a peer, as a file.")
+CONFIG = cli.define_config("The experiment that fits the file of --weights.")
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "A detector's file of torchvision, Detectron2 or Detectron."
+)
 DETECTIONS = flags.DEFINE_string("detections", None, "A COCO-format results file.")
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO-format instances file.")
 SPLIT = flags.DEFINE_string("split", None, "The split; default data.eval_split.")
 OUTPUT = flags.DEFINE_string("output", None, "A folder; default the run's own.")
-PICTURES = flags.DEFINE_integer("pictures", 0, "How many annotated pictures to write.")
+PICTURES = flags.DEFINE_integer(
+    "pictures", 0, "The number of annotated pictures to write."
+)
 SCORE = flags.DEFINE_float("score", 0.5, "The least score shown in pictures.")
-BATCH = flags.DEFINE_integer("batch_size", None, "Images at a time.")
+BATCH = flags.DEFINE_integer(
+    "batch_size", None, "Images of one batch; default eval_batch_size."
+)
 SET = cli.define_changes()
 
 

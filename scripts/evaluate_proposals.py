@@ -22,11 +22,17 @@ from frcnn_jax.training import cli, propose
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
 
-CONFIG = cli.define_config("Whose data: an experiment.")
+CONFIG = cli.define_config("The experiment whose data are used.")
 SPLIT = flags.DEFINE_string("split", None, "The split; default data.eval_split.")
-PROPOSALS = flags.DEFINE_multi_string("proposals", [], "FILE or NAME=FILE.")
-CHECKPOINT = flags.DEFINE_multi_string("checkpoint", [], "PATH or NAME=PATH: its RPN.")
-COUNTS = flags.DEFINE_list("counts", [str(c) for c in recall.COUNTS], "How many.")
+PROPOSALS = flags.DEFINE_multi_string(
+    "proposals", [], "A file of proposals, FILE or NAME=FILE."
+)
+CHECKPOINT = flags.DEFINE_multi_string(
+    "checkpoint", [], "A checkpoint whose RPN proposes, PATH or NAME=PATH."
+)
+COUNTS = flags.DEFINE_list(
+    "counts", [str(c) for c in recall.COUNTS], "The numbers of proposals to compare."
+)
 PLOT = flags.DEFINE_string("plot", None, "A picture of recall against IoU.")
 SET = cli.define_changes()
 

@@ -23,7 +23,9 @@ from frcnn_jax.training import checkpoint, cli, devices, evaluate
 from frcnn_jax.training.metrics import log_to_stderr
 
 CONFIG = flags.DEFINE_string("config", None, "The experiment's file.", required=True)
-SWEEP = flags.DEFINE_string("sweep", None, "Of its sweep_NAME.", required=True)
+SWEEP = flags.DEFINE_string(
+    "sweep", None, "NAME of a function sweep_NAME of the experiment.", required=True
+)
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run's folder or a checkpoint.", required=True
 )

@@ -30,11 +30,24 @@ CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run's folder or a checkpoint.", required=True
 )
 OUTPUT = flags.DEFINE_string("output", None, "A folder.", required=True)
-INPUT = flags.DEFINE_enum("input", "image", ["image", "batch"], "What goes in.")
-SIZE = flags.DEFINE_string("size", "", "HEIGHTxWIDTH of --input=image; default any.")
-BATCH = flags.DEFINE_integer("batch_size", 0, "Of --input=batch; 0: any.", 0)
-PLATFORMS = flags.DEFINE_list("platforms", "cpu,cuda,tpu", "Where it is to run.")
-SCORE = flags.DEFINE_float("score", None, "Least score; default the configuration's.")
+INPUT = flags.DEFINE_enum(
+    "input",
+    "image",
+    ["image", "batch"],
+    "What the program takes: one image, or a batch of prepared ones.",
+)
+SIZE = flags.DEFINE_string(
+    "size", "", "With --input=image: the only image size, HEIGHTxWIDTH; default any."
+)
+BATCH = flags.DEFINE_integer(
+    "batch_size", 0, "With --input=batch: the number of images; 0: any.", 0
+)
+PLATFORMS = flags.DEFINE_list(
+    "platforms", "cpu,cuda,tpu", "The platforms of the program."
+)
+SCORE = flags.DEFINE_float(
+    "score", None, "The least score of a detection; default postprocess.score."
+)
 
 
 def check_flags():

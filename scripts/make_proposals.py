@@ -33,16 +33,20 @@ from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import Countdown, log_to_stderr
 
 log = logging.getLogger("frcnn_jax.make_proposals")
-CONFIG = cli.define_config("Whose data: an experiment.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Whose RPN: a run or checkpoint.")
+CONFIG = cli.define_config("The experiment whose data are used.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A run or checkpoint whose RPN proposes."
+)
 SPLITS = flags.DEFINE_list("splits", None, "Splits of the data.", required=True)
 OUTPUT = flags.DEFINE_string(
     "output", None, "The .npz; '{split}' in it is the split.", required=True
 )
-MODE = flags.DEFINE_enum("mode", "fast", MODES, "Of selective search.")
-COUNT = flags.DEFINE_integer("max_proposals", 2000, "The most an image.")
-MAX_SIDE = flags.DEFINE_integer("max_side", 0, "Shrink larger images before; 0: never.")
-WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes.")
+MODE = flags.DEFINE_enum("mode", "fast", MODES, "The mode of selective search.")
+COUNT = flags.DEFINE_integer("max_proposals", 2000, "The most proposals of an image.")
+MAX_SIDE = flags.DEFINE_integer(
+    "max_side", 0, "Longest side for selective search; 0: no limit."
+)
+WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "The number of processes.")
 SET = cli.define_changes()
 # What is lost when the script is stopped; what says how far it is.
 PART = 20

@@ -22,8 +22,12 @@ from frcnn_jax.training import config as configs
 CONFIG = cli.define_config(
     "The experiment, e.g. experiments/bccd_r50_fpn.py.", required=True
 )
-OUTPUT = flags.DEFINE_string("output", "prepared", "The folder to write below.")
-SPLITS = flags.DEFINE_list("splits", None, "Default: the experiment's two.")
+OUTPUT = flags.DEFINE_string(
+    "output", "prepared", "The folder in which the data set is written."
+)
+SPLITS = flags.DEFINE_list(
+    "splits", None, "Splits to write; default the experiment's two."
+)
 
 
 def main(_):

@@ -18,7 +18,9 @@ from frcnn_jax.training.metrics import read
 
 RUNS = flags.DEFINE_multi_string("runs", None, "Folders of runs.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "An .svg file.", required=True)
-SMOOTH = flags.DEFINE_integer("smooth", 5, "Logged values in a running mean.")
+SMOOTH = flags.DEFINE_integer(
+    "smooth", 5, "The number of logged values in a running mean."
+)
 
 PANELS = [
     ("train", "total", "loss"),

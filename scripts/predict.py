@@ -53,7 +53,7 @@ OUTPUT = flags.DEFINE_string(
 )
 SCORE = flags.DEFINE_float("score", 0.5, "The least score in pictures and CSV.")
 CLASSES = flags.DEFINE_list("classes", [], "Names of the classes to keep; default all.")
-BATCH = flags.DEFINE_integer("batch_size", 1, "Images at a time.", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch_size", 1, "Images of one batch.", lower_bound=1)
 PICTURES = flags.DEFINE_bool("pictures", True, "Whether to draw pictures and videos.")
 
 IMAGE_NAMES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}

@@ -29,12 +29,19 @@ from frcnn_jax.training import cli, metrics, propose
 from frcnn_jax.training import config as configs
 
 log = logging.getLogger("frcnn_jax.report")
-OUTPUT = flags.DEFINE_string("output", "report.html", "The page.")
+OUTPUT = flags.DEFINE_string("output", "report.html", "The HTML file to write.")
 IMAGES = flags.DEFINE_integer(
-    "images", 500, "Images of the gallery: the first of the split.", lower_bound=0
+    "images",
+    500,
+    "The number of images in the gallery, from the first of the split.",
+    lower_bound=0,
 )
-SIDE = flags.DEFINE_integer("side", 320, "Pixels of their longer side.", lower_bound=16)
-TITLE = flags.DEFINE_string("title", "", "Default: the names of the runs.")
+SIDE = flags.DEFINE_integer(
+    "side", 320, "Pixels of the longer side of a gallery image.", lower_bound=16
+)
+TITLE = flags.DEFINE_string(
+    "title", "", "The title of the page; default the names of the runs."
+)
 SET = cli.define_changes()
 
 

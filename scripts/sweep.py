@@ -55,14 +55,22 @@ CONFIG = cli.define_config(
     "The experiment, e.g. experiments/shapes_demo.py.", required=True
 )
 SWEEP = flags.DEFINE_string(
-    "sweep", None, "Of the experiment's file: sweep_NAME or search_NAME.", required=True
+    "sweep",
+    None,
+    "NAME of a function sweep_NAME or search_NAME of the experiment.",
+    required=True,
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The folder that keeps the trials.", required=True
 )
-METRIC = flags.DEFINE_string("metric", "AP", "What is compared; more is better.")
+METRIC = flags.DEFINE_string(
+    "metric", "AP", "The metric that trials are compared by; more is better."
+)
 LAUNCHER = flags.DEFINE_enum(
-    "launcher", "local", ["local", "slurm"], "This machine, or a cluster."
+    "launcher",
+    "local",
+    ["local", "slurm"],
+    "Where trials run: this machine, or a SLURM cluster.",
 )
 JOBS = flags.DEFINE_integer(
     "jobs", 0, "Trials at a time; 0: one a GPU, on CPUs one, on a cluster all (a "
@@ -76,8 +84,10 @@ CLUSTER = flags.DEFINE_enum(
     "cluster", "slurm", ["slurm", "local"],
     "For --launcher=slurm; local: submitit's jobs on this machine, to try it out.",
 )  # fmt: skip
-TRIALS = flags.DEFINE_integer("trials", 20, "Search: how many.", lower_bound=1)
-SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["tpe", "random"], "Search: how.")
+TRIALS = flags.DEFINE_integer(
+    "trials", 20, "Search: the number of trials.", lower_bound=1
+)
+SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["tpe", "random"], "Search: the sampler.")
 PRUNER = flags.DEFINE_enum(
     "pruner", "median", ["median", "asha", "none"],
     "Search: which trials end early, by the metric at each evaluation.",

@@ -25,14 +25,16 @@ from frcnn_jax.data.example import decode
 from frcnn_jax.training import cli
 
 ROOT = flags.DEFINE_string("root", None, "A COCO folder.", required=True)
-SPLIT = flags.DEFINE_string("split", "train2017", "Its split.")
+SPLIT = flags.DEFINE_string("split", "train2017", "The split of the COCO folder.")
 PEER = flags.DEFINE_string("peer", "", "A Python with torch; empty: no comparison.")
-SHORT = flags.DEFINE_integer("short_side", 800, "Pixels.")
-LONG = flags.DEFINE_integer("max_side", 1333, "Pixels.")
-BATCH = flags.DEFINE_integer("batch_size", 2, "Images.")
-WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes or threads.")
-SECONDS = flags.DEFINE_float("seconds", 10.0, "Of one measurement.")
-ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each.")
+SHORT = flags.DEFINE_integer("short_side", 800, "Short side after resizing, in pixels.")
+LONG = flags.DEFINE_integer("max_side", 1333, "Long side at most, in pixels.")
+BATCH = flags.DEFINE_integer("batch_size", 2, "Images of a batch.")
+WORKERS = flags.DEFINE_integer(
+    "workers", os.cpu_count() or 1, "The number of processes or threads."
+)
+SECONDS = flags.DEFINE_float("seconds", 10.0, "Seconds of one measurement.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each side.")
 LARGE = flags.DEFINE_bool(
     "large", False, "Instead: 3000x4000 photographs, read whole and reduced."
 )

@@ -49,12 +49,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
 IMAGES = flags.DEFINE_string("images", None, "A pattern of files.", required=True)
-COUNT = flags.DEFINE_integer("count", 8, "The most images.", lower_bound=1)
-MODELS = flags.DEFINE_list("models", ["vgg16", "zf"], "Of vgg16, zf.")
+COUNT = flags.DEFINE_integer("count", 8, "The most images to measure.", lower_bound=1)
+MODELS = flags.DEFINE_list(
+    "models", ["vgg16", "zf"], "The networks to measure, of vgg16 and zf."
+)
 CHECKPOINT = flags.DEFINE_multi_string("checkpoint", [], "NAME=PATH, or PATH.")
 ARG = flags.DEFINE_string("arg", "", "Argument of the models' experiments: runlocal.")
-MODE = flags.DEFINE_enum("mode", "fast", MODES, "Of selective search.")
-SIDE = flags.DEFINE_integer("max_side", 500, "Selective search shrinks larger images.")
+MODE = flags.DEFINE_enum("mode", "fast", MODES, "The mode of selective search.")
+SIDE = flags.DEFINE_integer("max_side", 500, "Longest side for selective search.")
 PLATFORM = flags.DEFINE_string(
     "platform", None, "cpu, cuda, ...; default: all that JAX finds."
 )

@@ -48,13 +48,15 @@ from scripts.bench import suites  # noqa: E402
 
 PEER_SIDE = ROOT / "tests/parity/peer_speed.py"
 SUITE = flags.DEFINE_enum(
-    "suite", "cpu", ["cpu", "gpu", "ops", "compile"], "Which cases."
+    "suite", "cpu", ["cpu", "gpu", "ops", "compile"], "The suite of cases."
 )
 CASES = flags.DEFINE_string("cases", "", "Only cases that this expression finds.")
 LIST = flags.DEFINE_bool("list", False, "Print the names of the cases and stop.")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 0.3, "Of a turn; one call at least.")
-MINUTES = flags.DEFINE_float("minutes", 9.0, "No case begins after that.")
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "The number of rounds of each side.", lower_bound=1
+)
+SECONDS = flags.DEFINE_float("seconds", 0.3, "Seconds of a round; at least one call.")
+MINUTES = flags.DEFINE_float("minutes", 9.0, "Minutes after which no case begins.")
 JSON = flags.DEFINE_string("json", "", "Write the entries to this file.")
 PEER = flags.DEFINE_string(
     "peer_python",
