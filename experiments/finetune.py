@@ -7,9 +7,10 @@ r"""Any data set of your own: ResNet-50 FPN, fine-tuned on whatever is in a fold
 
 The format is recognised (COCO, VOC XML, YOLO, tables, Supervisely, LabelMe, Hugging
 Face image folders; docs/data.md), and so are the splits: the set's own, or 80 to 20 by
-a hash of the images' names. The run records what was found, in place of "auto". The
-weights are those of Keras' ResNet50 by layer name; with `:weights=timm` those of timm
-or torchvision, `--config.model.backbone.pretrained=hf:timm/resnet50.a1_in1k`.
+a hash of the images' names. What is left open below is chosen from the images and the
+boxes (`frcnn_jax/training/recipe.py`), any flag overrides it, and `--config.minutes=20`
+makes as many steps as that time holds. The log says what was found and chosen and why;
+the run records the values. The weights' conventions follow from their file.
 
 Measured: not yet.
 """
@@ -17,18 +18,21 @@ Measured: not yet.
 from typing import Any
 
 import ml_collections
+from ml_collections.config_dict import placeholder as left_open
 
 from experiments import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    args = common.parse_arg(arg, runlocal=False, weights="keras")
+    common.parse_arg(arg, runlocal=False)
     c: Any = ml_collections.ConfigDict()
-    c.update(common.run(batch_size=2, total_steps=1000))
+    c.update(common.run(batch_size=2, total_steps=1))
+    for leaf in ("batch_size", "eval_batch_size", "total_steps"):
+        c[leaf] = left_open(int)
+    c.eval_every, c.checkpoint_every = left_open(int), left_open(int)
+    c.minutes = 0.0  # e.g. 20: as many steps as they hold, timed once
     c.update(common.faster_rcnn())
-    c.eval_every = 500
-    c.checkpoint_every = 250
-    c.frozen = (*common.RESNET_FROZEN, "backbone/layer2")
+    c.frozen = left_open(tuple)
 
     c.data = common.data(
         "auto",  # or the name of a source, as in docs/data.md
@@ -36,18 +40,30 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         train_split="auto",  # or "train", "all[:80%]"
         eval_split="auto",
         group="",  # a regular expression: what images of one origin have in common
-        short_side=300,
-        max_side=400,
-        canvas=((304, 400), (400, 304)),
-        max_boxes=100,
+        short_side=left_open(int),
+        max_side=left_open(int),
+        canvas=left_open(tuple),
+        max_boxes=left_open(int),
         cache=True,
     )
     c.model = dict(  # models.build_detector
-        common.imagenet_resnet50(args["weights"]),
+        backbone=dict(
+            name="resnet",
+            depth=50,
+            pretrained="",
+            norm=left_open(str),
+            norm_eps=left_open(float),
+            stride_in_1x1=left_open(bool),
+            remat=False,
+        ),
+        dtype="float32",
+        pixel_mean=left_open(tuple),
+        pixel_std=left_open(tuple),
         fpn=dict(channels=256),
         anchors=dict(
             strides=(4, 8, 16, 32, 64),
-            sizes=(16.0, 32.0, 64.0, 128.0, 256.0),
+            sizes=left_open(tuple),
+            aspect_ratios=left_open(tuple),
         ),
     )
     c.roi_targets.num_samples = 128
@@ -55,12 +71,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.proposals.eval.update(pre_nms=1000, post_nms=300)
     c.optimizer = dict(  # training.optimizer.make_optimizer
         name="sgd",
-        learning_rate=0.02,
-        reference_batch=8,
+        learning_rate=left_open(float),
         momentum=0.9,
         weight_decay=1e-4,
         schedule="step",
         boundaries=(0.7, 0.9),
-        warmup_steps=50,
+        warmup_steps=left_open(int),
     )
     return c

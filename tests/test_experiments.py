@@ -14,9 +14,11 @@ import pytest
 
 from frcnn_jax import models
 from frcnn_jax.data import augment, pipeline, recognise
+from frcnn_jax.data.facts import Facts
 from frcnn_jax.data.images import canvases, check_canvas
 from frcnn_jax.data.sources import mix, records, shapes
 from frcnn_jax.training import config as configs
+from frcnn_jax.training import recipe
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
 from frcnn_jax.training.state import init_variables, initial_state
 from frcnn_jax.training.step import predict_step, rpn_proposals, train_step
@@ -31,7 +33,22 @@ FILES = sorted(
 def get_config(name, arg):
     module = configs.load_experiment(FOLDER / name)
     assert "scripts/train.py --config=experiments/" + name in module.__doc__
-    return configs.check(module.get_config(arg))
+    config = module.get_config(arg)
+    if any(recipe.is_open(config, leaf) for leaf in recipe.LEAVES):
+        values, _ = recipe.choose(config.to_dict(), FACTS, recipe.device())
+        recipe.fill(config, values)
+    return configs.check(config)
+
+
+FACTS = Facts(  # of a set of small photographs
+    images=200,
+    sizes=np.tile([[96, 128]], (200, 1)),
+    boxes=np.tile(np.float32([[8, 8, 72, 72]]), (200, 1)),
+    image=np.arange(200),
+    classes=np.ones(200, int),
+    slots=1,
+    num_classes=4,
+)
 
 
 def bind_data(data):

@@ -65,8 +65,9 @@ def suggest(
     """Anchor sizes and aspect ratios that follow the boxes, as many as there are now.
 
     Sizes and ratios are k-means of the boxes' own; of these and the present ones that
-    combination is suggested whose anchors have the highest mean IoU, so that it may be
-    what there is. `shapes` are the (w, h) of k-means on IoU, which need not be a grid.
+    combination is suggested whose anchors have the highest mean IoU, and reach no fewer
+    boxes at IoU 0.7 than the present ones do: it may be these. `shapes` are the (w, h)
+    of k-means on IoU, which need not be a grid.
     """
     sides = boxes[:, 2:] - boxes[:, :2]
     shapes = [cells[:, 2:] - cells[:, :2] for _, cells in anchors]
@@ -86,7 +87,12 @@ def suggest(
         ]
         for s, r in grid
     ]
-    values = [best_iou(boxes, image_sizes, levels).mean() for levels in made]
+    reached = [best_iou(boxes, image_sizes, levels) for levels in made]
+    counts = [np.sum(iou >= 0.7) for iou in reached]
+    values = [
+        iou.mean() if count >= counts[0] else -1.0
+        for iou, count in zip(reached, counts, strict=True)
+    ]
     best = int(np.argmax(values))
     clusters, iou = kmeans(sides, min(9, len(shapes) * len(shapes[0])))
     return dict(

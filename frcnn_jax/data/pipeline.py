@@ -46,6 +46,7 @@ Arguments of `build`, which are the group `data` of a configuration:
     workers: processes that make them; 0 for none but this one.
     process_index: which share of each batch is this process's,
     process_count: of how many.
+    sources: both splits, if `load_splits` has loaded them already.
     **source_kwargs: what the source's `load` takes besides `split`.
 """
 
@@ -142,12 +143,13 @@ def build(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    sources: tuple[Source, Source] | None = None,
     **source_kwargs: Any,
 ) -> Data:
     """Both splits of a source as batches; the module's head lists the arguments."""
     given = locals()
     check_ranges(given)
-    train, evaluation = load_splits(
+    train, evaluation = sources or load_splits(
         name,
         train_split,
         eval_split,
@@ -252,12 +254,20 @@ def load_split(
 
 def split_of(data: Mapping[str, Any], split: str) -> Source:
     """One split, validated, of what the group `data` of a configuration describes."""
-    known = inspect.signature(build).parameters  # the rest is the source's
-    kwargs = {k: v for k, v in data.items() if k not in known}
-    merge_duplicates = data.get("merge_duplicates", False)
-    return load_split(
-        data["name"], split=split, merge_duplicates=merge_duplicates, **kwargs
+    return load_split(data["name"], split=split, **_of_the_source(data))
+
+
+def splits_of(data: Mapping[str, Any]) -> tuple[Source, Source]:
+    """Both splits, as `load_splits` returns them, that the group `data` describes."""
+    return load_splits(
+        data["name"], data["train_split"], data["eval_split"], **_of_the_source(data)
     )
+
+
+def _of_the_source(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `load_split` in a group `data`."""
+    known = set(inspect.signature(build).parameters) - {"merge_duplicates"}
+    return {k: v for k, v in data.items() if k not in known}
 
 
 def _other_classes(

@@ -16,7 +16,10 @@ from frcnn_jax.data import folders, pipeline
 
 AUTO = "auto"
 OPEN: tuple[Any, ...] = ("", (), None)  # what a leaf is that was not decided
-OURS = ("batch_size", "eval_batch_size", "seed", "process_index", "process_count")
+OURS = (  # not leaves
+    *("batch_size", "eval_batch_size", "seed", "process_index", "process_count"),
+    "sources",
+)
 
 
 class Recognised(NamedTuple):

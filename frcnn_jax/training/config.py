@@ -28,8 +28,9 @@ RUN = {  # the leaves that are no group of keyword arguments
     *("accumulate", "ema_decay"),
 }
 OPTIONAL: dict[str, Any] = {
-    "parallel": "pmap"
-}  # or "shard_map", see `devices.parallel`
+    "parallel": "pmap",  # or "shard_map", see `devices.parallel`
+    "minutes": 0.0,  # instead of open `total_steps`, see `recipe`
+}
 GROUPS = {
     *("data", "model", "optimizer", "rpn_targets", "roi_targets", "proposals"),
     *("rpn_loss", "detector_loss", "postprocess"),
@@ -46,6 +47,11 @@ def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
                 f"unknown key {k!r}" if k in c else f"missing key {k!r}" for k in wrong
             )
             + f"; expected {sorted(RUN | GROUPS | set(OPTIONAL))}"
+        )
+    if unset := sorted(k for k in RUN if c[k] is None):
+        raise ValueError(
+            f"config.{unset[0]} is open: training fills it from the data; here it must "
+            f"be given, as --config.{unset[0]}=..."
         )
     for group, names in (
         ("loss_weights", {"rpn_cls", "rpn_box", "roi_cls", "roi_box"}),

@@ -27,18 +27,22 @@ from frcnn_jax.training.validation import means
 log = logging.getLogger(__name__)
 
 
-def build_data(c: Mapping[str, Any]) -> pipeline.Data:
+def build_data(
+    c: Mapping[str, Any], sources: tuple[Source, Source] | None = None
+) -> pipeline.Data:
     """This process's share of the data of a configuration.
 
     ValueError unless its batches split over the devices, and where there is no object
     to learn from.
     """
-    data = _build(c)
+    data = _build(c, sources)
     check_trainable(data.train, c["data"]["train_split"])
     return data
 
 
-def _build(c: Mapping[str, Any]) -> pipeline.Data:
+def _build(
+    c: Mapping[str, Any], sources: tuple[Source, Source] | None = None
+) -> pipeline.Data:
     for name in ("batch_size", "eval_batch_size"):
         devices.check_batch_size(name, c[name])
     return pipeline.build(
@@ -47,6 +51,7 @@ def _build(c: Mapping[str, Any]) -> pipeline.Data:
         seed=c["seed"],
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        sources=sources,
         **c["data"],
     )
 

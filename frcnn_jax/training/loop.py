@@ -15,7 +15,14 @@ from frcnn_jax.data.batches import padding_share
 from frcnn_jax.data.images import canvases
 from frcnn_jax.data.pipeline import Data
 from frcnn_jax.data.source import Source
-from frcnn_jax.training import checkpoint, devices, faults, preemption, pretrained
+from frcnn_jax.training import (
+    checkpoint,
+    devices,
+    faults,
+    preemption,
+    pretrained,
+    recipe,
+)
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.evaluate import build_data, validate
 from frcnn_jax.training.metrics import Progress, Writer
@@ -44,12 +51,13 @@ def train_and_evaluate(
     weights to start from (those in `set_by_flag` are warned of).
     """
     config = configs.resolve(config)
+    config, sources = recipe.complete(config, workdir)
     c = configs.check(config)
     workdir = pathlib.Path(workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
 
     # ---- data ---------------------------------------------------------------
-    data = build_data(c)
+    data = build_data(c, sources)
     log_data(data)
 
     # ---- model --------------------------------------------------------------
