@@ -15,18 +15,19 @@ import json
 import pathlib
 import re
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
 from absl import flags
 
-from frcnn_jax import models
-from frcnn_jax.data import check, images, pipeline
+from frcnn_jax.data import anchor_fit, check, images, pipeline
 from frcnn_jax.data.example import decode
+from frcnn_jax.data.facts import facts_of
 from frcnn_jax.data.source import Source
+from frcnn_jax.data.validate import check_trainable
 from frcnn_jax.evaluation import draw
-from frcnn_jax.training import cli
+from frcnn_jax.training import cli, recipe
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
 
@@ -41,51 +42,68 @@ PICTURES = flags.DEFINE_integer("pictures", 16, "The number of pictures on the s
 def main(_):
     log_to_stderr()
     try:
-        c = configs.resolve(CONFIG.value).to_dict()
+        c, sources = load(CONFIG.value)
     except (OSError, ValueError) as error:
         cannot_load(error)
     data = c["data"]
-    known = inspect.signature(pipeline.build).parameters
-    source_kwargs = {k: v for k, v in data.items() if k not in known}
-    shape = {
-        k: data[k]
-        for k in ("short_side", "max_side", "canvas", "max_boxes", "on_overflow")
-        if k in data
-    }
-    splits = dict.fromkeys((data["train_split"], data["eval_split"]))
-    try:
-        sources = {
-            split: pipeline.load_source(data["name"], split=split, **source_kwargs)
-            for split in splits
-        }
-    except (OSError, ValueError) as error:
-        cannot_load(error)
+    levels = recipe.levels(c["model"], len(next(iter(sources.values())).classes))
+    keys = inspect.signature(check.check).parameters
+    shape = {k: v for k, v in data.items() if k in keys}
     found = {}
     for split, source in sources.items():
         found[split] = check.check(
-            source,
-            anchors=anchors(c["model"], len(source.classes)),
-            decode_images=DECODE.value,
-            **shape,
+            source, anchors=levels, decode_images=DECODE.value, advise=False, **shape
         )
         print(check.table(found[split], title=f"{data['name']} {split}") + "\n")
-    if shared := same_files(*sources.values()):
-        first, last = found[data["train_split"]], found[data["eval_split"]]
-        line = f"{len(shared)} files are in both splits: {', '.join(shared[:3])}"
-        first["problems"].append(line)
-        last["problems"].append(line)
+    if levels and (suggested := suggest(list(sources.values()), data, levels)):
+        print("\n".join(["  anchors for all splits:", *check.advice(suggested), ""]))
+    if len(sources) > 1 and (twice := check.same_pictures(*sources.values())):
+        names = ", ".join(" = ".join(dict.fromkeys(pair)) for pair in twice[:3])
+        line = f"{len(twice)} pictures are in both splits: {names}"
+        for split in sources:
+            found[split]["problems"].append(line)
         print(f"  {line}\n")
+    try:
+        train = data["train_split"]
+        check_trainable(sources[train], train)
+    except ValueError as error:
+        found[train]["problems"].append(str(error))
+        print(f"  {error}\n")
     problems = sum(len(f["problems"]) for f in found.values())
     if OUTPUT.value:
         output = pathlib.Path(OUTPUT.value)
         output.mkdir(parents=True, exist_ok=True)
         (output / "check.json").write_text(json.dumps(found, indent=2) + "\n")
         split = data["train_split"]
-        picture = sheet(sources[split], found[split]["problems"], PICTURES.value)
+        how = images.reading(**data)
+        picture = sheet(sources[split], found[split]["problems"], PICTURES.value, **how)
         images.save_image(output / "sheet.jpg", picture)
         print(f"{output / 'check.json'}, {output / 'sheet.jpg'}")
     print(json.dumps(dict(problems=problems, splits=found)))
     sys.exit(1 if problems else 0)
+
+
+def load(config: Any) -> tuple[dict, dict[str, Source]]:
+    """The configuration without open leaves, and its splits as training takes them."""
+    config = configs.resolve(config)
+    if config.get("minutes"):
+        config.minutes = 0.0  # nothing is timed here
+    config, both = recipe.complete(config)
+    c = config.to_dict()
+    train, evaluation = both or pipeline.splits_of(c["data"])
+    sources = {c["data"]["train_split"]: train}
+    if c["data"]["eval_split"]:
+        sources[c["data"]["eval_split"]] = evaluation
+    return c, sources
+
+
+def suggest(sources: list[Source], data: dict, levels: Any) -> dict | None:
+    """Anchors that suit the objects of all splits; None without any object."""
+    seen = [
+        recipe.as_seen(facts_of(s), configs.leaves(dict(data=data))) for s in sources
+    ]
+    boxes, sizes = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+    return anchor_fit.suggest(boxes, sizes, levels) if len(boxes) else None
 
 
 def cannot_load(error: Exception) -> NoReturn:
@@ -95,30 +113,7 @@ def cannot_load(error: Exception) -> NoReturn:
     sys.exit(2)
 
 
-def anchors(model: dict, num_classes: int) -> list[tuple[int, np.ndarray]] | None:
-    """Stride and boxes at the first cell of each level; None where a model has none."""
-    place = getattr(
-        models.build_detector(num_classes=num_classes, **model), "anchors", None
-    )
-    if place is None:
-        return None
-    options = inspect.signature(place).parameters
-    strides = options["strides"].default
-    levels = (options["levels"].default if "levels" in options else ()) or strides
-    boxes = np.asarray(place(dict.fromkeys(levels, (1, 1))), np.float64)
-    return list(zip(strides, np.split(boxes, len(strides)), strict=True))
-
-
-def same_files(first: Source, second: Source | None = None) -> list[str]:
-    """Files that both splits name."""
-    paths = [
-        {e.image for e in source or () if isinstance(e.image, str)}
-        for source in (first, second)
-    ]
-    return sorted(paths[0] & paths[1])
-
-
-def sheet(source: Source, problems: list[str], count: int) -> np.ndarray:
+def sheet(source: Source, problems: list[str], count: int, **how: Any) -> np.ndarray:
     """Pictures with their boxes: those that a problem names first, then some others."""
     words = {w for line in problems for w in re.split(r"[\s:,]+|/", line) if w}
     stems = {pathlib.PurePath(w).stem for w in words}
@@ -136,7 +131,7 @@ def sheet(source: Source, problems: list[str], count: int) -> np.ndarray:
         if len(tiles) == count:
             break
         try:
-            tiles.append(tile(source, i))
+            tiles.append(tile(source, i, **how))
         except (OSError, ValueError):  # named in the table already
             continue
     if not tiles:
@@ -147,10 +142,10 @@ def sheet(source: Source, problems: list[str], count: int) -> np.ndarray:
     return np.vstack(rows)
 
 
-def tile(source: Source, i: int, side: int = 360) -> np.ndarray:
+def tile(source: Source, i: int, side: int = 360, **how: Any) -> np.ndarray:
     """One example with its boxes on a square; what is ignored is dashed."""
     e = source[i]
-    image = decode(e)
+    image = decode(e, **how)
     scale = side / max(image.shape[:2])
     h, w = (max(1, round(s * scale)) for s in image.shape[:2])
     picture = draw.draw(

@@ -9,19 +9,30 @@ Sizes and aspect ratios are those the network sees, in pixels after resizing. n 
 import collections
 import concurrent.futures
 import functools
+import hashlib
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from frcnn_jax.data.anchor_fit import SIDES, Levels, coverage, names, suggest
 from frcnn_jax.data.example import decode
-from frcnn_jax.data.images import Canvas, canvases, choose_canvas, fit
+from frcnn_jax.data.images import (
+    Canvas,
+    canvases,
+    choose_canvas,
+    deep_maximum,
+    fit,
+    reading,
+)
 from frcnn_jax.data.source import Example, Size, Source
+from frcnn_jax.data.validate import validate
 
+TINY = 4.0  # pixels of a side in the network, below which hardly anything is found
 RATIOS = (0.0, 1 / 3, 1 / 2, 1 / 1.4, 1.4, 2.0, 3.0, math.inf)  # height / width
 
 
@@ -35,19 +46,26 @@ def check(
     on_overflow: str = "error",
     anchors: Levels | None = None,
     decode_images: bool = True,
+    pixel_range: Sequence[float | int] = (),
+    cut_short: str = "error",
+    advise: bool = True,
     threads: int = 4,
 ) -> dict[str, Any]:
     """Counts, histograms and `problems` of a split, as a dict for JSON.
 
     `problems` are faults to correct or to decide on: boxes that were dropped, images
     that cannot be read, duplicate boxes, more boxes than slots, classes or a split
-    without any box. `notes` are worth knowing: clipped boxes, empty images.
+    without any box, boxes within one pixel, 16-bit images that are nearly black.
+    `notes` are worth knowing: clipped boxes, empty images, tiny objects. `advise`:
+    suggest anchors for this split alone.
     """
+    source = validate(source)
+    how = functools.partial(reading, pixel_range, cut_short)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        examine = functools.partial(_examine, source, decode_images)
+        examine = functools.partial(_examine, source, decode_images, how)
         rows = list(pool.map(examine, range(len(source))))
-    examples = [example for example, _, _ in rows]
-    readable = [(e, size) for e, size, error in rows if not error]
+    examples = [row.example for row in rows]
+    readable = [(row.example, row.size) for row in rows if not row.error]
     options = canvases(canvas)
     buckets = [choose_canvas(s, short_side, max_side, options) for _, s in readable]
     sizes = [
@@ -64,14 +82,19 @@ def check(
         aspect_ratios=_histogram(sides[:, 1] / sides[:, 0], RATIOS),
         **report_counts(source.report),
         duplicates=sum(n for _, n in twice),
-        unreadable=[error for _, _, error in rows if error],
+        unreadable=[row.error for row in rows if row.error],
+        cut_short=[name for row in rows for name in row.cut_short],
+        tiny=int(np.sum(sides.min(1, initial=math.inf) < TINY)),
+        within_a_pixel=len(boxes) > 0 and _within_a_pixel(examples),
+        deepest=0 if pixel_range else max((row.deepest for row in rows), default=0),
         report=list(source.report),
         canvases={f"{h}x{w}": buckets.count(i) for i, (h, w) in enumerate(options)},
         padding=padding_share(sizes, [options[bucket] for bucket in buckets]),
     )
     if anchors is not None and len(boxes):
         found["anchors"] = coverage(boxes, image_sizes, anchors)
-        found["suggested"] = suggest(boxes, image_sizes, anchors)
+        if advise:
+            found["suggested"] = suggest(boxes, image_sizes, anchors)
     found["problems"], found["notes"] = _judge(found, twice, max_boxes, on_overflow)
     return found
 
@@ -119,6 +142,20 @@ def padding_share(sizes: Sequence[Size], on: Sequence[Size]) -> float:
     return 1 - filled / whole if whole else 0.0
 
 
+def advice(suggested: Mapping[str, Any]) -> list[str]:
+    """What `anchor_fit.suggest` suggests, in two lines."""
+    shapes = ", ".join(f"{w:g}x{h:g}" for w, h in suggested["shapes"])
+    sizes = tuple(s[0] if len(s) == 1 else tuple(s) for s in suggested["sizes"])
+    ratios = tuple(suggested["aspect_ratios"])
+    text = "anchors as they are"
+    if suggested["changes"]:
+        text = f"anchors.sizes={sizes} anchors.aspect_ratios={ratios}"
+    return [
+        f"  suggested: {text}",
+        f"  k-means of shapes (mean IoU {suggested['mean_iou']:.2f}): {shapes}",
+    ]
+
+
 def table(found: Mapping[str, Any], *, title: str = "") -> str:
     """`check`'s findings for people."""
     n = found["boxes_per_image"]
@@ -150,24 +187,14 @@ def table(found: Mapping[str, Any], *, title: str = "") -> str:
             f"  {'anchors reach':<20} {'boxes':>8} {'IoU .5':>8} {'IoU .7':>8}",
         ]
         reached = {**found["anchors"]["by_side"], "all": found["anchors"]["all"]}
-        suggested = found["suggested"]
-        if suggested["changes"]:
-            reached["all, as suggested"] = suggested["coverage"]
+        if found.get("suggested", {}).get("changes"):
+            reached["all, as suggested"] = found["suggested"]["coverage"]
         for label, row in reached.items():
             lines.append(
                 f"  {label:<20} {row['boxes']:>8} {row['0.5']:>8.1%} {row['0.7']:>8.1%}"
             )
-        shapes = ", ".join(f"{w:g}x{h:g}" for w, h in suggested["shapes"])
-        sizes = tuple(s[0] if len(s) == 1 else tuple(s) for s in suggested["sizes"])
-        ratios = tuple(suggested["aspect_ratios"])
-        if suggested["changes"]:
-            advice = f"anchors.sizes={sizes} anchors.aspect_ratios={ratios}"
-        else:
-            advice = "anchors as they are"
-        lines += [
-            f"  suggested: {advice}",
-            f"  k-means of shapes (mean IoU {suggested['mean_iou']:.2f}): {shapes}",
-        ]
+        if "suggested" in found:
+            lines += advice(found["suggested"])
     for kind in ("notes", "problems"):
         lines += ["", f"  {kind}: {len(found[kind]) or 'none'}"]
         lines += [f"    {line}" for line in found[kind]]
@@ -177,17 +204,79 @@ def table(found: Mapping[str, Any], *, title: str = "") -> str:
 # ------------------------------------------------------------------------------ parts
 
 
-def _examine(source: Source, decode_images: bool, i: int) -> tuple[Example, Size, str]:
-    """An example without its pixels, its image's size, and why it cannot be read."""
-    example = source[i]
-    named = example._replace(image=_name(example))
+class _Row(NamedTuple):
+    """What was seen of an image."""
+
+    example: Example  # without its pixels
+    size: Size = (1, 1)
+    error: str = ""
+    cut_short: tuple[str, ...] = ()
+    deepest: int = 0  # value of 16 bits
+
+
+def _examine(source: Source, decode_images: bool, reading: Any, i: int) -> _Row:
+    named = Example(f"example {i}", i, _NONE, _NONE[:, 0].astype(int), _NONE[:, 0] > 0)
+    how = reading()
     try:
+        example = source[i]  # one that is made on demand is checked only now
+        named = example._replace(image=_name(example))
         h, w = example.size or (0, 0)
+        deepest = 0
         if decode_images or not h:
-            h, w = decode(example).shape[:2]
-        return named, (h, w), ""
+            h, w = decode(example, **how).shape[:2]
+            if isinstance(example.image, str | bytes):
+                deepest = deep_maximum(example.image) or 0
+        return _Row(named, (h, w), "", tuple(how["completed"] or ()), deepest)
     except (OSError, ValueError) as error:
-        return named, (1, 1), str(error)
+        return _Row(named, error=str(error))
+
+
+_NONE = np.zeros((0, 4), np.float32)
+
+
+def _within_a_pixel(examples: Sequence[Example]) -> bool:
+    """Whether every box ends at 1 or before, as normalised ones do."""
+    return all(e.boxes.max(initial=0.0) <= 1.0 for e in examples)
+
+
+def same_pictures(first: Source, second: Source) -> list[tuple[str, str]]:
+    """The names of pictures that are in both splits, under whatever name.
+
+    Files of one length are compared by their contents.
+    """
+
+    def lengths(source: Source) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for i in range(len(source)):
+            found.setdefault(_length(source[i].image), []).append(i)
+        return found
+
+    a, b = lengths(first), lengths(second)
+    out = []
+    for length in (a.keys() & b.keys()) - {-1}:
+        known = {_digest(first[i].image): _name(first[i]) for i in a[length]}
+        for i in b[length]:
+            if twin := known.get(_digest(second[i].image)):
+                out.append((twin, _name(second[i])))
+    return sorted(out)
+
+
+def _length(image: Any) -> int:
+    """Bytes of a picture; -1 of one that cannot be read."""
+    if isinstance(image, np.ndarray):
+        return image.nbytes
+    try:
+        return os.path.getsize(image) if isinstance(image, str) else len(image)
+    except OSError:
+        return -1
+
+
+def _digest(image: Any) -> bytes:
+    if isinstance(image, str):
+        with open(image, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    content = image.tobytes() if isinstance(image, np.ndarray) else image
+    return hashlib.sha256(content).digest()
 
 
 def _as_seen(
@@ -233,6 +322,28 @@ def _judge(
             f"{found['boxes_per_image']['max']})"
         )
         (problems if on_overflow == "error" else notes).append(line)
+    if found["within_a_pixel"]:
+        problems.append(
+            f"all {found['boxes']} boxes lie within one pixel: are they normalised? "
+            "multiply them by the images' width and height (data.convention names "
+            "what they are)"
+        )
+    if 0 < found["deepest"] < 1 << 15:
+        bits = max(8, found["deepest"].bit_length())
+        problems.append(
+            f"16-bit images use {bits} bits (at most {found['deepest']}): divided by "
+            f"256 they are dark; set data.pixel_range=(0, {(1 << bits) - 1})"
+        )
+    if names_ := found["cut_short"]:
+        notes.append(
+            f"{len(names_)} pictures are cut short and taken as far as they go: "
+            f"{', '.join(names_[:3])}"
+        )
+    if found["tiny"]:
+        notes.append(
+            f"{found['tiny']} objects have a side below {TINY:g} pixels in the "
+            "network, too small to be found: raise data.short_side and data.canvas"
+        )
     if not found["boxes"]:
         problems.append("there is no box at all")
     elif empty := [c for c, row in found["classes"].items() if not row["boxes"]]:

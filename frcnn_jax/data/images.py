@@ -163,6 +163,17 @@ def check_pixel_range(pixel_range: Any) -> tuple[float, float]:
     return low, high
 
 
+def deep_maximum(image: str | bytes) -> int | None:
+    """The largest value of an image of 16 bits a sample; None for any other."""
+    if headers.samples(_head(image)) not in (("uint", 16), None):
+        return None
+    data = image if isinstance(image, bytes) else _read(image)
+    if headers.samples(data) != ("uint", 16):
+        return None
+    deep = _deep(data, orient=True)
+    return None if deep is None else int(deep.max())
+
+
 def _no_range(shown: str, samples: headers.Samples, image: np.ndarray | None) -> str:
     """What to say of an image whose numbers have no brightness by themselves."""
     if image is None:

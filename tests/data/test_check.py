@@ -30,7 +30,8 @@ def make(boxes, classes=None, *, ignore=(), image=None, size=(80, 120)):
 
 
 def run(*examples, report=(), **options):
-    source = Source(list(examples), ("a", "b"), report=list(report))
+    named = [e._replace(image_id=f"pic{i or ''}") for i, e in enumerate(examples)]
+    source = Source(named, ("a", "b"), report=list(report))
     return check.check(source, **(SHAPE | options))
 
 
@@ -215,3 +216,73 @@ def test_coco_mini_has_its_crowds(shared):
     ]
     assert [(f["boxes"], f["ignored"]) for f in found] == [(739, 8), (624, 5)]
     assert all(not f["problems"] for f in found)
+
+
+# ---------------------------------------------------------- what is added to the check
+
+
+def problems(*examples, **options):
+    return " ".join(run(*examples, decode_images=True, **options)["problems"])
+
+
+def test_boxes_within_one_pixel_are_taken_for_normalised_ones():
+    assert "normalised" in problems(make([[0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]]))
+    assert "normalised" not in problems(make([[0.1, 0.2, 0.8, 0.9], [0, 0, 9, 9]]))
+    assert "normalised" not in problems(make([]))
+
+
+def test_twelve_bits_in_a_file_of_sixteen(tmp_path):
+    path = str(tmp_path / "deep.png")
+    cv2.imwrite(path, np.linspace(0, 3000, 9600).reshape(80, 120).astype(np.uint16))
+    one = make([[1, 1, 90, 70]], image=path)
+    assert "use 12 bits (at most 3000)" in problems(one)
+    assert "data.pixel_range=(0, 4095)" in problems(one)
+    assert problems(one, pixel_range=(0, 4095)) == ""
+    cv2.imwrite(path, np.full((80, 120), 60_000, np.uint16))
+    assert problems(one) == ""
+
+
+def test_tiny_objects_and_cut_pictures_are_notes(tmp_path):
+    path = tmp_path / "cut.jpg"
+    cv2.imwrite(str(path), np.zeros((80, 120, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[:-2])
+    tiny = make([[0, 0, 7, 40], [0, 0, 40, 40]], image=str(path))
+    found = run(tiny, cut_short="accept")
+    notes = " ".join(found["notes"])
+    assert found["problems"] == [] and found["tiny"] == 1
+    assert "1 objects have a side below 4 pixels" in notes
+    assert "1 pictures are cut short" in notes and "cut.jpg" in notes
+    assert "data.cut_short='accept'" in run(tiny)["unreadable"][0]
+
+
+def test_an_example_that_is_refused_as_it_is_drawn_is_a_problem():
+    valid = Source([make([[1, 1, 9, 9]])], ("a", "b"), valid=True)
+    bad = make([[1, 1, 9, 9]], [3])
+    with pytest.raises(ValueError, match="class 3"):
+        check.check(Source([bad], ("a", "b")), **SHAPE)
+    assert check.check(valid, **SHAPE)["problems"] == []
+
+
+def test_the_same_picture_under_another_name(tmp_path):
+    def picture(name, level):
+        cv2.imwrite(str(tmp_path / name), np.full((80, 120, 3), level, np.uint8))
+        return make([[1, 1, 9, 9]], image=str(tmp_path / name))
+
+    first = Source([picture("a.png", 1), picture("b.png", 2)], ("a", "b"))
+    second = Source([picture("c.png", 2), picture("d.png", 3)], ("a", "b"))
+    assert check.same_pictures(first, second) == [
+        (str(tmp_path / "b.png"), str(tmp_path / "c.png"))
+    ]
+    arrays = Source([make([])], ("a", "b"))
+    assert len(check.same_pictures(arrays, arrays)) == 1
+    gone = Source([make([], image=str(tmp_path / "none.png"))], ("a", "b"))
+    assert check.same_pictures(gone, gone) == []
+
+
+def test_no_suggestion_reaches_fewer_objects_at_070(rng):
+    for _ in range(5):
+        boxes = random_boxes(rng, 60, (64, 96))
+        sizes = np.tile([64, 96], (60, 1))
+        found = anchor_fit.suggest(boxes, sizes, LEVELS)
+        before = anchor_fit.coverage(boxes, sizes, LEVELS)["all"]["0.7"]
+        assert found["coverage"]["0.7"] >= before

@@ -18,6 +18,8 @@ def test_problems_end_in_exit_code_one(tmp_path):
     }
     root = test_voc.make(tmp_path / "set", annotations)
     test_voc.make(tmp_path / "set", {"other": test_voc.xml()}, split="val")
+    other = tmp_path / "set" / "JPEGImages" / "other.png"
+    cv2.imwrite(str(other), np.full((40, 60, 3), 90, np.uint8))
     out = tmp_path / "out"
     args = ("check_dataset", CONFIG, f"--config.data.root={root}", f"--output={out}")
     done = script(*args, code=1)
@@ -35,7 +37,7 @@ def test_problems_end_in_exit_code_one(tmp_path):
     assert last_json(both)["problems"] == 0
     (tmp_path / "set" / "ImageSets" / "Main" / "val.txt").write_text("good\n")
     done = script(*args, code=1)
-    assert "1 files are in both splits" in done.stdout
+    assert "pictures are in both splits" in done.stdout
 
 
 def test_what_cannot_be_loaded_is_exit_code_two(tmp_path):
