@@ -9,6 +9,7 @@ annotations are kept, and masks are not read.
 """
 
 import collections
+import math
 import os
 import pathlib
 import posixpath
@@ -259,7 +260,16 @@ def _example(
     boxes, keep = clean_boxes(boxes, size, labels, entry["file_name"], report)
     boxes, objects = boxes[keep], [a for a, k in zip(objects, keep, strict=True) if k]
     box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    areas = [a.get("area", own) for a, own in zip(objects, box_areas, strict=True)]
+    given = [a.get("area") for a in objects]
+    unknown = [area is not None and area < 0 for area in given]  # -1 is often written
+    if any(unknown):
+        report.append(
+            f"{entry['file_name']}: {sum(unknown)} negative areas, taken as the boxes'"
+        )
+    areas = [
+        own if area is None or area < 0 else area
+        for area, own in zip(given, box_areas, strict=True)
+    ]
     ignore = [bool(a.get("iscrowd") or a.get("ignore")) for a in objects]
     index = {i: c for c, i in enumerate(names, start=1)}
     return Example(
@@ -312,14 +322,18 @@ _TYPES = dict(  # what the keys hold, where they are there
     annotation=dict(
         category_id="an integer",
         image_id="an integer or a string",
-        area="a number",
+        area="a finite number, or -1 or nothing for the box's",
         iscrowd="0 or 1",
         ignore="0 or 1",
     ),
 )
 _FITS: dict[str, Callable[[Any], bool]] = {
     "an integer": lambda v: type(v) is int and abs(v) < 2**63,  # no true, no false
-    "a number": lambda v: type(v) is float or type(v) is int and abs(v) < 2**63,
+    "a finite number, or -1 or nothing for the box's": lambda v: (
+        v is None
+        or (type(v) is float and math.isfinite(v))
+        or (type(v) is int and abs(v) < 2**63)
+    ),
     "a string": lambda v: isinstance(v, str),
     "an integer or a string": lambda v: type(v) in (int, str),
     "0 or 1": lambda v: v is None or isinstance(v, int | float) and v in (0, 1),
@@ -329,13 +343,19 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 def _check_types(
     entry: Any, types: dict[str, str], what: str, position: int, file: pathlib.Path
 ) -> None:
-    """ValueError names the file, the entry, the key and what it should hold."""
+    """ValueError names the file, the entry, the key and what it should hold.
+
+    Whole numbers that are written as floats, 1.0, become integers in the entry.
+    """
     if not isinstance(entry, dict):
         raise ValueError(
             f"{file}: {what} number {position + 1} is {entry!r}, expected an object "
             f"with {', '.join(types)}"
         )
     for key, expected in types.items():
+        value = entry.get(key)
+        if "integer" in expected and type(value) is float and value.is_integer():
+            entry[key] = int(value)
         if key in entry and not _FITS[expected](entry[key]):
             raise ValueError(
                 f"{file}: {what} {entry.get('id', f'number {position + 1}')} has "
@@ -343,19 +363,31 @@ def _check_types(
             )
 
 
+def _other_form(value: Any, known: dict) -> Any:
+    """The id that is meant, where one is a text and the other a number; or None."""
+    if not isinstance(value, str):
+        return str(value) if str(value) in known else None
+    number = int(value) if value.isascii() and value.isdigit() else None
+    return number if number in known else None
+
+
 def _check(a: dict, images: dict, names: dict[int, str], file: pathlib.Path) -> None:
     """The annotation has a known category, a known image and a box of four numbers."""
     where = f"{file}: annotation {a.get('id', '?')}"
     if a.get("category_id") not in names:
         raise ValueError(
-            f"{where} has category_id {a.get('category_id')}, which is not in "
+            f"{where} has category_id {a.get('category_id')!r}, which is not in "
             f"categories ({', '.join(f'{i} {n}' for i, n in names.items())}): "
             "add the category or correct the annotation"
         )
     if a.get("image_id") not in images:
         raise ValueError(
-            f"{where} has image_id {a.get('image_id')}, which is not in images: "
-            "add the image or remove the annotation"
+            f"{where} has image_id {a.get('image_id')!r}, which is not in images: "
+            + (
+                f"they have {twin!r}, so write both as {type(twin).__name__}"
+                if (twin := _other_form(a.get("image_id"), images)) is not None
+                else "add the image or remove the annotation"
+            )
         )
     box = a.get("bbox")
     numbers = isinstance(box, list) and all(

@@ -122,8 +122,7 @@ def change(**fields):
             "annotation 1 has category_id True, expected an int",
         ),
         (change(image_id={}), "annotation 1 has image_id {}, expected an integer or a"),
-        (change(area="x"), "annotation 1 has area 'x', expected a number"),
-        (change(area=None), "annotation 1 has area None, expected a number"),
+        (change(area="x"), "annotation 1 has area 'x', expected a finite number"),
         (change(iscrowd="0"), "annotation 1 has iscrowd '0', expected 0 or 1"),
         (change(id=[7], area="x"), r"annotation \[7\] has area 'x'"),
         (
@@ -230,3 +229,49 @@ def test_deeppcb(shared):
     root = str(shared / "data" / "deeppcb")
     s = coco.load(split="test", root=root)
     assert len(s) == 500 and len(s.classes) == 6 and s.report == []
+
+
+def test_whole_numbers_written_as_floats_are_ids(tmp_path):
+    found = instances()
+    found["images"][1]["id"] = 10.0
+    found["images"][1]["width"] = 60.0
+    found["annotations"][0].update(image_id=10.0, category_id=90.0)
+    found["categories"][0]["id"] = 90.0
+    s = coco.load(**make(tmp_path, found))
+    assert s.category_ids == (3, 90) and [e.image_id for e in s] == [30, 10]
+    assert all(type(i) is int for i in (*s.category_ids, s[1].image_id))
+    assert s[1].classes.tolist() == [2, 1] and s[1].size == (40, 60)
+
+
+@pytest.mark.parametrize("area", [-1, -1.0, None])
+def test_an_area_that_is_not_known_is_the_boxs(tmp_path, area):
+    found = instances()
+    found["annotations"][0]["area"] = area
+    s = coco.load(**make(tmp_path, found))
+    assert s[1].area.tolist() == [200, 1]
+    said = ["a.png: 1 negative areas, taken as the boxes'"]
+    assert s.report == ([] if area is None else said)
+
+
+def test_an_area_that_is_no_number_is_an_error(tmp_path):
+    found = instances()
+    found["annotations"][0]["area"] = float("nan")  # json writes NaN
+    with pytest.raises(
+        ValueError, match="instances_val.json: annotation 1 has area nan"
+    ):
+        coco.load(**make(tmp_path, found))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ("10", "image_id '10', which .* they have 10, so write both as int"),
+        (11, "image_id 11, which is not in images: add the image"),
+        ("x", "image_id 'x', which is not in images: add the image"),
+    ],
+)
+def test_ids_of_another_type_are_shown_in_quotes(tmp_path, given, message):
+    found = instances()
+    found["annotations"][0]["image_id"] = given
+    with pytest.raises(ValueError, match=message):
+        coco.load(**make(tmp_path, found))
