@@ -1,6 +1,7 @@
 """Where things stand: what scripts import, and that the pages name files that exist."""
 
 import ast
+import json
 import pathlib
 import re
 import shutil
@@ -43,6 +44,35 @@ def test_nothing_that_users_run_imports_torch(folder):
         if name.split(".")[0] in ("torch", "torchvision", "detectron2", "timm")
     }
     assert not found
+
+
+def strings(path):
+    """The lines that string literals touch, with their columns: [(row, from, to)]."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            last = node.end_col_offset if node.end_lineno == node.lineno else 10**6
+            yield node.lineno, node.col_offset, last
+
+
+def test_no_name_is_undefined():
+    """Ruff's rule is off in pyproject.toml: axes in shape strings look like names."""
+    ruff = shutil.which("ruff") or str(ROOT / ".venv/bin/ruff")
+    if not pathlib.Path(ruff).exists():
+        pytest.skip("needs ruff, of the extra dev")
+    folders = ["frcnn_jax", "scripts", "experiments", "examples", "docs", "tests"]
+    options = ["--select=F821", "--isolated", "--output-format=json", "--exit-zero"]
+    done = subprocess.run(
+        [ruff, "check", *options, *folders], cwd=ROOT, capture_output=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert len(found) > 10  # the axes
+    undefined = []
+    for entry in found:
+        path, at = pathlib.Path(entry["filename"]), entry["location"]
+        row, column = at["row"], at["column"] - 1
+        if not any(r == row and a <= column < b for r, a, b in strings(path)):
+            undefined.append(f"{path}:{row}: {entry['message']}")
+    assert not undefined
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
