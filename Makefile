@@ -19,7 +19,7 @@ demo: $(VENV)/.installed  ## train on generated shapes, evaluate, draw: runs/dem
 	rm -rf runs/demo
 	$(BIN)/python scripts/train.py --config=experiments/shapes_demo.py --workdir=runs/demo
 	$(BIN)/python scripts/evaluate.py --checkpoint=runs/demo --split=test --pictures=12
-	@# annotations.json, detections.json and pictures/ of 200 images never seen: runs/demo
+	@# annotations_test.json, detections_test.json, pictures_test: 200 images never seen
 
 # Tests of one file share their compiled functions: one process for each file.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile -rs

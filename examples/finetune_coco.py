@@ -24,6 +24,7 @@ from frcnn_jax.data.example import decode
 from frcnn_jax.data.sources import shapes
 from frcnn_jax.training import checkpoint
 from frcnn_jax.training.loop import train_and_evaluate
+from frcnn_jax.training.metrics import log_to_stderr
 
 CATEGORIES = {"circle": dict(id=7, name="ball"), "square": dict(id=3, name="box")}
 
@@ -79,4 +80,5 @@ def main(
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 4):
         sys.exit(__doc__)
-    main(*sys.argv[1:])  # pyright: ignore[reportArgumentType]
+    log_to_stderr()
+    print(json.dumps(main(*sys.argv[1:])))  # pyright: ignore[reportArgumentType]

@@ -11,6 +11,7 @@ A backbone is a Flax module called `Backbone` that maps normalised images to
 group `model.backbone` may set.
 """
 
+import json
 import sys
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaxtyping import Array, Float
 
 from experiments import shapes_demo
 from frcnn_jax.training.loop import train_and_evaluate
+from frcnn_jax.training.metrics import log_to_stderr
 
 
 class Backbone(nn.Module):
@@ -66,4 +68,5 @@ def main(workdir: str, steps: int = 300) -> dict:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "runs/my_backbone")
+    log_to_stderr()
+    print(json.dumps(main(sys.argv[1] if len(sys.argv) > 1 else "runs/my_backbone")))

@@ -15,6 +15,7 @@ import numpy as np
 
 from frcnn_jax.data import images as image_files
 from frcnn_jax.training import checkpoint
+from frcnn_jax.training.compiling import Announced
 from frcnn_jax.training.step import predict_step
 from frcnn_jax.types import Batch, Detections
 
@@ -33,7 +34,7 @@ class Detector:
         self.config, self.batch_size = meta.config, batch_size
         self.classes, self.category_ids = meta.classes, meta.category_ids
         predict = partial(predict_step, model=model, config=meta.config.to_dict())
-        self._predict = jax.jit(predict)
+        self._predict = Announced(jax.jit(predict), "the detector")
 
     def __call__(self, images: Sequence[Any] | np.ndarray) -> Detections:
         """Detections `[b, max_detections]` in pixels of the images as they were given.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-HUGE = {True: 2.0**31 - 1, False: float(np.finfo(np.float32).max)}  # whole: or not
+HUGE = {True: 2**31 - 1, False: float(np.finfo(np.float32).max)}  # whole or not
 
 
 class Rule(NamedTuple):
@@ -68,7 +68,8 @@ def number(
         inside = least <= value <= most
         inside &= above is None or value > above
         inside &= below is None or value < below
-        return bool(inside and (abs(value) <= HUGE[whole] or infinite))
+        fits = abs(value) <= HUGE[isinstance(value, numbers.Integral)]
+        return bool(inside and (fits or infinite))
 
     return Rule(" ".join([said, " and ".join(ends)]).strip(), holds)
 

@@ -6,8 +6,9 @@ python scripts/evaluate.py --config=experiments/coco_r50_fpn.py \
 python scripts/evaluate.py --detections=detections.json --annotations=annotations.json
 
 With a checkpoint, its data is read as in training (`--config.data.root=DIR` where it
-has moved), and annotations.json, detections.json (COCO format) and annotated pictures
-go to `--output`. `--weights` is a file of torchvision, Detectron2 or Detectron, as in
+has moved), and annotations_SPLIT.json, detections_SPLIT.json (COCO format) and the
+folder pictures_SPLIT go to `--output`. What cannot be drawn is named; the exit code is
+then 1. `--weights` is a file of torchvision, Detectron2 or Detectron, as in
 convert_weights.py, and `--config` the experiment that it belongs to; the output is then
 left in runs/NAME unless told otherwise. The last line on stdout is one JSON object.
 """
@@ -19,8 +20,16 @@ import tempfile
 from absl import app, flags
 from ml_collections import config_flags
 
-from frcnn_jax.evaluation import coco, files, voc
-from frcnn_jax.training import checkpoint, cli, convert, devices, evaluate
+from frcnn_jax.evaluation import coco, files, results, voc
+from frcnn_jax.training import (
+    checkpoint,
+    cli,
+    convert,
+    devices,
+    evaluate,
+    lock,
+    troubles,
+)
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
 
@@ -74,15 +83,26 @@ def convert_weights(weights: str, folder: str) -> None:
     )
 
 
-def of_checkpoint(path: pathlib.Path, run: pathlib.Path) -> tuple[dict, list[dict]]:
+def of_checkpoint(path: pathlib.Path, run: pathlib.Path) -> evaluate.Evaluated:
     """Annotations and detections, left in --output or else in `run`."""
-    return evaluate.evaluate_checkpoint(
-        path,
-        pathlib.Path(OUTPUT.value or run),
-        changes=changes(),
-        pictures=PICTURES.value,
-        score=SCORE.value,
-    )
+    output = pathlib.Path(OUTPUT.value or run)
+    name = f".evaluation_{results.file_name(SPLIT.value or 'default')}_lock"
+    cure = "wait for its end, or use another --output"
+    with lock.held(output, "evaluated", name=name, cure=cure):
+        return evaluate.evaluate_checkpoint(
+            *(path, output),
+            changes=changes(),
+            pictures=PICTURES.value,
+            score=SCORE.value,
+        )
+
+
+def next_step(found: evaluate.Evaluated) -> str:
+    """What to open now."""
+    folder = found.paths.annotations.parent
+    page = f"`python scripts/report.py {folder}` makes a page of all"
+    drawn = sorted(found.paths.pictures.glob("*.jpg")) if PICTURES.value else []
+    return f"open {drawn[0]} and its neighbours; {page}" if drawn else page
 
 
 def main(_):
@@ -91,21 +111,24 @@ def main(_):
     if CHECKPOINT.value:
         path = checkpoint.find(CHECKPOINT.value)
         run = path.parents[1] if path.parent.name == "checkpoints" else path
-        annotations, detections = of_checkpoint(path, run)
+        found = of_checkpoint(path, run)
     elif WEIGHTS.value and CONFIG.value:
         with tempfile.TemporaryDirectory() as folder:
             convert_weights(WEIGHTS.value, folder)
             run = pathlib.Path("runs") / pathlib.Path(WEIGHTS.value).stem
-            annotations, detections = of_checkpoint(checkpoint.find(folder), run)
+            found = of_checkpoint(checkpoint.find(folder), run)
     elif DETECTIONS.value and ANNOTATIONS.value:
         annotations = files.read_annotations(ANNOTATIONS.value)
         detections = files.read_detections(DETECTIONS.value, annotations)
+        found = None
     else:
         raise app.UsageError(
             "give --checkpoint, --weights and --config, or --detections and "
             "--annotations"
         )
 
+    if found is not None:
+        annotations, detections = found.annotations, found.detections
     result = coco.evaluate(annotations, detections)
     for metric in ("07", "area"):
         ap = voc.evaluate(annotations, detections, metric=metric)
@@ -113,7 +136,11 @@ def main(_):
         for name, values in ap["per_class"].items():
             result["per_class"][name][f"VOC{metric}"] = values["AP"]
     print(coco.format_table(result))
+    if found is not None:
+        print(next_step(found))
     print(json.dumps(result))
+    if found is not None and found.undrawn:
+        raise troubles.Partly(f"{len(found.undrawn)} pictures were not drawn")
 
 
 if __name__ == "__main__":

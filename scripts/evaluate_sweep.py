@@ -49,7 +49,7 @@ def main(_):
     rows = []
     print(f"{'AP':>6} {'AP50':>6} {'VOC07':>6}  changes", flush=True)
     for i, changes in enumerate(function()):
-        annotations, detections = evaluate.evaluate_checkpoint(
+        annotations, detections, *_ = evaluate.evaluate_checkpoint(
             path,
             output / f"{i:02d}",
             changes=[*SET.value, *(f"{k}={v}" for k, v in changes.items())],

@@ -26,5 +26,5 @@ def test_demo_learns_shapes_from_scratch(tmp_path):
     )
     assert result["AP50"] >= 0.90
     assert result["AP"] >= 0.60
-    annotations = json.loads((tmp_path / "run" / "annotations.json").read_text())
+    annotations = json.loads((tmp_path / "run" / "annotations_val.json").read_text())
     assert len(annotations["images"]) == 200

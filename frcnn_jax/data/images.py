@@ -402,5 +402,11 @@ def save_image(path: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"]) -> No
     """Write an RGB picture; the format is that of the name, folders are made."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"cannot write the picture {path}")
+    try:  # OpenCV takes no name that is not UTF-8, and says of a full disk nothing
+        made, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error as error:
+        raise ValueError(f"cannot write the picture {path}: {error.err}") from None
+    if not made:
+        h, w = image.shape[:2]
+        raise ValueError(f"cannot write the picture {path}: {w}x{h} pixels")
+    path.write_bytes(data.tobytes())

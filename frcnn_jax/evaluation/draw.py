@@ -21,6 +21,9 @@ Color = tuple[int, int, int]
 Place = tuple[int, int, int, int]  # x, y, w, h of a label
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+LONGEST = 4096  # pixels up to which a picture is enlarged
+# What drawing, encoding or writing one picture may raise.
+FAILURES = (OSError, ValueError, cv2.error, MemoryError)
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
@@ -63,7 +66,8 @@ def draw(
         truth: ground-truth boxes, drawn dashed under the others.
         truth_classes: their classes, for the colour (white without).
         colors: RGB of class 1, 2, ...; by default `color`.
-        min_side: enlarge the picture so that its short side has this many pixels.
+        min_side: enlarge the picture so that its short side has this many pixels, but
+            no side beyond `LONGEST`.
 
     Raises:
         ValueError: a box is not finite.
@@ -98,8 +102,12 @@ def draw(
 
 
 def _enlarged(image: Image, min_side: int) -> tuple[Image, float]:
-    """A copy whose short side has at least `min_side` pixels, and its scale."""
-    scale = max(1.0, min_side / min(image.shape[:2]))
+    """A copy whose short side has `min_side` pixels or more, and its scale.
+
+    No side is enlarged beyond `LONGEST`, however narrow the image is.
+    """
+    limit = LONGEST / max(image.shape[:2])
+    scale = max(1.0, min(min_side / min(image.shape[:2]), limit))
     if scale == 1:
         return image.copy(), scale
     height, width = (round(side * scale) for side in image.shape[:2])

@@ -34,6 +34,7 @@ class Run(NamedTuple):
     annotations: dict | None = None  # COCO; both None for a run not evaluated yet
     detections: list[dict] | None = None
     step: int | None = None  # of the checkpoint that gave the detections
+    split: str = ""  # of the data, as in "test"; "" where that is not known
 
 
 def render(
@@ -43,14 +44,21 @@ def render(
 
     `pictures` has a mapping for each run, from image ids to data URIs (`data_uri`);
     the gallery shows those images. Runs with the same annotations share them. Raises
-    ValueError for malformed annotations or detections, KeyError for an image id that
+    ValueError for malformed annotations or detections, and for runs of different
+    splits, whose metrics do not belong into one table; KeyError for an image id that
     the annotations do not have.
     """
+    splits = {run.name: run.split for run in runs if run.annotations is not None}
+    if len(set(splits.values())) > 1:
+        said = ", ".join(f"{name} of {split!r}" for name, split in splits.items())
+        raise ValueError(
+            f"the results are of different splits: {said}; evaluate all on the same"
+        )
     sets: list[dict] = []
     known: dict[str, int] = {}
     shown = []
     for run, images in zip(runs, pictures, strict=True):
-        entry: dict[str, Any] = dict(name=run.name, step=run.step)
+        entry: dict[str, Any] = dict(name=run.name, step=run.step, split=run.split)
         entry["curves"] = curves(run.rows)
         if run.annotations is not None and run.detections is not None:
             analysis = errors.analyse(run.annotations, run.detections)
@@ -90,14 +98,19 @@ def data_uri(image: UInt8[np.ndarray, "h w 3"], *, side: int = 320) -> str:
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
-    """`{"train/total": [[step, value], ...]}`, thinned to at most `POINTS` means."""
+    """`{"train/total": [[step, value], ...]}`, thinned to at most `POINTS` means.
+
+    Evaluations of several splits are several curves: "eval/AP of val".
+    """
     found: dict[str, list] = {}
+    splits = {row["split"] for row in rows if "split" in row}
     for row in rows:
         for name, value in row.items():
             if name not in ("step", "group") and isinstance(value, int | float):
-                found.setdefault(f"{row['group']}/{name}", []).append(
-                    (row["step"], value)
-                )
+                place = f"{row['group']}/{name}"
+                if len(splits) > 1 and "split" in row:
+                    place += f" of {row['split']}"
+                found.setdefault(place, []).append((row["step"], value))
     result = {}
     for name, points in found.items():
         parts = np.array_split(np.array(points, float), min(len(points), POINTS))

@@ -40,13 +40,12 @@ class RPNHead(nn.Module):
         ranges.check(
             "model.rpn",
             channels=(self.channels, ranges.COUNT),
+            depth=(self.depth, ranges.COUNT),
         )
         if self.objectness not in ("sigmoid", "softmax"):
             raise ValueError(
                 f"rpn objectness={self.objectness!r}: expected 'sigmoid' or 'softmax'"
             )
-        if self.depth < 1:
-            raise ValueError(f"rpn depth={self.depth}: expected at least one layer")
         super().__post_init__()
 
     @nn.compact

@@ -252,6 +252,7 @@ def load_model(checkpoint: str | pathlib.Path) -> tuple[Any, dict[str, PyTree], 
     image = jax.ShapeDtypeStruct((1, *canvas, 3), np.float32)
     expected = jax.eval_shape(model.init, jax.random.key(0), image)
     check_same_arrays(expected, variables, checkpoint)
+    check_finite(variables, checkpoint)
     return model, variables, meta
 
 
@@ -301,6 +302,16 @@ def check_same_arrays(expected: PyTree, found: PyTree, where: Any) -> None:
         k: tuple(v.shape) for k, v in have.items()
     }:
         raise ValueError(_difference(want, have, where))
+
+
+def check_finite(variables: PyTree, where: Any) -> None:
+    """ValueError names weights that are not finite: such a network finds nothing."""
+    wrong = [n for n, x in named_leaves(variables).items() if not np.isfinite(x).all()]
+    if wrong:
+        raise ValueError(
+            f"{where} has weights that are not finite, {wrong[0]} and {len(wrong) - 1} "
+            "more: its training had diverged; take an earlier checkpoint"
+        )
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:

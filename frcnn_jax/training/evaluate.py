@@ -6,25 +6,35 @@ import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from frcnn_jax.data import images, pipeline
-from frcnn_jax.data.example import decode
+from frcnn_jax.data.example import decode, name_of
 from frcnn_jax.data.source import Example, Source, image_ids
 from frcnn_jax.data.sources import coco
 from frcnn_jax.data.validate import check_trainable
 from frcnn_jax.evaluation import coco as coco_metrics
-from frcnn_jax.evaluation import draw, files
-from frcnn_jax.training import checkpoint, devices
+from frcnn_jax.evaluation import draw, files, results
+from frcnn_jax.training import checkpoint, devices, troubles
 from frcnn_jax.training import config as configs
+from frcnn_jax.training.compiling import Announced
 from frcnn_jax.training.metrics import Countdown, duration
 from frcnn_jax.training.step import predict_step
 from frcnn_jax.training.validation import means
 
 log = logging.getLogger(__name__)
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation found, where it lies, and lines for what was not drawn."""
+
+    annotations: dict
+    detections: list[dict]
+    paths: results.Paths
+    undrawn: list[str]
 
 
 def build_data(
@@ -82,19 +92,27 @@ def predict_all(predict: Callable, variables: Any, data: pipeline.Data) -> list[
     batches, tell = [], Countdown(len(data.eval), "images evaluated")
     for batch in data.eval_batches():
         found = devices.gather(predict(variables, devices.shard(batch)))
-        results = []
+        rows = []
         for i in np.flatnonzero(batch.valid):
-            results += files.to_results(
+            rows += files.to_results(
                 type(found)(*(field[i] for field in found)),
                 image_id=ids[int(batch.index[i])],
                 image_size=batch.image_size[i],
                 original_size=batch.original_size[i],
                 category_ids=data.eval.category_ids,
             )
-        batches.append(results)
+        batches.append(rows)
         tell(int(batch.valid.sum()) * jax.process_count())
     parts = zip(*devices.from_all(batches), strict=True)
-    return [row for batch in parts for results in batch for row in results]
+    everything = [row for batch in parts for found in batch for row in found]
+    if not everything and len(data.eval):
+        log.warning(
+            "nothing was detected in any of %d images: no score reached "
+            "postprocess.score; the network is untrained, its training diverged, or "
+            "these are other images than it was trained on",
+            len(data.eval),
+        )
+    return everything
 
 
 def validate(
@@ -104,6 +122,7 @@ def validate(
     workdir: pathlib.Path,
     *,
     step: int,
+    split: str,
     loss_weights: Mapping[str, float],
     before_batch: Callable[[], None],
 ) -> dict[str, float]:
@@ -123,7 +142,7 @@ def validate(
         return found
 
     detections = predict_all(predict, variables, data)
-    annotations = write_results(workdir, detections, data)
+    annotations = write_results(workdir, detections, data, split=split, step=step)
     scores = coco_metrics.evaluate(annotations, detections)
     result = {k: v for k, v in scores.items() if isinstance(v, float)}
     result |= means(totals, loss_weights)
@@ -144,11 +163,12 @@ def evaluate_checkpoint(
     changes: Sequence[str] = (),
     pictures: int = 0,
     score: float = 0.5,
-) -> tuple[dict, list[dict]]:
+) -> Evaluated:
     """COCO-format annotations and detections of a checkpoint on its evaluation data.
 
     Leaves both as JSON in `output`, and `pictures` annotated images with their ground
-    truth. `changes` are config values such as "data.root=DIR".
+    truth, all with the split in their names (`results.paths`). `changes` are config
+    values such as "data.root=DIR".
     """
     where = checkpoint.find(path)
     model, variables, meta = checkpoint.load_model(where)
@@ -165,19 +185,50 @@ def evaluate_checkpoint(
     predict = devices.parallel(
         partial(predict_step, model=model, config=c), in_axes=(None, 0)
     )
+    predict = Announced(predict, "the evaluation")
     detections = predict_all(predict, devices.replicated(variables), data)
     for line in data.skipped():
         log.warning("data: %s", line)
-    output = pathlib.Path(output)
-    annotations = write_results(output, detections, data)
-    shown = [d for d in detections if d["score"] >= score]
-    for i in range(min(pictures, len(data.eval))):
-        image_id = annotations["images"][i]["id"]
-        found = [d for d in shown if d["image_id"] == image_id]
-        how = images.reading(**c["data"])
-        picture = draw_example(data.eval[i], found, data.eval, **how)
-        images.save_image(output / "pictures" / f"{i:04d}.jpg", picture)
-    return annotations, detections
+    output, split = pathlib.Path(output), c["data"]["eval_split"]
+    annotations = write_results(
+        *(output, detections, data), split=split, step=meta.step, checkpoint=str(where)
+    )
+    where = results.paths(output, split)
+    log.info("%s, %s", where.annotations, where.detections)
+    undrawn = []
+    if pictures:
+        shown = [d for d in detections if d["score"] >= score]
+        undrawn = draw_pictures(
+            where.pictures, data.eval, annotations, shown, pictures, **c["data"]
+        )
+    return Evaluated(annotations, detections, where, undrawn)
+
+
+def draw_pictures(
+    folder: pathlib.Path,
+    source: Source,
+    annotations: dict,
+    detections: list[dict],
+    count: int,
+    **how: Any,
+) -> list[str]:
+    """Writes the first `count` images with their boxes; a line for each that fails."""
+    found: dict[Any, list[dict]] = {}
+    for detection in detections:
+        found.setdefault(detection["image_id"], []).append(detection)
+    undrawn = []
+    for i in range(min(count, len(source))):
+        mine = found.get(annotations["images"][i]["id"], [])
+        try:
+            picture = draw_example(source[i], mine, source, **images.reading(**how))
+            images.save_image(folder / f"{i:04d}.jpg", picture)
+        except draw.FAILURES as error:
+            if troubles.is_of_the_disk(error):
+                raise
+            undrawn.append(f"no picture of {name_of(source[i])}: {error}")
+            log.error("%s", undrawn[-1])
+    log.info("%s: %d pictures", folder, min(count, len(source)) - len(undrawn))
+    return undrawn
 
 
 def draw_example(
@@ -203,17 +254,25 @@ def draw_example(
 
 
 def write_results(
-    output: pathlib.Path, detections: list[dict], data: pipeline.Data
+    output: pathlib.Path,
+    detections: list[dict],
+    data: pipeline.Data,
+    *,
+    split: str,
+    **about: Any,
 ) -> dict:
-    """Leaves `annotations.json` and `detections.json` and returns the annotations.
+    """Leaves annotations and detections of `split` (`results.paths`); the annotations.
 
     They are the ground truth as it was read: boxes clipped to their images, those
-    without area dropped, difficult objects as crowds. For figures to publish, score
-    the detections against the official file (`scripts/evaluate.py --annotations`).
+    without area dropped, difficult objects as crowds. Their `info` has the split and
+    `about`. For figures to publish, score the detections against the official file
+    (`scripts/evaluate.py --annotations`).
     """
     output.mkdir(parents=True, exist_ok=True)
     annotations = coco.to_coco(data.eval)
+    annotations["info"] = {**annotations.get("info", {}), "split": split, **about}
     if devices.is_first():
-        files.write_annotations(output / "annotations.json", annotations)
-        files.write_detections(output / "detections.json", detections)
+        where = results.paths(output, split)
+        files.write_annotations(where.annotations, annotations)
+        files.write_detections(where.detections, detections)
     return annotations

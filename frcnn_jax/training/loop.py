@@ -22,8 +22,11 @@ from frcnn_jax.training import (
     preemption,
     pretrained,
     recipe,
+    rehearsal,
+    surroundings,
 )
 from frcnn_jax.training import config as configs
+from frcnn_jax.training.compiling import Announced
 from frcnn_jax.training.evaluate import build_data, validate
 from frcnn_jax.training.metrics import Progress, Writer
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
@@ -51,11 +54,30 @@ def train_and_evaluate(
     weights to start from (those in `set_by_flag` are warned of).
     """
     config = configs.resolve(config)
-    config, sources = recipe.complete(config, workdir)
-    c = configs.check(config)
     workdir = pathlib.Path(workdir).absolute()
-    workdir.mkdir(parents=True, exist_ok=True)
+    with surroundings.watched(workdir, config.data.to_dict()):
+        config, sources = recipe.complete(config, workdir)
+        c = configs.check(config)
+        rehearsal.check_groups(c)
+        return run(
+            *(config, c, workdir, sources),
+            allow_changes=allow_changes,
+            log_to=log_to,
+            set_by_flag=set_by_flag,
+        )
 
+
+def run(
+    config: ml_collections.ConfigDict,
+    c: Mapping[str, Any],
+    workdir: pathlib.Path,
+    sources: tuple[Source, Source] | None,
+    *,
+    allow_changes: bool,
+    log_to: str,
+    set_by_flag: Collection[str],
+) -> dict[str, Any]:
+    """`train_and_evaluate` in a folder that is this process's; `c` is checked."""
     # ---- data ---------------------------------------------------------------
     data = build_data(c, sources)
     log_data(data)
@@ -82,6 +104,9 @@ def train_and_evaluate(
         ema=c["ema_decay"] > 0,
     )
     log_size(state.params, keep(state.params, trainable))
+    if c["data"]["eval_split"]:
+        rehearsal.check_evaluation(c, model, eval_variables(state))
+    surroundings.warn_of_room(workdir, state)
 
     # ---- restore ------------------------------------------------------------
     # Replicated before the first step, else the step compiles a second time.
@@ -97,8 +122,11 @@ def train_and_evaluate(
         log.info("going on from step %d in %s", first, workdir)
     save_config(workdir, config)
     write = Writer(workdir, step=first, log_to=log_to, config=c)
+    split = c["data"]["eval_split"]
     if result:
-        write(first, result, group="eval")
+        write(first, result, group="eval", split=split)
+    if first >= c["total_steps"]:
+        log.info("%s", finished(first, c["total_steps"], result))
     progress = Progress(c["total_steps"], c["batch_size"], step=first)
 
     # ---- train --------------------------------------------------------------
@@ -108,9 +136,11 @@ def train_and_evaluate(
     p_step = parallel(
         update, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=0
     )
+    p_step = Announced(p_step, "the training step")
     p_validate = parallel(
         partial(validate_step, **fixed), in_axes=(None, 0, None), out_axes=(0, None)
     )
+    p_validate = Announced(p_validate, "the evaluation")
 
     def read(step, metrics, batch):
         """Fetches a step's metrics. This is where the host waits for the device."""
@@ -128,11 +158,12 @@ def train_and_evaluate(
             data,
             workdir,
             step=step,
+            split=split,
             loss_weights=c["loss_weights"],
             before_batch=partial(preemption.heed, leaving, step),  # made up for later
         )
         checkpoint.record(writer, step, result)
-        write(step, result, group="eval")
+        write(step, result, group="eval", split=split)
         return result
 
     def evaluate_at(step):
@@ -151,6 +182,8 @@ def train_and_evaluate(
             for step in range(first + 1, c["total_steps"] + 1):
                 batch = progress.next(batches)
                 state, metrics = p_step(state, devices.shard(batch), key)
+                if p_step.fresh:  # compiling is no part of the speed
+                    progress.start(step)
                 metrics = dict(metrics, padding=padding_share(batch))
                 if pending:
                     read(*pending)
@@ -159,6 +192,7 @@ def train_and_evaluate(
                 if leave or save_at(step):
                     read(*pending)  # saved is what a finite update has left
                     pending = None
+                    surroundings.check_room(workdir, state)
                     checkpoint.save(
                         writer,
                         state,
@@ -180,14 +214,24 @@ def train_and_evaluate(
         )
         raise
     finally:  # what was being saved is saved to its end
-        writer.close()
-        write.close()
-        batches.close()
+        surroundings.close_all(writer.close, write.close, batches.close)
         log_skipped(data)
+    log.info("all of this run is in %s; a page of it: scripts/report.py", workdir)
     return result
 
 
 # ------------------------------------------------------------------------------ parts
+
+
+def finished(step: int, total_steps: int, result: Mapping[str, float]) -> str:
+    """What a run says that has nothing left to train."""
+    score = f"AP {result['AP']:.3f}" if "AP" in result else "not evaluated"
+    if step > total_steps:
+        return (
+            f"step {step} is past total_steps={total_steps} already ({score}): raise "
+            "total_steps above it to go on, or use another --workdir"
+        )
+    return f"finished at step {step} already: {score}; raise total_steps to go on"
 
 
 def log_data(data: Data) -> None:

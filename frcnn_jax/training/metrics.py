@@ -27,7 +27,7 @@ def log_to_stderr() -> None:
     package = logging.getLogger("frcnn_jax")
     package.handlers, package.propagate = [handler], False
     package.setLevel(logging.INFO if devices.is_first() else logging.WARNING)
-    for library in ("absl", "jax", "orbax"):
+    for library in ("absl", "jax", "orbax", "tensorstore", "etils", "grain"):
         logging.getLogger(library).setLevel(logging.ERROR)
 
 
@@ -69,12 +69,15 @@ class Writer:
             str(pathlib.Path(workdir) / "tensorboard"), purge_step=step + 1
         )
 
-    def __call__(self, step: int, values: Mapping[str, float], *, group: str) -> None:
-        """Writes one row, e.g. group "train" or "eval"."""
+    def __call__(
+        self, step: int, values: Mapping[str, float], *, group: str, split: str = ""
+    ) -> None:
+        """Writes one row, e.g. group "train", or "eval" of a split."""
         if self.board is None:
             return
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
+            about = {"step": step, "group": group} | ({"split": split} if split else {})
+            file.write(json.dumps({**about, **values}) + "\n")
         named = {f"{group}/{name}": value for name, value in values.items()}
         for name, value in named.items():
             self.board.add_scalar(name, value, step)
@@ -138,25 +141,27 @@ class Progress:
         rate = (step - self.step) / elapsed if step > self.step else 0.0
         left = (self.total_steps - step) / rate if rate else float("nan")
         waiting = self.waited / elapsed
+        speed = (
+            f"{rate * self.batch_size:.1f} images/s ({waiting:.0%} waiting for data)  "
+            f"{duration(left)} left"
+        )
         terms = "  ".join(
             f"{name} {value:.4g}" for name, value in values.items() if name in SHOWN
         )
         log.info(
-            "step %d/%d  loss %.4f (%s)  lr %.2g  %.1f images/s "
-            "(%.0f%% waiting for data)  %s left",
+            "step %d/%d  loss %.4f (%s)  lr %.2g  %s",
             step,
             self.total_steps,
             values["total"],
             terms,
             values["learning_rate"],
-            rate * self.batch_size,
-            100 * waiting,
-            duration(left),
+            speed if rate else "speed and time left: with the next line",
         )
         self.start(step)
-        values = dict(values, images_per_second=rate * self.batch_size, waiting=waiting)
+        values = dict(values)
         if rate:
-            values["step_seconds"] = 1 / rate
+            speed = dict(images_per_second=rate * self.batch_size, waiting=waiting)
+            values |= dict(speed, step_seconds=1 / rate)
         if (memory := device_memory()) is not None:
             values["device_memory"] = memory
         return values
@@ -172,7 +177,7 @@ def device_memory() -> float | None:
 
 
 class Countdown:
-    """Says every twenty seconds how much of something long is done, and what is left.
+    """Says after five and then every twenty seconds how much of something is done.
 
     `what` is counted: "images evaluated" reads "12/87 images evaluated, 3m10s left".
     """
@@ -180,15 +185,19 @@ class Countdown:
     def __init__(self, total: int, what: str):
         self.total, self.what, self.done, self.known = total, what, 0, 0
         self.start = self.said = time.perf_counter()
+        self.first = True
 
     def __call__(self, count: int, *, known: bool = False) -> None:
         """Counts what is done; `known` was there before and took no time."""
         self.done += count
         self.known += count * known
-        if (now := time.perf_counter()) - self.said > 20:
-            self.said = now
+        if (now := time.perf_counter()) - self.said > (5 if self.first else 20):
+            self.said, self.first = now, False
             made = max(self.done - self.known, 1)
             left = (now - self.start) / made * (self.total - self.done)
+            if self.total < self.done:  # a video need not know its length
+                log.info("%d %s", self.done, self.what)
+                return
             log.info(
                 "%d/%d %s, %s left", self.done, self.total, self.what, duration(left)
             )

@@ -13,6 +13,7 @@ from frcnn_jax.data.source import Source
 from frcnn_jax.models import FasterRCNN
 from frcnn_jax.training import checkpoint, devices
 from frcnn_jax.training import config as configs
+from frcnn_jax.training.compiling import Announced
 from frcnn_jax.training.evaluate import build_eval_data
 from frcnn_jax.training.metrics import Countdown
 from frcnn_jax.training.step import propose_step
@@ -38,6 +39,7 @@ def rpn_of_checkpoint(
     propose = devices.parallel(
         partial(propose_step, model=model, config=c), in_axes=(None, 0)
     )
+    propose = Announced(propose, "the network's proposals")
     variables = devices.replicated(variables)
     proposals, tell = {}, Countdown(len(data.eval), "images with proposals")
     for batch in data.eval_batches():

@@ -84,6 +84,12 @@ def _raised_in(error: BaseException, folders: tuple[Any, ...]) -> bool:
     return any(pathlib.Path(folder).absolute() in parents for folder in folders)
 
 
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether the file system failed, and not one file: the next would fail as well."""
+    stops = PASSING | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+    return isinstance(error, OSError) and error.errno in stops
+
+
 def is_memory(error: BaseException) -> bool:
     """Whether a device (or this machine) did not have the memory asked for."""
     if isinstance(error, MemoryError):

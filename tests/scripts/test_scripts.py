@@ -55,14 +55,14 @@ def test_evaluate_gives_the_same_for_checkpoint_and_files(workdir, tmp_path):
         *("--pictures=2", "--set=postprocess.score=0.0", "--batch_size=4"),
     )
     by_files = script(
-        *("evaluate", f"--detections={tmp_path / 'detections.json'}"),
-        f"--annotations={tmp_path / 'annotations.json'}",
+        *("evaluate", f"--detections={tmp_path / 'detections_val_0-3.json'}"),
+        f"--annotations={tmp_path / 'annotations_val_0-3.json'}",
     )
     assert last_json(by_checkpoint) == last_json(by_files)
     assert last_json(by_files).keys() >= {"AP", "AR100", "per_class", "VOC07"}
     assert "AP50" in by_files.stdout and "circle" in by_files.stdout
     for i in range(2):
-        picture = cv2.imread(str(tmp_path / "pictures" / f"{i:04d}.jpg"))
+        picture = cv2.imread(str(tmp_path / "pictures_val_0-3" / f"{i:04d}.jpg"))
         assert picture.shape[2] == 3
 
 

@@ -67,7 +67,7 @@ def test_evaluation_and_detector_agree_on_every_image(run, tmp_path):
     ):
         evaluate_checkpoint(workdir, tmp_path)
     changes = ["postprocess.score=0.0", f"data.name={name}"]
-    annotations, _ = evaluate_checkpoint(workdir, tmp_path, changes=changes)
+    annotations, *_ = evaluate_checkpoint(workdir, tmp_path, changes=changes)
     assert len(annotations["images"]) == 8
     assert result.keys() >= {"AP"}
     images = [p["image"] for p in pictures("val")]

@@ -40,9 +40,9 @@ def test_a_run_leaves_everything_behind(whole, config):
     assert {"AP", "AP50", "AR100"} <= set(result)
     assert [p.name for p in sorted(checkpoint.folder(workdir).iterdir())][-1] == "4"
     assert json.loads((workdir / "config.json").read_text())["total_steps"] == 4
-    annotations = files.read_annotations(workdir / "annotations.json")
+    annotations = files.read_annotations(workdir / "annotations_val_0-3.json")
     assert len(annotations["images"]) == 3
-    files.read_detections(workdir / "detections.json", annotations)
+    files.read_detections(workdir / "detections_val_0-3.json", annotations)
     rows = read(workdir / "metrics.jsonl")
     assert [r["step"] for r in rows if r["group"] == "train"] == [1, 2, 3, 4]
     assert [r["step"] for r in rows if r["group"] == "eval"] == [2, 4]
@@ -338,7 +338,7 @@ def test_any_batch_size_and_the_detector_find_the_same(whole, tmp_path):
     where = checkpoint.folder(whole[0]) / "4"
     found = {}
     for batch_size in (2, 4):  # three images: the last batch is filled up
-        annotations, found[batch_size] = evaluate.evaluate_checkpoint(
+        annotations, found[batch_size], *_ = evaluate.evaluate_checkpoint(
             where,
             tmp_path,
             changes=[f"eval_batch_size={batch_size}", "postprocess.score=0.01"],
