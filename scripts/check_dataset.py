@@ -132,7 +132,8 @@ def sheet(source: Source, problems: list[str], count: int, **how: Any) -> np.nda
             break
         try:
             tiles.append(tile(source, i, **how))
-        except (OSError, ValueError):  # named in the table already
+        except draw.FAILURES as error:
+            print(f"  not on the sheet: {source[i].image_id}: {error}")
             continue
     if not tiles:
         return np.zeros((60, 60, 3), np.uint8)

@@ -26,9 +26,10 @@ import cv2
 from absl import app, flags
 
 from frcnn_jax.data import proposal_files
-from frcnn_jax.data.example import decode
+from frcnn_jax.data.example import decode, name_of
 from frcnn_jax.data.selective_search import MODES, selective_search
-from frcnn_jax.training import cli
+from frcnn_jax.evaluation import draw
+from frcnn_jax.training import cli, troubles
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import Countdown, log_to_stderr
 
@@ -53,9 +54,12 @@ PART = 20
 
 
 def search(example, options):
-    """Selective search of one example, in a process of its own."""
+    """Selective search of one example, in a process of its own; or what went wrong."""
     cv2.setNumThreads(1)
-    return selective_search(decode(example), **options)
+    try:
+        return selective_search(decode(example), **options)
+    except draw.FAILURES as error:
+        return f"{name_of(example)}: {error}"
 
 
 def search_split(source, path, pool):
@@ -75,12 +79,20 @@ def search_split(source, path, pool):
         examples = [source[i] for i in range(first, min(first + PART, len(source)))]
         known = part.exists()
         if not known:
-            results = pool.map(search, examples, itertools.repeat(options))
+            results = list(pool.map(search, examples, itertools.repeat(options)))
+            failed = [line for line in results if isinstance(line, str)]
+            part.with_suffix(".failed").write_text(json.dumps(failed))
+            for line in failed:
+                log.error("no proposals: %s", line)
+            results = [
+                proposal_files.NONE if isinstance(x, str) else x for x in results
+            ]
             ids = (str(example.image_id) for example in examples)
             proposal_files.write(part, dict(zip(ids, results, strict=True)))
         found |= proposal_files.read(part)
         tell(len(examples), known=known)
-    return found, parts
+    failed = [json.loads(path.read_text()) for path in sorted(parts.glob("*.failed"))]
+    return found, parts, sum(failed, [])
 
 
 def main(_):
@@ -91,7 +103,7 @@ def main(_):
         raise app.UsageError("give --config (selective search) or --checkpoint (RPN)")
     if len(SPLITS.value) > 1 and "{split}" not in OUTPUT.value:
         raise app.UsageError("several splits need '{split}' in --output")
-    result = {}
+    result, wrong = {}, []
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(WORKERS.value, spawn) as pool:
         for split in SPLITS.value:
@@ -103,7 +115,8 @@ def main(_):
             else:
                 data = configs.resolve(CONFIG.value).data.to_dict()
                 source = propose.source_of(data, split)
-                found, parts = search_split(source, path, pool)
+                found, parts, failed = search_split(source, path, pool)
+                wrong += failed
             proposal_files.write(path, found)
             if parts:
                 shutil.rmtree(parts)
@@ -114,7 +127,9 @@ def main(_):
             result[split] = dict(
                 file=str(path), images=len(found), mean=mean, seconds=seconds
             )
-    print(json.dumps(result))
+    print(json.dumps(dict(result, failed=wrong) if wrong else result))
+    if wrong:
+        raise troubles.Partly(f"{len(wrong)} images have no proposals: {wrong[0]}")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ def read_run(folder: pathlib.Path, name: str, split: str) -> tuple[report.Run, A
     rows = metrics.read(folder / "metrics.jsonl")
     config = configs.from_json(json.loads((folder / "config.json").read_text()))
     configs.change(config, SET.value)
+    config: Any = config
     run = report.Run(name=name, rows=rows, config=configs.leaves(config.to_dict()))
     there = results.found(folder)
     if split not in there:

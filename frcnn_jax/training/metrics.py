@@ -189,18 +189,19 @@ class Countdown:
 
     def __call__(self, count: int, *, known: bool = False) -> None:
         """Counts what is done; `known` was there before and took no time."""
+        now = time.perf_counter()
+        if not self.done:  # the first part compiled the program: it says no speed
+            self.start, known = now, True
         self.done += count
         self.known += count * known
-        if (now := time.perf_counter()) - self.said > (5 if self.first else 20):
-            self.said, self.first = now, False
-            made = max(self.done - self.known, 1)
-            left = (now - self.start) / made * (self.total - self.done)
-            if self.total < self.done:  # a video need not know its length
-                log.info("%d %s", self.done, self.what)
-                return
-            log.info(
-                "%d/%d %s, %s left", self.done, self.total, self.what, duration(left)
-            )
+        if self.done == self.known or now - self.said < (5 if self.first else 20):
+            return
+        self.said, self.first = now, False
+        if self.total < self.done:  # a video need not know its length
+            log.info("%d %s", self.done, self.what)
+            return
+        left = (now - self.start) / (self.done - self.known) * (self.total - self.done)
+        log.info("%d/%d %s, %s left", self.done, self.total, self.what, duration(left))
 
 
 def duration(seconds: float) -> str:

@@ -72,21 +72,39 @@ def test_predict_names_what_it_cannot_read_and_does_the_rest(workdir, tmp_path):
         image = rng.integers(0, 256, (*size, 3), np.uint8)
         cv2.imwrite(str(tmp_path / f"{name}.png"), image)
     (tmp_path / "broken.png").write_bytes(b"no picture")
+    image = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    worst = tmp_path / "worst"
+    worst.mkdir()
+    for name, suffix in (
+        (b"gif.gif", ".gif"),
+        (b"none", ".jp2"),
+        (b"\xff.png", ".png"),
+    ):
+        data = cv2.imencode(suffix, image)[1].tobytes()
+        (worst / os.fsdecode(name)).write_bytes(data)
+    narrow = rng.integers(0, 256, (1, 2000, 3), np.uint8)
+    cv2.imwrite(str(worst / "narrow.png"), narrow)
+    cv2.imwrite(str(worst / "wide.png"), np.zeros((2, 70_000, 3), np.uint8))
+    (worst / "notes").write_text("no image")
     out = tmp_path / "out"
     done = script(
         *("predict", f"--checkpoint={workdir}", f"--images={tmp_path}/*.png"),
         *(f"--images={tmp_path}/gone.jpg", f"--output={out}", "--batch_size=2"),
-        f"--images={tmp_path}/../{tmp_path.name}/c.png",  # once more
+        *(f"--images={tmp_path}/../{tmp_path.name}/c.png", worst),  # once more
         code=1,
     )
     result = last_json(done)
-    assert result["images"] == 3
+    assert result["images"] == 8
+    assert result["undrawn"] == [str(worst / "wide.png")]  # no JPEG is so wide
+    assert result["skipped"] == 1
+    assert "2 files not read; 1 not drawn; 1 file no image or video" in done.stdout
     gone, broken = (str(tmp_path / name) for name in ("gone.jpg", "broken.png"))
     assert result["unread"] == [gone, broken]
     assert "broken.png" in done.stderr
-    assert len(list((out / "pictures").iterdir())) == 3
+    assert len(list((out / "pictures").iterdir())) == 7
     images = files.read_annotations(out / "images.json")
     assert {(i["width"], i["height"]) for i in images["images"]} == {
+        *((2000, 1), (70_000, 2)),
         (50, 70),
         (64, 64),
         (90, 40),

@@ -59,4 +59,4 @@ def test_countdown_says_every_twenty_seconds_what_is_left(monkeypatch, caplog):
     with caplog.at_level("INFO"):
         for _ in range(3):
             tell(1)
-    assert caplog.messages == ["2/12 images evaluated, 2m30s left"]
+    assert caplog.messages == ["2/12 images evaluated, 3m20s left"]
