@@ -27,6 +27,7 @@ last line on stdout is one JSON object.
 
 import json
 import pathlib
+import sys
 from typing import Any
 
 from absl import app, flags
