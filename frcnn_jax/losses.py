@@ -108,6 +108,16 @@ def _box_loss(deltas, target_deltas, used, beta):
     return smooth_l1(off, beta=beta).sum(axis=-1)
 
 
+def _check_rows(function, labels, **rows):
+    """The arrays have the leading axes of `labels`."""
+    for name, axes in rows.items():
+        if axes != labels.shape:
+            raise ValueError(
+                f"{function}: {name} has leading axes {axes}, labels {labels.shape}: "
+                "both have a batch axis (jax.vmap of the targets) or neither has"
+            )
+
+
 def _number_of(rows):
     """How many are used, at least 1."""
     return jnp.maximum(rows.sum(dtype=jnp.int32), 1)
@@ -159,6 +169,12 @@ def rpn_loss(
             ranges.POSITIVE,
         ),
     )
+    _check_rows(
+        "rpn_loss",
+        labels,
+        box_deltas=box_deltas.shape[:-1],
+        target_deltas=target_deltas.shape[:-1],
+    )
     sampled, found = labels >= 0, labels >= 1
     if objectness_logits.shape == labels.shape:
         z = jnp.where(sampled, box_ops.as_float32(objectness_logits), 0.0)
@@ -169,7 +185,9 @@ def rpn_loss(
     else:
         raise ValueError(
             f"objectness_logits has shape {objectness_logits.shape}, expected that of "
-            f"labels, {labels.shape} (sigmoid), or {(*labels.shape, 2)} (softmax)."
+            f"labels, {labels.shape} (sigmoid), or {(*labels.shape, 2)} (softmax): all "
+            "arrays have the same leading axes, those of a batch after jax.vmap of "
+            "rpn_targets too."
         )
     box = _box_loss(box_deltas, target_deltas, found, beta)
     n_cls = _number_of(sampled) if normalizer is None else normalizer
@@ -200,6 +218,13 @@ def detector_loss(
     '1.099 0.250'
     """
     ranges.check("detector_loss", beta=(beta, ranges.NOT_NEGATIVE))
+    _check_rows(
+        "detector_loss",
+        labels,
+        class_logits=class_logits.shape[:-1],
+        class_deltas=class_deltas.shape[:-2],
+        target_deltas=target_deltas.shape[:-1],
+    )
     rows, num_classes = class_deltas.shape[-2], class_logits.shape[-1] - 1
     if rows not in (1, num_classes):
         raise ValueError(

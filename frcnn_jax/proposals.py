@@ -56,10 +56,22 @@ def select_proposals(
         stds=(stds, ranges.STDS),
         exclude_padding=(exclude_padding, ranges.TRUTH),
     )
+    modes.one_image(
+        "select_proposals",
+        anchors=(anchors, "a 4"),
+        box_deltas=(box_deltas, "a 4"),
+        image_size=(image_size, "2"),
+    )
     anchors, logits, deltas = jax.tree.map(
         jnp.asarray, (anchors, objectness_logits, box_deltas)
     )
     anchors, logits, deltas = lax.stop_gradient((anchors, logits, deltas))
+    if logits.shape not in ((len(anchors),), (len(anchors), 2)):
+        raise ValueError(
+            f"select_proposals: objectness_logits has shape {logits.shape}, expected "
+            f"{(len(anchors),)} or {(len(anchors), 2)}: select_proposals takes one "
+            "image, use jax.vmap for a batch"
+        )
     sizes = (len(anchors),) if level_sizes is None else level_sizes
     if sum(sizes) != len(anchors):
         raise ValueError(f"level_sizes are {sizes}, expected a sum of {len(anchors)}")
@@ -127,6 +139,14 @@ def postprocess(
         stds=(stds, ranges.STDS),
         pre_nms=(pre_nms, ranges.COUNT),
         min_size=(min_size, ranges.NOT_NEGATIVE),
+    )
+    modes.one_image(
+        "postprocess",
+        rois=(rois, "r 4"),
+        rois_valid=(rois_valid, "r"),
+        class_logits=(class_logits, "r k"),
+        class_deltas=(class_deltas, "r d 4"),
+        image_size=(image_size, "2"),
     )
     rois, rois_valid, class_logits, class_deltas = map(
         jnp.asarray, (rois, rois_valid, class_logits, class_deltas)

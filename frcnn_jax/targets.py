@@ -66,6 +66,14 @@ def rpn_targets(
         exclude_padding=(exclude_padding, ranges.TRUTH),
         stds=(stds, ranges.STDS),
     )
+    modes.one_image(
+        "rpn_targets",
+        anchors=(anchors, "a 4"),
+        gt_boxes=(gt_boxes, "g 4"),
+        gt_valid=(gt_valid, "g"),
+        gt_ignore=(gt_ignore, "g"),
+        image_size=(image_size, "2"),
+    )
     anchors, gt_boxes, gt_valid, gt_ignore = jax.tree.map(
         jnp.asarray, (anchors, gt_boxes, gt_valid, gt_ignore)
     )
@@ -157,6 +165,15 @@ def roi_targets(
         fg_fraction=(fg_fraction, ranges.SHARE),
         stds=(stds, ranges.STDS),
         append_gt=(append_gt, ranges.TRUTH),
+    )
+    modes.one_image(
+        "roi_targets",
+        proposals_boxes=(proposals.boxes, "p 4"),
+        proposals_valid=(proposals.valid, "p"),
+        gt_boxes=(gt_boxes, "g 4"),
+        gt_classes=(gt_classes, "g"),
+        gt_valid=(gt_valid, "g"),
+        gt_ignore=(gt_ignore, "g"),
     )
     proposals, gt_boxes, gt_classes, gt_valid, gt_ignore = jax.tree.map(
         jnp.asarray, (proposals, gt_boxes, gt_classes, gt_valid, gt_ignore)

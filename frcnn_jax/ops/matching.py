@@ -62,6 +62,14 @@ def match(
     >>> match(boxes, gt, valid, fg_iou=0.7, bg_iou=0.3, force_best=True).labels.tolist()
     [1, -1, 0]
     """
+    modes.one_image(
+        "match",
+        boxes=(boxes, "n 4"),
+        gt_boxes=(gt_boxes, "g 4"),
+        gt_valid=(gt_valid, "g"),
+        gt_ignore=(gt_ignore, "g"),
+        valid=(valid, "n"),
+    )
     gt_boxes, gt_valid, gt_ignore = at_least_one_slot(gt_boxes, gt_valid, gt_ignore)
     boxes, gt_boxes, gt_valid, gt_ignore, valid = jax.tree.map(
         jnp.asarray, (boxes, gt_boxes, gt_valid, gt_ignore, valid)
@@ -151,6 +159,7 @@ def sample(
     uniformly at random and without repetition. Background (label 0) fills the rest;
     label -1 is never drawn. Where rows run out, the tail has index 0 and `valid` False.
     """
+    modes.one_image("sample", labels=(labels, "n"))
     n, labels = len(labels), jnp.asarray(labels)
     max_fg = min(int(fg_fraction * num_samples), n)
     priority = jax.random.uniform(key, (n,), jnp.float32)
@@ -180,6 +189,7 @@ def cover(iou: Float[Array, "g p"], valid: Bool[Array, " g"]) -> Float[Array, " 
     >>> cover(jnp.array([[0.9, 0.6], [0.8, 0.5]]), jnp.array([True, True])).tolist()
     [0.8999999761581421, 0.5]
     """
+    modes.one_image("cover", iou=(iou, "g p"), valid=(valid, "g"))
     valid = jnp.asarray(valid)
     iou = jax.lax.stop_gradient(jnp.where(valid[:, None], iou, 0.0))
     if 0 in iou.shape:

@@ -1,7 +1,7 @@
 """What a function needs to run everywhere JAX does: `vmap`, `shard_map`, any mesh."""
 
 import functools
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -53,3 +53,21 @@ def take(x: Shaped[Array, "n *d"], index: Int[Array, "*r"]) -> Shaped[Array, "..
         return take(x, index[None])[0]
     spec = PartitionSpec(*theirs.spec, *ours.spec[1:])
     return x.at[index].get(out_sharding=NamedSharding(mesh, spec))
+
+
+def one_image(function: str, **arrays: tuple[Any, str]) -> None:
+    """ValueError for an array with more or fewer axes than one image has.
+
+    `arrays` are pairs of an array (or None) and its axes: `boxes=(boxes, "n 4")`.
+
+    >>> one_image("match", boxes=(jnp.zeros((3, 4)), "n 4"), gt_valid=(None, "g"))
+    """
+    for name, (x, axes) in arrays.items():
+        expected = len(axes.split())
+        shape = getattr(x, "shape", None)  # none of None, or of a pair of numbers
+        if shape is not None and len(shape) != expected:
+            raise ValueError(
+                f"{function}: {name} has shape {shape}, expected {expected} "
+                f"axes, ({axes.replace(' ', ', ')}): {function} takes one image, use "
+                "jax.vmap for a batch"
+            )

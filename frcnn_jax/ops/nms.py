@@ -83,6 +83,13 @@ def nms_indices(
     >>> index.tolist(), valid.tolist()
     ([1, 2, 0], [True, True, False])
     """
+    modes.one_image(
+        "nms_indices",
+        boxes=(boxes, "n 4"),
+        scores=(scores, "n"),
+        valid=(valid, "n"),
+        classes=(classes, "n"),
+    )
     n, threshold = len(scores), _round_down(iou_threshold)
     if n == 0 or max_output == 0:
         return jnp.zeros(max_output, jnp.int32), jnp.zeros(max_output, bool)
@@ -273,8 +280,15 @@ def _linear(iou, threshold):
     return jnp.where(iou >= threshold, 1 - iou, 1)
 
 
-@functools.partial(jax.jit, static_argnums=3)
 def _rescore(boxes, scores, valid, decay, parameter):
+    modes.one_image(
+        "soft_nms", boxes=(boxes, "n 4"), scores=(scores, "n"), valid=(valid, "n")
+    )
+    return _rescored(boxes, scores, valid, decay, parameter)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _rescored(boxes, scores, valid, decay, parameter):
     n = len(scores)
     if n == 0:
         return scores

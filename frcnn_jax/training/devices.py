@@ -81,7 +81,7 @@ def _shard_mapped(
     step: Callable[..., Any], in_axes: tuple, out_axes: Any, donate_argnums: Any
 ) -> Callable:
     # The same program by hand: a device sees its rows behind an axis of length one.
-    # Without check_vma=False the gradients that `step` averages come out summed.
+    # JAX checks that what comes out whole is the same on all devices.
     def on_one_device(*args):
         rows = [
             arg if axis is None else jax.tree.map(lambda x: x[0], arg)
@@ -101,7 +101,6 @@ def _shard_mapped(
             mesh=_mesh(),
             in_specs=tuple(map(_spec, in_axes)),
             out_specs=_each(lambda axis, _: _spec(axis), out_axes, out_axes),
-            check_vma=False,
         ),
         donate_argnums=donate_argnums,
     )

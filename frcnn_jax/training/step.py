@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from frcnn_jax import losses, proposals, ranges, targets
 from frcnn_jax.models import FasterRCNN, RPNOutput
+from frcnn_jax.ops import modes
 from frcnn_jax.training.state import TrainState, keep, merge, running_mean
 from frcnn_jax.types import Batch, Detections, Features, Proposals
 
@@ -199,6 +200,10 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One update of the `trainable` parameters, gradients averaged over `axis_name`.
 
+    Under `jax.shard_map` and `jax.pmap` each device differentiates its own images: the
+    parameters are cast to varying before the gradient. JAX would else sum the gradients
+    over the devices by itself, and their mean would be the sum.
+
     Frozen parameters are not differentiated; if they are the first layers, the backward
     pass ends before them. `config["accumulate"]` cuts the batch into so many parts, one
     at a time in memory. `config["ema_decay"]` keeps the running mean of the parameters.
@@ -228,7 +233,8 @@ def train_step(
     gradient = jax.grad(loss_fn, has_aux=True)
     if (parts := config["accumulate"]) > 1:
         gradient = partial(accumulated, gradient, parts=parts)
-    grads, (metrics, model_state) = gradient(chosen, state.model_state, batch)
+    own = varying(chosen, axis_name), varying(state.model_state, axis_name)
+    grads, (metrics, model_state) = gradient(own[0], own[1], batch)
     if axis_name is not None:
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
         # What has not moved keeps its bits: old + mean(0) does, mean(old) may not.
@@ -246,6 +252,18 @@ def train_step(
     state = TrainState(state.step + 1, params, model_state, opt_state, ema_params)
     metrics |= roi_shares(metrics)
     return state, metrics | norms("grad_norm", grads) | norms("update_norm", updates)
+
+
+def varying(tree: PyTree, axis_name: str | None) -> PyTree:
+    """`tree` as a copy of each device along `axis_name`; None: there is no such axis.
+
+    The values stay, the type changes: under `jax.shard_map` a gradient by what all
+    devices share is summed over them, one by a device's copy is its own. Unlike
+    `lax.pcast` it takes what varies already, and runs under `vmap` and `pmap`.
+    """
+    if axis_name is None:
+        return tree
+    return modes.carry(tree, jax.lax.axis_index(axis_name))
 
 
 def accumulated(
@@ -270,9 +288,10 @@ def accumulated(
         grads, (metrics, model_state) = gradient(chosen, model_state, part)
         return (jax.tree.map(jnp.add, total, grads), model_state), metrics
 
+    zeros = modes.carry(jax.tree.map(jnp.zeros_like, chosen), (chosen, batch))
     (total, model_state), metrics = jax.lax.scan(
         add,
-        (jax.tree.map(jnp.zeros_like, chosen), model_state),
+        (zeros, model_state),
         jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch),
     )
     grads = jax.tree.map(lambda x: x / parts, total)

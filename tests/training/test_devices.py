@@ -13,7 +13,7 @@ from frcnn_jax.training import config as configs
 from frcnn_jax.training import devices
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
 from frcnn_jax.training.state import initial_state
-from frcnn_jax.training.step import train_step
+from frcnn_jax.training.step import train_step, varying
 from tests.training import small
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -50,6 +50,26 @@ def trained(how, *, steps=3, images=2):
 def test_shard_map_gives_what_pmap_gives():
     for a, b in zip(trained("pmap"), trained("shard_map"), strict=True):
         small.assert_trees_equal(a, b)
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_shard_map_refuses_a_step_that_forgets_the_mean(averaged):
+    """A device's own gradient may not come out as that of all."""
+
+    def step(params, batch):
+        chosen = varying(params, "batch")
+        grads = jax.grad(lambda p: (p * batch).sum())(chosen)
+        if averaged:
+            grads = jax.lax.pmean(grads, "batch")
+        return params - grads
+
+    x = np.arange(4, dtype=np.float32)
+    run = devices.parallel(step, in_axes=(None, 0), out_axes=None, how="shard_map")
+    if averaged:  # the devices' sums are 1 and 5
+        assert run(np.float32(0), devices.shard(x)) == -3
+        return
+    with pytest.raises(ValueError, match="out_specs"):
+        run(np.float32(0), devices.shard(x))
 
 
 def test_another_way_to_be_parallel_is_refused():
