@@ -11,10 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array, Float
 
 from frcnn_jax import ranges
 from frcnn_jax.models import layers
+from frcnn_jax.ops.primitive import Operation, as_list, on_each_device, varying_as
 from frcnn_jax.types import Features
 
 
@@ -27,7 +29,6 @@ class RPNHead(nn.Module):
 
     Its gradients are exact for any loss. They are fast if at most 256 anchors an image
     have a gradient, as after Sec 3.1.3; with more they take the time of the whole map.
-    Forward mode (`jax.jvp`) is not defined.
     """
 
     num_anchors: int
@@ -107,61 +108,79 @@ def sampled_head(
     functions of single cells; it returns maps `[n, h, w, _]`. The gradients are
     computed from the 3x3 patches of those cells, over all n images, where the gradient
     of an output is not zero. They are exact, and only x is kept for them. If an image
-    has more than `cells` such cells, the whole map is computed again. Reverse mode
-    only; a second derivative leaves out the cells whose first is exactly 0.
+    has more than `cells` such cells, the whole map is computed again. Forward mode and
+    second derivatives are those of the whole map.
     """
-    # One row a cell: Winograd's convolution sees it so too, and XLA keeps one of it.
-    flat = x.reshape((-1, x.shape[-1]))
-    return _sampled_head(head, cells, x.shape, weights, flat)
+    leaves, tree = jax.tree.flatten(weights)
+    like = jax.eval_shape(lambda w, x: head(w, x, 1), weights, x)
+    of_result = jax.tree.structure(like)
+    static = dict(head=head, cells=cells, tree=tree, of_result=of_result)
+
+    def apply(x, *leaves):
+        # One row a cell, as Winograd's convolution sees it: XLA keeps one of it.
+        flat = x.reshape((-1, x.shape[-1]))
+        return as_list(_sampled(flat, *leaves, shape=x.shape, **static))
+
+    batched = [True] + [False] * len(leaves)
+    found = on_each_device(apply, batched, [x, *leaves])
+    return jax.tree.unflatten(of_result, found)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _sampled_head(head, cells, shape, weights, flat):
-    del cells
-    return head(weights, flat.reshape(shape), 1)
+def _result(flat, *leaves, head, cells, shape, tree, of_result):
+    """The leaves of what `head` returns for the map whose cells are the rows `flat`."""
+    del cells, of_result
+    maps = head(jax.tree.unflatten(tree, leaves), flat.reshape(shape), 1)
+    return tuple(jax.tree.leaves(maps))
 
 
-def _sampled_forward(head, cells, shape, weights, flat):
-    return _sampled_head(head, cells, shape, weights, flat), (weights, flat)
+def _tangent(*args, **static):
+    """The tangents of the result: those of flat and leaves come first, then these."""
+    tangents, primals = args[: len(args) // 2], args[len(args) // 2 :]
+    return jax.jvp(partial(_result, **static), primals, tangents)[1]
 
 
-def _sampled_backward(head, cells, shape, residuals, g):
-    weights, x = residuals
-    n, h, w, i = shape
+def _whole_gradient(*args, **static):
+    """The gradient of the result: cotangents come first, then flat and the leaves."""
+    count = static["of_result"].num_leaves
+    _, pull = jax.vjp(partial(_result, **static), *args[count:])
+    return pull(tuple(args[:count]))
+
+
+def _gradient(*args, **static):
+    """`_whole_gradient` from the cells whose cotangent is not zero."""
+    head, shape, tree, cells = (static[k] for k in ("head", "shape", "tree", "cells"))
+    count, (n, h, w, i) = static["of_result"].num_leaves, shape
+    g, x, leaves = args[:count], args[count], args[count + 1 :]
     cells = cells * n
-    used = [(leaf != 0).any(-1).reshape(-1) for leaf in jax.tree.leaves(g)]
-    used = jnp.stack(used).any(0)
-
-    def whole(x, g):
-        def maps(weights, x):
-            return head(weights, x.reshape((-1, h, w, i)), 1)
-
-        return jax.vjp(maps, weights, x)[1](g)
+    used = jnp.stack([(leaf != 0).any(-1).reshape(-1) for leaf in g]).any(0)
 
     def dense():  # image by image: what one needs in memory is there once
-        def add(d_weights, image):
-            at, g = image
-            cells_of_image = jax.lax.dynamic_slice_in_dim(x, at * h * w, h * w)
-            more, d_x = whole(cells_of_image, jax.tree.map(lambda a: a[None], g))
-            return jax.tree.map(jnp.add, d_weights, more), d_x
+        of_one = dict(static, shape=(1, h, w, i))
 
-        zeros = jax.tree.map(
-            lambda w: jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)),
-            weights,
-        )
-        d_weights, d_x = jax.lax.scan(add, zeros, (jnp.arange(n), g))
-        d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
-        return d_weights, d_x.reshape(x.shape)
+        def add(total, image):
+            at, *g = image
+            cells_of_image = lax.dynamic_slice_in_dim(x, at * (h * w), h * w)
+            g = [a[None] for a in g]
+            d_x, *more = _whole_gradient(*g, cells_of_image, *leaves, **of_one)
+            return [a + b for a, b in zip(total, more, strict=True)], d_x
+
+        zeros = [
+            varying_as(x, jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)))
+            for w in leaves
+        ]
+        images = jnp.arange(n, dtype=jnp.int32)
+        total, d_x = lax.scan(add, zeros, (images, *g))
+        total = [d.astype(w.dtype) for d, w in zip(total, leaves, strict=True)]
+        return d_x.reshape(x.shape), *total
 
     def sparse():
         (at,) = jnp.nonzero(used, size=cells, fill_value=n * h * w)
-        image, row, column = (
-            p[:, None, None] for p in jnp.unravel_index(at, (n, h, w))
-        )
-        taps = jnp.arange(-1, 2)
+        at = at.astype(jnp.int32)[:, None, None]
+        image, row, column = at // (h * w), at // w % h, at % w
+        taps = jnp.arange(-1, 2, dtype=jnp.int32)
         row, column = row + taps[None, :, None], column + taps[None, None]
         inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
-        inside &= at[:, None, None] < n * h * w
+        inside &= at < n * h * w
         under = jnp.where(inside, (image * h + row) * w + column, n * h * w)
 
         def rows(a, at):
@@ -169,15 +188,72 @@ def _sampled_backward(head, cells, shape, residuals, g):
             return flat.at[at].get(mode="fill", fill_value=0)
 
         patches = rows(x, under)  # [cells, 3, 3, i]
-        values = jax.tree.map(lambda leaf: rows(leaf, at)[:, None, None], g)
-        pull = jax.vjp(lambda *args: head(*args, 0), weights, patches)[1]
-        d_weights, d_patches = pull(values)
-        d_x = jnp.zeros((n * h * w, i), x.dtype).at[under].add(d_patches, mode="drop")
-        return d_weights, d_x
+        values = [rows(leaf, at) for leaf in g]
+
+        def of_patches(patches, *leaves):
+            maps = head(jax.tree.unflatten(tree, leaves), patches, 0)
+            return jax.tree.leaves(maps)
+
+        d_patches, *d_leaves = jax.vjp(of_patches, patches, *leaves)[1](values)
+        zeros = varying_as(x, jnp.zeros((n * h * w, i), x.dtype))
+        return zeros.at[under].add(d_patches, mode="drop"), *d_leaves
 
     if cells >= n * h * w:
-        return whole(x, g)
-    return jax.lax.cond(used.sum() <= cells, sparse, dense)
+        return _whole_gradient(*args, **static)
+    return lax.cond(used.sum(dtype=jnp.int32) <= cells, sparse, dense)
 
 
-_sampled_head.defvjp(_sampled_forward, _sampled_backward)
+_sampled = Operation("sampled_head", _result)
+_sampled_tangent = Operation("sampled_head_tangent", _tangent)
+_sampled_gradient = Operation("sampled_head_gradient", _gradient, like=_whole_gradient)
+
+
+@_sampled.derivatives
+def _(args, tangents, results, **static):
+    del results
+    return _sampled_tangent(*_no_none(tangents, args), *args, **static)
+
+
+def _derivatives(operation, whole, count, transpose):
+    """`operation` is linear in its first `count(args, static)` arguments.
+
+    Its tangent by these is itself, that by the others is that of `whole`.
+    """
+
+    def jvp(args, tangents, results, **static):
+        del results
+        n, terms = count(args, static), []
+        first, rest = args[:n], args[n:]
+        if any(t is not None for t in tangents[:n]):
+            of_first = _no_none(tangents[:n], first)
+            terms.append(as_list(operation(*of_first, *rest, **static)))
+        if any(t is not None for t in tangents[n:]):
+            by_rest = lambda *rest: whole(*first, *rest, **static)  # noqa: E731
+            of_rest = tuple(_no_none(tangents[n:], rest))
+            terms.append(jax.jvp(by_rest, tuple(rest), of_rest)[1])
+        return [sum(each[1:], each[0]) for each in zip(*terms, strict=True)]
+
+    def transpose_rule(cotangents, args, **static):
+        rest = args[count(args, static) :]
+        found = as_list(transpose(*cotangents, *rest, **static))
+        return [*found, *[None] * len(rest)]
+
+    operation.derivatives(jvp, transpose_rule)
+
+
+def _no_none(tangents, args):
+    return [
+        jnp.zeros_like(a) if t is None else t
+        for t, a in zip(tangents, args, strict=True)
+    ]
+
+
+_derivatives(
+    _sampled_tangent, _tangent, lambda args, _: len(args) // 2, _sampled_gradient
+)
+_derivatives(
+    _sampled_gradient,
+    _whole_gradient,
+    lambda _, static: static["of_result"].num_leaves,
+    _sampled_tangent,
+)

@@ -5,9 +5,9 @@ HWIO. Padding is explicit and symmetric, `((p, p), (p, p))`, so a stride-2 convo
 gives `ceil(h / 2)` cells whatever the parity of `h`, in the same places as in the
 frameworks whose weights we read.
 
-Which formulation is fastest depends on backend and shape:
+Which formulation is fastest depends on platform and shape:
 
-| backend | convolution | forward | gradient of the input | gradient of the kernel |
+| platform | convolution | forward | gradient of the input | gradient of the kernel |
 | --- | --- | --- | --- | --- |
 | any | of the map's size, unpadded | matrix product | matrix product | matrix product |
 | CPU | 1x1 | matrix product | matrix product | matrix product |
@@ -15,17 +15,24 @@ Which formulation is fastest depends on backend and shape:
 | CPU | else 3x3, stride 1 or 2, 96 channels or more | XLA | XLA | nine products |
 | CPU | depthwise | shifted products | shifted products | shifted products |
 | any | everything else, grouped and dilated ones included | XLA | XLA | XLA |
+
+The platform is asked when a program is lowered, forward and backward, so an export has
+that of the platform it is for. Forward mode, reverse mode and higher derivatives go
+through all of them.
 """
 
+import math
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from frcnn_jax.ops import winograd
 from frcnn_jax.ops.direct_conv import direct_conv
+from frcnn_jax.ops.primitive import Operation, bilinear, on_each_device
 
 # With so many input and output channels nine matrix products beat XLA's CPU kernel
 # gradient of a 3x3 convolution, on every map: 3 times at 256 channels and 120x160, 1.6
@@ -44,79 +51,22 @@ def conv(
     stride: int = 1,
     padding: int = 0,
 ) -> Float[Array, "n h2 w2 o"]:
-    """Cross-correlate `x` with `kernel` and add `bias`, fast for backend and shape.
+    """Cross-correlate `x` with `kernel` and add `bias`, fast for platform and shape.
 
     All formulations agree to rounding, gradients included: in float32 within 1e-5 of
     the largest value, Winograd's (`ops.winograd`) within 4e-6 in norm. Which is used
     may depend on the images per device, and equality over devices is of that kind.
     """
-    fits = kernel.shape[:2] == (3, 3) and stride == padding == 1
-    if jax.default_backend() == "cpu" and fits and winograd.pays(x, kernel):
-        bias = None if bias is None else bias.astype(x.dtype)
-        return winograd.conv3x3(x, kernel, bias)
-    out = _conv(x, kernel, stride, padding)
-    return out if bias is None else out + bias[None, None, None]
-
-
-def _conv(x, kernel, stride, padding) -> Any:
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if padding == 0 and x.shape[1:3] == kernel.shape[:2]:  # one cell comes out
         kernel = kernel.reshape((-1, kernel.shape[-1]))
-        return (x.reshape((x.shape[0], len(kernel))) @ kernel)[:, None, None]
-    if jax.default_backend() == "cpu" and padding == kernel.shape[0] // 2:
-        if kernel.shape[:2] == (1, 1):
-            return _conv1x1(x[:, ::stride, ::stride], kernel[0, 0])
-        wide = min(kernel.shape[2:]) >= SHIFTED_CHANNELS
-        if kernel.shape[:2] == (3, 3) and stride in (1, 2) and wide:
-            return _conv3x3(x, kernel, stride)
-    return direct_conv(x, kernel, stride=stride, padding=padding)
-
-
-def _conv1x1(x, kernel):
-    """x @ kernel as a product of two matrices, as its gradients are then, too.
-
-    If x had four axes, XLA would transpose the gradient of the output value by value
-    for the gradient of the kernel, and the backward pass would take 2.5 times as long.
-    """
-    out = x.reshape((-1, x.shape[-1])) @ kernel
-    return out.reshape((*x.shape[:-1], kernel.shape[-1]))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv3x3(x, kernel, stride):
-    """A 3x3 convolution of padding 1 with a kernel gradient fit for CPUs.
-
-    dL/dK[u, v] = sum_p x[stride p + (u, v) - 1]^T g[p]: nine products, one after the
-    other, so that one shifted map is in memory at a time.
-    """
-    return direct_conv(x, kernel, stride=stride, padding=1)
-
-
-def _conv3x3_forward(x, kernel, stride):
-    return _conv3x3(x, kernel, stride), (x, kernel)
-
-
-def _conv3x3_backward(stride, residuals, g):
-    x, kernel = residuals
-    (n, h, w, _), (_, h2, w2, _) = x.shape, g.shape
-    cells, flat_g = (a.reshape((-1, a.shape[-1])) for a in (x, g))
-    image = jnp.arange(n)[:, None, None] * (h * w)
-
-    def product(shift):
-        row = (stride * jnp.arange(h2) + shift[0] - 1)[None, :, None]
-        column = (stride * jnp.arange(w2) + shift[1] - 1)[None, None]
-        inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
-        at = jnp.where(inside, image + row * w + column, len(cells)).reshape(-1)
-        return cells.at[at].get(mode="fill", fill_value=0).T @ flat_g
-
-    shifts = jnp.array([(u, v) for u in range(3) for v in range(3)])
-    d_kernel = jax.lax.map(product, shifts).reshape(kernel.shape)
-    pull = jax.linear_transpose(
-        lambda x: direct_conv(x, kernel, stride=stride, padding=1), x
-    )
-    return *pull(g), d_kernel
-
-
-_conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
+        out = (x.reshape((x.shape[0], len(kernel))) @ kernel)[:, None, None]
+        return out if bias is None else out + bias[None, None, None]
+    kind = _kind(x, kernel, stride, padding)
+    if kind == "direct":
+        out = direct_conv(x, kernel, stride=stride, padding=padding)
+        return out if bias is None else out + bias[None, None, None]
+    return convolve(x, kernel, bias, kind=kind, stride=stride)
 
 
 def depthwise_conv(
@@ -127,10 +77,69 @@ def depthwise_conv(
     XLA has no fast depthwise convolution for CPUs; there it is a sum of k^2 products of
     shifted maps, which fuse.
     """
-    k, _, _, c = kernel.shape
-    if jax.default_backend() != "cpu":
-        return direct_conv(x, kernel, stride=stride, padding=k // 2, groups=c)
-    h, w = x.shape[1:3]
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+    return convolve(x, kernel, None, kind="depthwise", stride=stride)
+
+
+def _kind(x, kernel, stride, padding) -> str:
+    """What a CPU has for a convolution; elsewhere it is XLA's."""
+    if kernel.shape[:2] == (1, 1) and padding == 0:
+        return "1x1"
+    if kernel.shape[:2] != (3, 3) or padding != 1:
+        return "direct"
+    if stride == 1 and winograd.pays(x, kernel):
+        return "winograd"
+    wide = min(kernel.shape[2:]) >= SHIFTED_CHANNELS
+    return "nine products" if stride in (1, 2) and wide else "direct"
+
+
+def convolve(x: Any, kernel: Any, bias: Any, *, kind: str, stride: int = 1) -> Any:
+    """The convolution of a kind (`_kind`), padded by half of its kernel."""
+    static = dict(kind=kind, stride=stride, first=x.shape, second=kernel.shape)
+
+    def apply(x, kernel, *bias):
+        local = static | dict(first=x.shape)
+        if bias:
+            return _of_all(x, kernel, bias[0].astype(x.dtype), **local)
+        return _of_both(x, kernel, **local)
+
+    if bias is None:
+        return on_each_device(apply, (True, False), (x, kernel))
+    return on_each_device(apply, (True, False, False), (x, kernel, jnp.asarray(bias)))
+
+
+# What each platform computes ------------------------------------------------------
+
+
+def _direct(x, kernel, kind, stride):
+    depthwise = kind == "depthwise"
+    groups, padding = kernel.shape[3] if depthwise else 1, kernel.shape[0] // 2
+    return direct_conv(x, kernel, stride=stride, padding=padding, groups=groups)
+
+
+def _on_cpu(x, kernel, kind, stride):
+    if kind == "1x1":
+        return _product(x[:, ::stride, ::stride], kernel[0, 0])
+    if kind == "winograd":
+        return winograd.conv3x3(x, kernel)
+    if kind == "depthwise":
+        return _shifted_products(x, kernel, stride)
+    return _direct(x, kernel, kind, stride)
+
+
+def _product(x, kernel):
+    """x @ kernel as a product of two matrices, as its gradients are then, too.
+
+    If x had four axes, XLA would transpose the gradient of the output value by value
+    for the gradient of the kernel, and the backward pass would take 2.5 times as long.
+    """
+    rows = math.prod(x.shape[:3])
+    out = x.reshape((rows, x.shape[-1])) @ kernel
+    return out.reshape((*x.shape[:-1], kernel.shape[-1]))
+
+
+def _shifted_products(x, kernel, stride):
+    k, (h, w) = kernel.shape[0], x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
     products = [
         padded[:, i : i + h : stride, j : j + w : stride] * kernel[i, j][None, None]
@@ -138,3 +147,135 @@ def depthwise_conv(
         for j in range(k)
     ]
     return sum(products[1:], products[0])
+
+
+def _nine_products(x, g, stride):
+    """dL/dK[u, v] = sum_p x[stride p + (u, v) - 1]^T g[p], one after the other.
+
+    So one shifted map is in memory at a time.
+    """
+    (n, h, w, _), (_, h2, w2, _) = x.shape, g.shape
+    cells, flat_g = (a.reshape((-1, a.shape[-1])) for a in (x, g))
+    images, rows, columns = (jnp.arange(m, dtype=jnp.int32) for m in (n, h2, w2))
+    image = images[:, None, None] * (h * w)
+
+    def product(shift):
+        row = (stride * rows + shift[0] - 1)[None, :, None]
+        column = (stride * columns + shift[1] - 1)[None, None]
+        inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
+        at = jnp.where(inside, image + row * w + column, len(cells)).reshape(-1)
+        return cells.at[at].get(mode="fill", fill_value=0).T @ flat_g
+
+    shifts = jnp.array([(u, v) for u in range(3) for v in range(3)], jnp.int32)
+    found = lax.map(product, shifts)
+    return found.reshape((3, 3, *found.shape[1:]))
+
+
+# The operations -------------------------------------------------------------------
+
+
+def _both(x, kernel, *, kind, stride, first, second):
+    del first, second
+    static = dict(kind=kind, stride=stride)
+    cpu, default = partial(_on_cpu, **static), partial(_direct, **static)
+    return (lax.platform_dependent(x, kernel, cpu=cpu, default=default),)
+
+
+def _both_direct(x, kernel, *, kind, stride, first, second):
+    del first, second
+    return (_direct(x, kernel, kind, stride),)
+
+
+def _all(x, kernel, bias, *, kind, stride, first, second):
+    del first, second
+
+    def cpu(x, kernel, bias):
+        if kind == "winograd":
+            return winograd.conv3x3(x, kernel, bias)
+        return _on_cpu(x, kernel, kind, stride) + bias[None, None, None]
+
+    def default(x, kernel, bias):
+        return _direct(x, kernel, kind, stride) + bias[None, None, None]
+
+    return (lax.platform_dependent(x, kernel, bias, cpu=cpu, default=default),)
+
+
+def _all_direct(x, kernel, bias, **static):
+    return (_both_direct(x, kernel, **static)[0] + bias[None, None, None],)
+
+
+def _gradient_of_x(g, kernel, *, kind, stride, first, second):
+    del second
+
+    def transpose(forward, g, kernel):
+        x = jax.ShapeDtypeStruct(first, g.dtype)
+        linear = partial(forward, kernel=kernel, kind=kind, stride=stride)
+        return jax.linear_transpose(linear, x)(g)[0]
+
+    def cpu(g, kernel):
+        if kind == "winograd":
+            return winograd.conv3x3(g, kernel[::-1, ::-1].swapaxes(2, 3))
+        return transpose(_on_cpu, g, kernel)
+
+    default = partial(transpose, _direct)
+    return (lax.platform_dependent(g, kernel, cpu=cpu, default=default),)
+
+
+def _gradient_of_kernel(x, g, *, kind, stride, first, second):
+    del first
+
+    def transpose(forward, x, g):
+        kernel = jax.ShapeDtypeStruct(second, g.dtype)
+        linear = partial(forward, x, kind=kind, stride=stride)
+        return jax.linear_transpose(linear, kernel)(g)[0]
+
+    def cpu(x, g):
+        if kind == "winograd":
+            return winograd.kernel_gradient(x, g)
+        if kind == "nine products":
+            return _nine_products(x, g, stride)
+        return transpose(_on_cpu, x, g)
+
+    default = partial(transpose, _direct)
+    return (lax.platform_dependent(x, g, cpu=cpu, default=default),)
+
+
+_of_both = Operation("conv", _both, like=_both_direct)
+_of_all = Operation("conv_bias", _all, like=_all_direct)
+_of_x = Operation("conv_gradient_of_x", _gradient_of_x)
+_of_kernel = Operation("conv_gradient_of_kernel", _gradient_of_kernel)
+bilinear(_of_both, _of_x, _of_kernel)
+
+
+@_of_all.derivatives
+def _(args, tangents, results, **static):
+    x, kernel, _ = args
+    dx, dkernel, dbias = tangents
+    terms = []
+    if dx is not None:
+        terms.append(_of_both(dx, kernel, **static))
+    if dkernel is not None:
+        terms.append(_of_both(x, dkernel, **static))
+    if dbias is not None:
+        terms.append(jnp.broadcast_to(dbias, results[0].shape))
+    return sum(terms[1:], terms[0])
+
+
+def _images_together(operation):
+    """Batches of images are more images, where the kernel is one."""
+
+    def rule(size, batched, x, *others, first, **static):
+        if any(batched[1:]):
+            return operation.one_by_one(
+                size, batched, x, *others, first=first, **static
+            )
+        together = x.reshape((size * x.shape[1], *x.shape[2:]))
+        first = (size * first[0], *first[1:])
+        out = operation(together, *others, first=first, **static)
+        return out.reshape((size, x.shape[1], *out.shape[1:]))
+
+    operation.batched(rule)
+
+
+for _operation in (_of_both, _of_all, _of_x):
+    _images_together(_operation)

@@ -11,7 +11,6 @@ A formulation is a function of arrays. It may ask for the platform with
 platform has the formulation of that platform alone, forward and backward.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,20 +32,21 @@ class Operation:
     """
 
     def __init__(self, name: str, formulation: Rule, *, like: Rule | None = None):
-        parameters = inspect.signature(formulation).parameters.values()
-        static = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        formulation = jax.jit(formulation, static_argnames=static)
-        typed = jax.jit(like, static_argnames=static) if like else formulation
+        compiled = _jitted(name, formulation)
+        typed = _jitted(name, like) if like else compiled
         self.primitive = Primitive(name)
         self.primitive.multiple_results = True
-        self.primitive.def_impl(lambda *args, **static: [*formulation(*args, **static)])
+
+        def run(*args, **static):
+            return list(compiled(tuple(static.items()), *args))
 
         def types(*avals, **static):
-            return typed.trace(*avals, **static).jaxpr.out_avals
+            return typed.trace(tuple(static.items()), *avals).jaxpr.out_avals
 
+        self.primitive.def_impl(run)
         self.primitive.def_abstract_eval(types)
-        mlir.register_lowering(self.primitive, mlir.lower_fun(formulation))
-        self.batched(self._one_by_one)
+        mlir.register_lowering(self.primitive, mlir.lower_fun(run))
+        self.batched(self.one_by_one)
 
     def __call__(self, *args: Any, **static: Any) -> Any:
         """Return the one array of the formulation, or a list of several."""
@@ -65,7 +65,7 @@ class Operation:
         def jvp_rule(args, tangents, **static):
             tangents = [None if type(t) is ad.Zero else t for t in tangents]
             results = self.primitive.bind(*args, **static)
-            found = _listed(jvp(args, tangents, results, **static))
+            found = as_list(jvp(args, tangents, results, **static))
             return results, [
                 ad.Zero(jax.typeof(x).to_tangent_aval()) if t is None else t
                 for x, t in zip(results, found, strict=True)
@@ -101,14 +101,15 @@ class Operation:
 
             def apply(*args):
                 size = next(a.shape[0] for a, m in zip(args, mapped, strict=True) if m)
-                return _listed(rule(size, mapped, *args, **static))
+                return as_list(rule(size, mapped, *args, **static))
 
             found = on_each_device(apply, mapped, front)
             return found, [0] * len(found)
 
         batching.primitive_batchers[self.primitive] = batching_rule
 
-    def _one_by_one(self, size, batched, /, *args, **static):
+    def one_by_one(self, size: int, batched: Sequence[bool], /, *args, **static):
+        """The rule of an operation without one."""
         del size
 
         def one(mapped):
@@ -119,6 +120,14 @@ class Operation:
             )
 
         return lax.map(one, [a for a, b in zip(args, batched, strict=True) if b])
+
+
+def _jitted(name, function):
+    def named(static, *args):
+        return function(*args, **dict(static))
+
+    named.__name__ = name
+    return jax.jit(named, static_argnums=0)
 
 
 class Linear:
@@ -229,5 +238,6 @@ def on_each_device(apply: Rule, batched: Sequence[bool], args: Sequence[Any]) ->
     return sharded(*args)
 
 
-def _listed(found: Any) -> list[Any]:
+def as_list(found: Any) -> list[Any]:
+    """What an operation returned, one array or several."""
     return list(found) if isinstance(found, (list, tuple)) else [found]

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from frcnn_jax.ops.direct_conv import direct_conv
+from frcnn_jax.ops.primitive import varying_as
 
 POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)  # and infinity
 TILES = 512  # of a block, at most: 36 maps of 256 channels are 19 MB
@@ -75,8 +75,6 @@ def pays(x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"]) -> bool:
     )
 
 
-@jax.custom_vjp
-@jax.jit
 def conv3x3(
     x: Float[Array, "n h w i"],
     kernel: Float[Array, "3 3 i o"],
@@ -84,22 +82,12 @@ def conv3x3(
 ) -> Float[Array, "n h w o"]:
     """Cross-correlate x with a 3x3 kernel, stride 1, one cell of zeros around the map.
 
-    A bias is added block by block, so that one map is made and not two.
-
-    Gradients are computed the same way: that of x is such a convolution, and that of
-    the kernel is G^T [sum over tiles of (B^T d B)^T (A dy A^T)] G. Reverse mode only.
-    A program that is exported for GPU or TPU too has the direct convolution there.
+    A bias is added block by block, so that one map is made and not two. This is a
+    formulation, and not to be differentiated: `ops.convolution` has its derivatives.
+    The gradient of x is such a convolution.
     """
     if bias is None:
         bias = jnp.zeros(kernel.shape[-1], x.dtype)
-    return jax.lax.platform_dependent(x, kernel, bias, cpu=_conv3x3, default=_direct)
-
-
-def _direct(x, kernel, bias):
-    return direct_conv(x, kernel, padding=1) + bias[None, None, None]
-
-
-def _conv3x3(x, kernel, bias):
     weights = jnp.einsum("pu,qv,uvio->qpio", G, G, kernel)
     weights = jax.lax.optimization_barrier(weights)
     blocks, cells = _cut(x.shape[:3]), _cells(x)
@@ -114,17 +102,14 @@ def _conv3x3(x, kernel, bias):
 
     # The loop writes every cell; XLA would keep an array of zeros to the end.
     out = jnp.broadcast_to(cells[0, 0], (len(cells), kernel.shape[-1]))
-    out = jax.lax.fori_loop(0, blocks.groups * blocks.bands, write, out)
+    out = blocks.fold(write, out)
     return out.reshape((*x.shape[:3], kernel.shape[-1]))
 
 
-def _forward(x, kernel, bias):
-    return conv3x3(x, kernel, bias), (x, kernel, bias)
-
-
-@jax.jit
-def _backward(residuals, g):
-    x, kernel, bias = residuals
+def kernel_gradient(
+    x: Float[Array, "n h w i"], g: Float[Array, "n h w o"]
+) -> Float[Array, "3 3 i o"]:
+    """G^T [sum over tiles of (B^T d B)^T (A dy A^T)] G, g being dL/dy of the output."""
     blocks, cells, cells_g = _cut(x.shape[:3]), _cells(x), _cells(g)
 
     def add(at, total):
@@ -133,14 +118,9 @@ def _backward(residuals, g):
         products = [a.swapaxes(1, 2) @ b for a, b in zip(d, dy, strict=True)]
         return jax.tree.map(jnp.add, total, products)
 
-    zeros = [jnp.zeros((6, *kernel.shape[2:]), jnp.float32)] * 6
-    total = jax.lax.fori_loop(0, blocks.groups * blocks.bands, add, zeros)
-    d_kernel = jnp.einsum("pu,qv,qpio->uvio", G, G, jnp.stack(total))
-    d_x = conv3x3(g, kernel[::-1, ::-1].swapaxes(2, 3))
-    return d_x, d_kernel, None if bias is None else g.sum((0, 1, 2))
-
-
-conv3x3.defvjp(_forward, _backward)
+    zero = jnp.zeros((6, x.shape[-1], g.shape[-1]), jnp.float32)
+    total = blocks.fold(add, [varying_as(x, zero)] * 6)
+    return jnp.einsum("pu,qv,qpio->uvio", G, G, jnp.stack(total))
 
 
 def _cells(x):
@@ -163,6 +143,11 @@ class _Blocks(NamedTuple):
     groups: int  # of images
     bands: int  # of rows, in an image
 
+    def fold(self, body, carry):
+        """`body(at, carry)` for each block."""
+        first, count = jnp.int32(0), jnp.int32(self.groups * self.bands)
+        return jax.lax.fori_loop(first, count, body, carry)
+
     def read(self, cells, at, *, margin, once=False):
         """The cells of a block's tiles and `margin` around; zeros outside the map.
 
@@ -178,8 +163,14 @@ class _Blocks(NamedTuple):
 
         block = maps(row, height)
         if once:
-            images = image + np.arange(self.images) >= at // self.bands * self.images
-            rows = row + np.arange(height) >= at % self.bands * 4 * self.rows
+            images = (
+                image + np.arange(self.images, dtype=np.int32)
+                >= at // self.bands * self.images
+            )
+            rows = (
+                row + np.arange(height, dtype=np.int32)
+                >= at % self.bands * 4 * self.rows
+            )
             fresh = images[:, None, None, None] & rows[None, :, None, None]
             block = jnp.where(fresh, block, 0)
         top, bottom = margin, margin + 4 * self.rows - height
