@@ -28,11 +28,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frcnn_jax.ops import winograd
 from frcnn_jax.ops.direct_conv import direct_conv
 from frcnn_jax.ops.primitive import Operation, bilinear, on_each_device
+from frcnn_jax.types import Array
 
 # With so many input and output channels nine matrix products beat XLA's CPU kernel
 # gradient of a 3x3 convolution, on every map: 3 times at 256 channels and 120x160, 1.6

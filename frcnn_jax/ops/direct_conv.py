@@ -1,7 +1,9 @@
 """The convolution as XLA computes it: the formulation that others are compared with."""
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from frcnn_jax.types import Array
 
 
 def direct_conv(

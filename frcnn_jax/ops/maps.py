@@ -7,7 +7,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from frcnn_jax.types import Array
 
 
 def relu(x: Float[Array, "*d c"]) -> Float[Array, "*d c"]:
@@ -79,5 +81,6 @@ def dropout(
     One key an image, `[b]`: the draw does not depend on what else is in the batch, so
     any number of devices draws the same.
     """
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    share = jnp.float32(1 - rate)  # the draw is the same with x64 on
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, share, x.shape[1:]))(keys)
     return jnp.where(kept, x / (1 - rate), 0)

@@ -30,10 +30,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from frcnn_jax.ops.primitive import Operation, linear_pair, varying_as
 from frcnn_jax.ops.roi_cells import Extent, Size, pair
+from frcnn_jax.types import Array
 
 MAX_SAMPLES = 16  # of the adaptive rule: what costs time is the number that is used
 

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Num, Shaped
+from jaxtyping import Num, Shaped
 
 from frcnn_jax.ops.primitive import Operation, linear_pair
 from frcnn_jax.ops.roi_cells import Extent, Size, pair
+from frcnn_jax.types import Array
 
 
 def roi_pool(

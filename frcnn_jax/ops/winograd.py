@@ -25,9 +25,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frcnn_jax.ops.primitive import varying_as
+from frcnn_jax.types import Array
 
 POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)  # and infinity
 TILES = 512  # of a block, at most: 36 maps of 256 channels are 19 MB

@@ -276,25 +276,6 @@ def test_relu_is_computed_once(rng):
     assert planned(layers.relu) < planned(jax.nn.relu)
 
 
-def primitives(*shapes, **kwargs):
-    args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
-    return str(jax.make_jaxpr(lambda x, k: layers.conv(x, k, **kwargs))(*args))
-
-
-def test_conv_formulation_depends_on_the_backend(monkeypatch):
-    one, three = (1, 1, 128, 128), (3, 3, 128, 128)
-    assert "dot_general" in primitives((1, 8, 8, 128), one)
-    assert "custom_vjp" in primitives((1, 8, 8, 128), three, padding=1)
-    assert "custom_vjp" in primitives((1, 8, 8, 128), three, padding=1, stride=2)
-    assert "custom_vjp" not in primitives((1, 8, 8, 128), three, padding=1, stride=3)
-    assert "custom_vjp" not in primitives((1, 8, 8, 128), three, padding=0)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for kernel, padding in ((one, 0), (three, 1)):
-        jaxpr = primitives((1, 8, 8, 128), kernel, padding=padding)
-        assert "conv_general_dilated" in jaxpr
-        assert "custom_vjp" not in jaxpr and "dot_general" not in jaxpr
-
-
 def test_conv_layer_pads_half_the_kernel_and_adds_the_bias():
     layer = layers.Conv(2, 3, 2)
     x = jnp.ones((1, 5, 4, 1))

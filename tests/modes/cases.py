@@ -17,7 +17,20 @@ import jax
 import numpy as np
 
 from frcnn_jax import losses, proposals, targets
-from frcnn_jax.ops import anchors, boxes, matching, modes, nms
+from frcnn_jax.ops import (
+    anchors,
+    boxes,
+    convolution,
+    direct_conv,
+    maps,
+    matching,
+    modes,
+    nms,
+    roi_align,
+    roi_cells,
+    roi_pool,
+    winograd,
+)
 from frcnn_jax.types import Proposals
 
 SIZES = dict(n=7, g=3, a=12, r=5, p=6, k=4, h=8, w=10, c=3)
@@ -151,6 +164,22 @@ def props(axes: str) -> Input:
     return Input(draw, axes)
 
 
+def keys(count: int) -> Input:
+    """PRNG keys."""
+    return Input(
+        lambda rng, _: jax.random.split(jax.random.key(rng.integers(99)), count), ""
+    )
+
+
+def levels(**sides: int) -> Input:
+    """Square maps of 3 channels, `{stride: map}` of s8=7 and the like."""
+
+    def draw(rng, sizes):
+        return {int(s[1:]): real(f"{n}{n}3").draw(rng, sizes) for s, n in sides.items()}
+
+    return Input(draw, "")
+
+
 # -- Functions -------------------------------------------------------------------------
 
 MATCH = dict(fg_iou=0.5, bg_iou=0.3, force_best=True)
@@ -242,29 +271,51 @@ CASES = [
         *(box("r"), flag("r"), real("rk"), real("r34"), size()),
         max_detections=6,
     ),
+    # pooling
+    case(roi_align.roi_align, real("hwc"), box("r"), stride=6, output_size=2),
+    case(
+        roi_align.roi_align,
+        *(real("hwc"), box("r")),
+        **dict(stride=6, output_size=(2, 3), sampling_ratio=0, extent=(7, 5)),
+    ),
+    case(
+        roi_align.roi_align,
+        *(real("hwc"), box("r")),
+        **dict(stride=6, output_size=2, extent=whole("2", 3, 8)),
+    ),
+    *(
+        case(
+            roi_align.multilevel_roi_align,
+            *(levels(s8=7, s16=4), box("r")),
+            **dict(output_size=2, canonical_size=60.0, sampling_ratio=samples),
+        )
+        for samples in (2, 0)
+    ),
+    case(roi_align.roi_levels, box("r"), (4, 8)),
+    case(roi_align.rois_beyond, box("r"), stride=4, output_size=2, max_samples=2),
+    case(roi_cells.pair, 3),
+    case(roi_pool.roi_pool, real("hwc"), box("r"), stride=6, output_size=2),
+    # maps
+    case(maps.relu, real("ghwc")),
+    case(maps.max_pool, real("ghwc"), window=2, stride=2),
+    case(maps.local_response_norm, real("ghwc")),
+    case(maps.dropout, keys(3), real("3c"), rate=0.5),
+    # convolutions
+    case(direct_conv.direct_conv, real("ghwc"), real("33ck"), padding=1),
+    case(convolution.conv, real("ghwc"), real("11ck"), real("k"), tolerance=1e-5),
+    case(convolution.conv, real("ghwc"), real("33ck"), real("k"), padding=1),
+    case(convolution.depthwise_conv, real("ghwc"), real("331c"), tolerance=1e-5),
+    *(
+        case(
+            convolution.convolve,
+            *(real("ghwc"), real("33ck"), real("k")),
+            **dict(kind=kind, tolerance=1e-5),
+        )
+        for kind in ("winograd", "nine products")
+    ),
+    case(winograd.matrices),
 ]
 
-# Public functions that have not joined yet: none may be added.
-WAITING = {
-    "convolution.conv",
-    "convolution.depthwise_conv",
-    "direct_conv.direct_conv",
-    "maps.dropout",
-    "maps.local_response_norm",
-    "maps.max_pool",
-    "maps.relu",
-    "primitive.bilinear",
-    "primitive.linear_pair",
-    "primitive.on_each_device",
-    "primitive.vary_alike",
-    "primitive.varying_as",
-    "roi_align.multilevel_roi_align",
-    "roi_align.roi_align",
-    "roi_align.roi_levels",
-    "roi_align.rois_beyond",
-    "roi_cells.pair",
-    "roi_pool.roi_pool",
-    "winograd.conv3x3",
-    "winograd.matrices",
-    "winograd.pays",
-}
+# Not for users: formulations, and the rules by which operations are made.
+FORMULATIONS = {"winograd.conv3x3", "winograd.kernel_gradient", "winograd.pays"}
+RULES = "primitive"

@@ -1,0 +1,133 @@
+"""Each operation's formulation is that of the platform a program is lowered for.
+
+Exports for one platform are made on this CPU and read: they have that platform's
+formulation and no other, forward and backward.
+"""
+
+import re
+from collections import Counter
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from frcnn_jax.models import rpn_head
+from frcnn_jax.ops import convolution, roi_align, roi_pool
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def operations(function, platform, *shapes):
+    """How often each operation of StableHLO stands in an export for `platform`."""
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    exported = jax.export.export(jax.jit(function), platforms=(platform,))(*args)
+    text = exported.mlir_module()
+    # Functions stand once and may be called often.
+    return Counter(re.findall(r"(?<!#)stablehlo\.(\w+)", text))
+
+
+def backward(function, argument=0):
+    """The gradient by one argument: a function of the cotangent and the arguments."""
+
+    def pull(g, *args):
+        def of_one(x):
+            return function(*args[:argument], x, *args[argument + 1 :])
+
+        return jax.vjp(of_one, args[argument])[1](g)
+
+    return pull
+
+
+ROIS = (24, 4)
+align = partial(roi_align.roi_align, stride=8)
+adaptive = partial(roi_align.roi_align, stride=8, sampling_ratio=0)
+pool = partial(roi_pool.roi_pool, stride=8)
+conv = partial(convolution.conv, padding=1)
+strided = partial(convolution.conv, padding=1, stride=2)
+depthwise = convolution.depthwise_conv
+X, K, Y = (1, 64, 64, 64), (3, 3, 64, 64), (1, 64, 64, 64)  # enough for Winograd
+WIDE, WIDE_K, WIDE_Y = (1, 8, 8, 128), (3, 3, 128, 96), (1, 4, 4, 96)
+ONE_K, ONE_Y = (1, 1, 128, 96), (1, 8, 8, 96)
+MAP, POOLED = (20, 30, 8), (24, 7, 7, 8)
+DEPTH_K = (3, 3, 1, 128)
+ONE_CONV = {"convolution": 1, "while": 0}
+
+CASES = {  # function, shapes, what a CPU has, what others have; None: some
+    "1x1": (convolution.conv, (WIDE, ONE_K), dict(convolution=0, dot_general=1),
+        dict(convolution=1, dot_general=0)),
+    "1x1, of x": (backward(convolution.conv), (ONE_Y, WIDE, ONE_K),
+        dict(convolution=0, dot_general=1), dict(convolution=1, dot_general=0)),
+    "1x1, of the kernel": (backward(convolution.conv, 1), (ONE_Y, WIDE, ONE_K),
+        dict(convolution=0, dot_general=1), dict(convolution=1, dot_general=0)),
+    "winograd": (conv, (X, K), {"convolution": 0, "while": 1}, ONE_CONV),
+    "winograd, of x": (backward(conv), (Y, X, K),
+        {"convolution": 0, "while": 1}, ONE_CONV),
+    "winograd, of the kernel": (backward(conv, 1), (Y, X, K),
+        {"convolution": 0, "while": 1}, ONE_CONV),
+    "nine products": (strided, (WIDE, WIDE_K), ONE_CONV, ONE_CONV),
+    "nine products, of x": (backward(strided), (WIDE_Y, WIDE, WIDE_K),
+        ONE_CONV, ONE_CONV),
+    "nine products, of the kernel": (backward(strided, 1), (WIDE_Y, WIDE, WIDE_K),
+        {"convolution": 0, "while": 1, "dot_general": 1}, ONE_CONV),
+    "depthwise": (depthwise, (WIDE, DEPTH_K),
+        dict(convolution=0, multiply=9), dict(convolution=1, multiply=0)),
+    "depthwise, of x": (backward(depthwise), (WIDE, WIDE, DEPTH_K),
+        dict(convolution=0, multiply=9), dict(convolution=1, multiply=0)),
+    "depthwise, of the kernel": (backward(depthwise, 1), (WIDE, WIDE, DEPTH_K),
+        dict(convolution=0, multiply=9), dict(convolution=1, multiply=0)),
+    "RoIAlign": (align, (MAP, ROIS), {"while": 0, "gather": 16},
+        {"while": 0, "gather": 16}),
+    "RoIAlign, backward": (backward(align), (POOLED, MAP, ROIS),
+        {"while": 1, "scatter": 1}, {"while": 0, "scatter": 16}),
+    "adaptive RoIAlign": (adaptive, (MAP, ROIS), {"while": 3}, {"while": 2}),
+    "adaptive RoIAlign, backward": (backward(adaptive), (POOLED, MAP, ROIS),
+        {"while": 3, "scatter": 4}, {"while": 2, "scatter": 4}),
+    "RoIPool": (pool, (MAP, ROIS), {"while": 3}, {"while": 2}),
+    "RoIPool, backward": (backward(pool), (POOLED, MAP, ROIS),
+        {"while": 6, "scatter": 1}, {"while": 2, "scatter": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_export_has_the_formulation_of_its_platform_alone(name):
+    function, shapes, on_cpu, elsewhere = CASES[name]
+    for platform in PLATFORMS:
+        found = operations(function, platform, *shapes)
+        expected = on_cpu if platform == "cpu" else elsewhere
+        assert {key: found[key] for key in expected} == expected, platform
+
+
+def rpn(x, kernel, bias, first, second):
+    weights = (kernel, bias), (first, jnp.zeros(3)), (second, jnp.zeros(12))
+    head = rpn_head.sampled_head(rpn_head.last_layers, 8, weights, x)
+    return head["logits"]
+
+
+def test_the_rpn_head_has_the_convolutions_of_its_platform():
+    shapes = X, K, (64,), (1, 1, 64, 3), (1, 1, 64, 12)
+    for function, more in ((rpn, ()), (backward(rpn), ((1, 64, 64, 3),))):
+        for platform in PLATFORMS:
+            found = operations(function, platform, *more, *shapes)
+            # One cell of a patch is a product of matrices everywhere.
+            assert (found["convolution"] == 0) == (platform == "cpu")
+            if not more:
+                assert (found["dot_general"] > 0) == (platform == "cpu")
+
+
+def test_other_convolutions_are_the_same_everywhere():
+    for shapes, options in (
+        ((WIDE, WIDE_K), dict(padding=1, stride=3)),
+        ((WIDE, WIDE_K), dict(padding=0)),
+        (((1, 8, 8, 8), (7, 7, 8, 8)), dict(padding=3, stride=2)),
+    ):
+        for platform in PLATFORMS:
+            found = operations(partial(convolution.conv, **options), platform, *shapes)
+            assert found["convolution"] == 1 and found["while"] == 0
+
+
+def test_one_export_for_all_platforms_has_all_formulations():
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (X, K)]
+    exported = jax.export.export(jax.jit(conv), platforms=PLATFORMS)(*args)
+    text = exported.mlir_module()
+    assert "stablehlo.while" in text and "stablehlo.convolution" in text
