@@ -32,7 +32,7 @@ from jaxtyping import Float
 
 from frcnn_jax.ops import winograd
 from frcnn_jax.ops.direct_conv import direct_conv
-from frcnn_jax.ops.primitive import Operation, bilinear, on_each_device
+from frcnn_jax.ops.primitive import Operation, bilinear, on_each_device, varying_as
 from frcnn_jax.types import Array
 
 # With so many input and output channels nine matrix products beat XLA's CPU kernel
@@ -209,7 +209,7 @@ def _gradient_of_x(g, kernel, *, kind, stride, first, second):
     del second
 
     def transpose(forward, g, kernel):
-        x = jax.ShapeDtypeStruct(first, g.dtype)
+        x = varying_as(g, jnp.zeros(first, g.dtype))  # only its type is used
         linear = partial(forward, kernel=kernel, kind=kind, stride=stride)
         return jax.linear_transpose(linear, x)(g)[0]
 
@@ -226,7 +226,7 @@ def _gradient_of_kernel(x, g, *, kind, stride, first, second):
     del first
 
     def transpose(forward, x, g):
-        kernel = jax.ShapeDtypeStruct(second, g.dtype)
+        kernel = varying_as(g, jnp.zeros(second, g.dtype))  # only its type is used
         linear = partial(forward, x, kind=kind, stride=stride)
         return jax.linear_transpose(linear, kernel)(g)[0]
 

@@ -188,7 +188,8 @@ class _Blocks(NamedTuple):
         image, row = self._place(at)
         _, h, w = self.shape
         new = _cells(block[:, : self.height, :w])
-        return jax.lax.dynamic_update_slice(cells, new, ((image * h + row) * w, 0))
+        start = (image * h + row) * w
+        return jax.lax.dynamic_update_slice_in_dim(cells, new, start, axis=0)
 
     @property
     def height(self):
