@@ -119,7 +119,7 @@ def kernel_gradient(
         products = [a.swapaxes(1, 2) @ b for a, b in zip(d, dy, strict=True)]
         return jax.tree.map(jnp.add, total, products)
 
-    zero = jnp.zeros((6, x.shape[-1], g.shape[-1]), jnp.float32)
+    zero = jnp.zeros((6, x.shape[-1], g.shape[-1]), x.dtype)
     total = blocks.fold(add, [varying_as(x, zero)] * 6)
     return jnp.einsum("pu,qv,qpio->uvio", G, G, jnp.stack(total))
 

@@ -387,7 +387,7 @@ def test_function_runs_in(mode, case):
     if message is None:
         mode(case)
         return
-    with pytest.raises((TypeError, ValueError, NotImplementedError), match=message):
+    with pytest.raises(Exception, match=message):  # JAX's own are of many kinds
         mode(case)
 
 
