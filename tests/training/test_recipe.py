@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from experiments import finetune
-from frcnn_jax.data import validate
+from frcnn_jax.data import pipeline, validate
 from frcnn_jax.data.facts import Facts, facts_of, relative_sides
 from frcnn_jax.data.images import check_canvas
 from frcnn_jax.data.source import Example, Source
 from frcnn_jax.training import config as configs
 from frcnn_jax.training import recipe, timing
+from tests.training import small
 
 CPU = recipe.Device("cpu", 1, 16.0)
 GPU = recipe.Device("gpu", 1, 80.0)
@@ -290,3 +291,11 @@ def test_minutes_become_steps_once(monkeypatch, caplog):
     given.minutes, given.total_steps = 10.0, 5
     with pytest.raises(ValueError, match="config.minutes=10 and config.total_steps=5"):
         recipe.complete(given)
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_timed():
+    c = configs.check(small.config(batch_size=2))
+    sources = pipeline.splits_of(c["data"])
+    compiling, step = timing.time_steps(c, sources)
+    assert compiling > 0 and 0 < step < 60
