@@ -95,7 +95,7 @@ def leaves(name: str) -> dict[str, Any]:
     for function in (*functions, pipeline.build):
         parameters = inspect.signature(function).parameters.values()
         found |= {
-            p.name: p.default
+            p.name: "" if p.default is p.empty and p.annotation is str else p.default
             for p in parameters
             if p.name not in ("split", *OURS) and p.kind is not p.VAR_KEYWORD
         }

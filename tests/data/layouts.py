@@ -42,7 +42,8 @@ HASHED = ("all[:80%]", "all[80%:]")
 def image(path: pathlib.Path) -> pathlib.Path:
     """Writes a picture of W x H pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(len(path.name)).integers(0, 255, (H, W, 3))
+    rng = np.random.default_rng(list(path.name.encode()))
+    pixels = rng.integers(0, 255, (H, W, 3))
     path.write_bytes(cv2.imencode(path.suffix, pixels.astype(np.uint8))[1].tobytes())
     return path
 

@@ -52,16 +52,24 @@ def test_leaves_of_data_are_admitted_others_are_an_error_of_one_line(tmp_path):
         "optimizer.lerning_rate=1": "no leaf --config.optimizer.lerning_rate: is it",
         "optimiser.learning_rate=1": "optimiser",
     }
-    good, switched, *wrong = many.run(
+    own = tmp_path / "1"
+    for split, name in (("train", "a"), ("val", "b")):
+        layouts.image(own / f"{name}.png")
+        layouts.text(own / f"{split}.txt", f"{name}.png 2,3,30,30,cat\n")
+    layouts.text(own / "classes.txt", "cat\n")
+    module = ["name=examples.my_dataset", f"root={own}"]
+    good, switched, mine, *wrong = many.run(
         [
             [*check, "--config.data.images=pictures"],
             [*other, *(f"--config.data.{leaf}" for leaf in table)],
+            [*other[:-1], *(f"--config.data.{leaf}" for leaf in module)],
             *([*check, f"--config.{leaf}"] for leaf in said),
         ]
     )
     for code, out, err in (good, switched):
         assert code == 0, err
         assert "8 images" in out and "csv all[80%:]" in out
+    assert mine[0] == 0 and "examples.my_dataset val" in mine[1], mine
     for (code, _, err), words in zip(wrong, said.values(), strict=True):
         assert code and words in err and "Traceback" not in err, err
         assert len(err.strip().splitlines()) == 1, err
