@@ -25,6 +25,7 @@ from frcnn_jax.sweeps import launch
 from frcnn_jax.sweeps.search import Listed, Search
 from frcnn_jax.sweeps.trials import DONE, Trial, encode, plain
 from frcnn_jax.training import metrics
+from frcnn_jax.training.troubles import LATER
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def judge(trial: Trial, code: int, metric: str) -> str:
     """How an attempt ended: by a signal, or early without an error, is "killed"."""
     if code == 0 and max(trial.evaluations, default=0) >= trial.total_steps:
         return "finished" if metric in trial.result else "failed"
-    return "killed" if code <= 0 or code >= 128 else "failed"
+    return "killed" if code <= 0 or code >= 128 or code == LATER else "failed"
 
 
 def run(
