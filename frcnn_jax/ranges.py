@@ -69,7 +69,7 @@ def number(
         inside &= above is None or value > above
         inside &= below is None or value < below
         fits = abs(value) <= HUGE[isinstance(value, numbers.Integral)]
-        return bool(inside and (fits or infinite))
+        return bool(inside and (fits or (infinite and math.isinf(value))))
 
     return Rule(" ".join([said, " and ".join(ends)]).strip(), holds)
 
