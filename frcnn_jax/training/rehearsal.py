@@ -79,7 +79,8 @@ def _trace(group: str, function: Any, values: Mapping[str, Any], *shapes: Any) -
             said = f"{group}.{said.removeprefix(f'{parent}.')}"
         elif not said.startswith(parent):
             said = f"{group}: {said}"
-        raise ValueError(f"config.{said}") from None
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"config.{said}") from None
 
 
 def check_evaluation(c: Mapping[str, Any], model: Any, variables: Any) -> None:

@@ -198,7 +198,7 @@ def test_evaluating_on_other_classes_is_refused(whole, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"data.shrt_side": 64}, TypeError, "shrt_side"),
+        ({"data.shrt_side": 64}, ValueError, "shrt_side"),
         ({"model.backbone.name": "resnext"}, ValueError, "resnext.*resnet"),
         ({"model.backbone.widhts": (8, 8)}, TypeError, "widhts"),
         ({"rpn_targets.fg_iuo": 0.7}, TypeError, "fg_iuo"),
