@@ -352,7 +352,8 @@ def _names(file: pathlib.Path) -> list[str]:
     column = re.compile(r"\s+-?[01]$")  # of class-wise lists, in each line
     if all(map(column.search, lines)):
         lines = [column.sub("", line) for line in lines]
-    return [line.strip('"') for line in lines]  # CVAT quotes names with spaces
+    names = [line.strip('"').strip() for line in lines]  # CVAT quotes those with spaces
+    return [name for name in names if name]
 
 
 def _class_names(folder: pathlib.Path) -> set[str]:
