@@ -193,7 +193,7 @@ def make(folder):
     (folder / "coco_leads0" / "etc").mkdir()
     coco_set(case("coco_deep", "is not JSON"), text="[" * 200_000)
     big = int("9" * 1000)
-    coco_set(case("coco_area", "expected a number"), area=big)
+    coco_set(case("coco_area", "expected a finite number"), area=big)
     text = '{"images": [], "categories": [], "annotations": [%s]}'
     coco_set(case("coco_digits", "is not JSON"), text=text % ("9" * 10_000))
     voc_set(case("voc_leads", "leads out of"), name="../../../etc/passwd")
