@@ -32,6 +32,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Int
 
+from frcnn_jax.ops.modes import take
 from frcnn_jax.ops.primitive import Operation, linear_pair, varying_as
 from frcnn_jax.ops.roi_cells import Extent, Size, pair
 from frcnn_jax.types import Array
@@ -119,7 +120,7 @@ def multilevel_roi_align(
         canonical_size=canonical_size,
         canonical_level=canonical_level,
     )
-    pixel_map = {name: jnp.asarray(x)[level] for name, x in table.items()}
+    pixel_map = {name: take(jnp.asarray(x), level) for name, x in table.items()}
     rows = [m.reshape(n, m.shape[2]) for m, n in zip(maps, sizes, strict=True)]
     if len(rows) > 1:
         # And a row that nothing reads but that waits for the RoIs: XLA would lay out
@@ -306,6 +307,9 @@ def _two_pixels(at, inside, length):
 def _gather_rows(flat, y, x, y_weight, x_weight, *, loops):
     """[p, c], [r, oh, t], [r, ow, u] and their weights -> [r, oh, ow, c]."""
     cells = y, x, y_weight, x_weight
+    if flat.shape[0] == 0:  # nothing to read
+        shape = (*y.shape[:2], x.shape[1], flat.shape[1])
+        return (varying_as(flat, jnp.zeros(shape, flat.dtype)),)
     if not loops:
         return (_gather_written_out(flat, *cells),)
     return (
@@ -347,6 +351,8 @@ def _gather_by_roi(flat, *cells):
 def _scatter_rows(cotangent, y, x, y_weight, x_weight, *, loops, size, dtype):
     """The transpose of `_gather_rows`: [r, oh, ow, c] -> [size, c] of `dtype`."""
     cells = y, x, y_weight, x_weight
+    if size == 0:
+        return (varying_as(y, jnp.zeros((0, cotangent.shape[-1]), dtype)),)
     cotangent = cotangent.astype(y_weight.dtype)
     # 0, but no constant: that XLA fills as the program starts, and keeps.
     zero = jnp.min(y, initial=0).astype(y_weight.dtype)
@@ -452,7 +458,7 @@ def _(images, batched, flat, *cells, loops):
         y = _shift(y, images, flat.shape[1])
         flat = _merge(flat)
     out = _gather(flat, _merge(y), *map(_merge, rest), loops=loops)
-    return out.reshape(images, -1, *out.shape[1:])
+    return out.reshape(images, rest[0].shape[1], *out.shape[1:])
 
 
 @_scatter.batched
@@ -476,4 +482,4 @@ def _batch(images, batched, *arrays):
 
 
 def _merge(x):
-    return x.reshape(-1, *x.shape[2:])
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])

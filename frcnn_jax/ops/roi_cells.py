@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from frcnn_jax.types import Array
+
 Size = int | tuple[int, int]  # cells: of a side, or (rows, columns)
-Extent = tuple[Any, Any]  # (height, width) in cells of a map, numbers or traced
+Extent = tuple[Any, Any] | Array  # (height, width) in cells of a map
 
 
 def pair(size: Size) -> tuple[int, int]:

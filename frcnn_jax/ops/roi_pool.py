@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Num, Shaped
 
+from frcnn_jax.ops.modes import take
 from frcnn_jax.ops.primitive import Operation, linear_pair
 from frcnn_jax.ops.roi_cells import Extent, Size, pair
 from frcnn_jax.types import Array
@@ -74,7 +75,8 @@ def _quantised_cells(start, end, cells, length):
     pixels = jnp.maximum(end - start + 1, 1)
     # Compilers divide by constants as they like, and one rounding error moves a border.
     table = (np.arange(4096, dtype=np.float32) / np.float32(cells)).astype(np.float32)
-    looked_up = jnp.asarray(table)[jnp.minimum(pixels, 4095).astype(jnp.int32)]
+    index = jnp.minimum(pixels, 4095).astype(jnp.int32)
+    looked_up = take(jnp.asarray(table), index)
     size = jnp.where(pixels < 4096, looked_up, pixels / cells)[:, None]
     i = jnp.arange(cells, dtype=jnp.float32)[None]
     length = jnp.asarray(length).astype(jnp.float32)

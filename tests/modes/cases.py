@@ -27,7 +27,6 @@ from frcnn_jax.ops import (
     modes,
     nms,
     roi_align,
-    roi_cells,
     roi_pool,
     winograd,
 )
@@ -297,7 +296,6 @@ CASES = [
     ),
     case(roi_align.roi_levels, box("r"), (4, 8)),
     case(roi_align.rois_beyond, box("r"), stride=4, output_size=2, max_samples=2),
-    case(roi_cells.pair, 3),
     case(roi_pool.roi_pool, real("hwc"), box("r"), stride=6, output_size=2),
     # maps
     case(maps.relu, real("ghwc")),
@@ -331,5 +329,10 @@ CASES = [
 ]
 
 # Not for users: formulations, and the rules by which operations are made.
-FORMULATIONS = {"winograd.conv3x3", "winograd.kernel_gradient", "winograd.pays"}
+FORMULATIONS = {
+    "roi_cells.pair",
+    "winograd.conv3x3",
+    "winograd.kernel_gradient",
+    "winograd.pays",
+}
 RULES = "primitive"
