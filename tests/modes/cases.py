@@ -28,7 +28,6 @@ from frcnn_jax.ops import (
     nms,
     roi_align,
     roi_pool,
-    winograd,
 )
 from frcnn_jax.types import Proposals
 
@@ -325,7 +324,6 @@ CASES = [
         )
         for kind in ("winograd", "nine products")
     ),
-    case(winograd.matrices),
 ]
 
 # Not for users: formulations, and the rules by which operations are made.
@@ -333,6 +331,7 @@ FORMULATIONS = {
     "roi_cells.pair",
     "winograd.conv3x3",
     "winograd.kernel_gradient",
+    "winograd.matrices",
     "winograd.pays",
 }
 RULES = "primitive"
