@@ -273,17 +273,32 @@ def _adaptive_corners(start, size, cells, length, *, most):
 
 def _wanted(size, cells):
     """ceil(size / cells) [r], as a float; 0 for a RoI without size, and for NaN."""
-    return jnp.where(size > 0, jnp.ceil(size / cells), 0)
+    count = jnp.ceil(size / cells)
+    # Compilers divide by constants as they like; whole numbers multiply exactly.
+    count = jnp.where(size <= (count - 1) * cells, count - 1, count)
+    count = jnp.where(size > count * cells, count + 1, count)
+    return jnp.where(size > 0, count, 0)
 
 
 def _samples_at(start, size, cells, length, samples, per_cell):
     """Where the samples of each cell lie [r, cells, samples], and which are inside."""
     start, size = start[:, None, None], size[:, None, None]
-    cell = size / cells
+    cell = _divide(size, cells)
     offset = jnp.arange(samples, dtype=size.dtype)[None, None] + 0.5
     at = start + jnp.arange(cells, dtype=size.dtype)[None, :, None] * cell
-    at = at + offset * cell / per_cell
+    at = at + _divide(offset * cell, per_cell)
     return at, (at >= -1) & (at <= length.astype(at.dtype)[:, None, None])
+
+
+def _divide(a, b):
+    """a / b, exact where that is a multiple of 1/2.
+
+    Compilers multiply by 1 / b as they like. One rounding error moves a sample across
+    the border beyond which it is zero, and RoIs of whole pixels have samples there.
+    """
+    found = a / b
+    near = jnp.round(2 * found) / 2
+    return jnp.where(near * b == a, near, found)
 
 
 def _two_pixels(at, inside, length):

@@ -304,6 +304,21 @@ def test_rois_beyond_the_bound_are_counted_by_hand():
     assert tall(max_samples=3) == 2  # widths 40 and 41
 
 
+@pytest.mark.parametrize("cells", [3, 7, 14])
+def test_a_side_of_whole_cells_has_no_sample_more(cells):
+    """98 / 7 is 14, also for a compiler that multiplies by 1 / 7."""
+    sides = cells * np.arange(1, 60, dtype=np.float32)
+
+    @jax.jit
+    def samples(sides):
+        rois = jnp.stack([0 * sides, 0 * sides, sides, sides], 1)
+        return ops._wanted(ops._span(rois[:, 0], rois[:, 2], False)[1], cells)
+
+    np.testing.assert_array_equal(samples(sides), np.arange(1, 60))
+    beyond = np.nextafter(sides, np.float32(np.inf))
+    np.testing.assert_array_equal(samples(beyond), np.arange(2, 61))
+
+
 def test_a_larger_bound_makes_no_larger_program():
     def text(most):
         align = functools.partial(
