@@ -193,7 +193,8 @@ def _check_pooling(group: str, values: Mapping[str, Any]) -> None:
         strides=ranges.several(ranges.COUNT),
         stride=ranges.COUNT,
         output_size=ranges.COUNT,
-        sampling_ratio=ranges.COUNT,
+        sampling_ratio=ranges.COUNT_OR_NONE,  # 0 is the adaptive rule
+        max_samples=ranges.COUNT,
         aligned=ranges.TRUTH,
         canonical_size=ranges.POSITIVE,
         canonical_level=ranges.COUNT_OR_NONE,
