@@ -22,7 +22,7 @@ def slow_depthwise(x, kernel, stride):
 
 @pytest.mark.parametrize("formulation", ["_on_cpu", "_direct", None])
 @pytest.mark.parametrize(
-    "k, stride, size", [(3, 1, (5, 6)), (5, 2, (7, 8)), (5, 2, (1, 2))]
+    "k, stride, size", [(3, 1, (5, 6)), (5, 2, (7, 8)), (5, 2, (1, 2)), (7, 1, (9, 5))]
 )
 def test_depthwise_in_both_formulations(rng, formulation, k, stride, size):
     x = rng.normal(size=(2, *size, 4)).astype(np.float32)
@@ -33,6 +33,28 @@ def test_depthwise_in_both_formulations(rng, formulation, k, stride, size):
         compute = getattr(convolution, formulation)
         out = compute(jnp.asarray(x), jnp.asarray(kernel), "depthwise", stride)
     np.testing.assert_allclose(out, slow_depthwise(x, kernel, stride), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "k, stride, size", [(7, 1, (9, 5)), (7, 2, (8, 7)), (7, 2, (1, 3))]
+)
+def test_gradients_of_a_large_depthwise_are_those_of_the_plain_convolution(
+    rng, k, stride, size
+):
+    x = jnp.asarray(rng.normal(size=(2, *size, 4)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(k, k, 1, 4)), jnp.float32)
+
+    def loss(convolve):
+        def of(x, kernel):
+            out = convolve(x, kernel)
+            return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum()
+
+        return jax.jit(jax.grad(of, (0, 1)))
+
+    plain = loss(lambda *a: convolution._direct(*a, "depthwise", stride))(x, kernel)
+    ours = loss(lambda *a: layers.depthwise_conv(*a, stride=stride))(x, kernel)
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max() + 1e-6)
 
 
 def test_every_output_has_its_stride_and_channels():

@@ -316,6 +316,7 @@ CASES = [
         padding=1,
     ),
     case(convolution.depthwise_conv, real("ghwc"), real("331c"), tolerance=1e-5),
+    case(convolution.depthwise_conv, real("ghwc"), real("771c"), tolerance=1e-5),
     *(
         case(
             convolution.convolve,

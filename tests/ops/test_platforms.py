@@ -51,6 +51,7 @@ WIDE, WIDE_K, WIDE_Y = (1, 8, 8, 128), (3, 3, 128, 96), (1, 4, 4, 96)
 ONE_K, ONE_Y = (1, 1, 128, 96), (1, 8, 8, 96)
 MAP, POOLED = (20, 30, 8), (24, 7, 7, 8)
 DEPTH_K = (3, 3, 1, 128)
+LARGE, LARGE_K = (1, 9, 8, 8), (7, 7, 1, 8)
 ONE_CONV = {"convolution": 1, "while": 0}
 
 CASES = {  # function, shapes, what a CPU has, what others have; None: some
@@ -76,6 +77,8 @@ CASES = {  # function, shapes, what a CPU has, what others have; None: some
         dict(convolution=0, multiply=9), dict(convolution=1, multiply=0)),
     "depthwise, of the kernel": (backward(depthwise, 1), (WIDE, WIDE, DEPTH_K),
         dict(convolution=0, multiply=9), dict(convolution=1, multiply=0)),
+    "depthwise 7x7, of the kernel": (backward(depthwise, 1), (LARGE, LARGE, LARGE_K),
+        {"convolution": 0, "while": 1, "multiply": 1}, {"convolution": 1, "while": 0}),
     "RoIAlign": (align, (MAP, ROIS), {"while": 0, "gather": 16},
         {"while": 0, "gather": 16}),
     "RoIAlign, backward": (backward(align), (POOLED, MAP, ROIS),
