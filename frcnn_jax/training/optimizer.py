@@ -66,6 +66,38 @@ def bias_mask(params: PyTree) -> PyTree:
     )
 
 
+def scale_by_layer(
+    layers: Sequence[Sequence[str]], decay: float
+) -> optax.GradientTransformation:
+    """Multiply the updates of layer i of n by `decay ** (n - i)`, i from 0.
+
+    A layer is some path prefixes, as in `trainable_mask`; parameters under none of them
+    keep their updates (layer-wise learning-rate decay, Clark et al. 2020, ELECTRA).
+    Raises ValueError for a prefix that names nothing when the state is made.
+    """
+    factors = {
+        prefix: decay ** (len(layers) - i)
+        for i, prefixes in enumerate(layers)
+        for prefix in prefixes
+    }
+
+    def init(params):
+        trainable_mask(params, tuple(factors))
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        del params
+
+        def scaled(path, x):
+            name = path_name(path)
+            found = [f for prefix, f in factors.items() if _under(name, prefix)]
+            return x * found[0] if found else x
+
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
 def rate_schedule(
     total_steps: int,
     *,
@@ -113,6 +145,8 @@ def make_optimizer(
     clip_norm: float = 0.0,
     bias_rate: float = 1.0,
     decay_biases: bool = False,
+    layer_decay: float = 1.0,
+    layers: Sequence[Sequence[str]] = (),
     schedule: str = "step",
     boundaries: Sequence[float] = (0.7, 0.9),
     decay: float = 0.1,
@@ -127,7 +161,8 @@ def make_optimizer(
     (as the peers), "adamw" is Adam with decoupled decay. Decay skips norms and, unless
     `decay_biases` (torchvision and Detectron2 decay them), biases; `clip_norm` > 0
     clips the gradient's global norm; biases learn `bias_rate` times as fast (Caffe's
-    have 2).
+    have 2). `layers` are those of a backbone, first to last, as tuples of path
+    prefixes: each learns `layer_decay` times as fast as the next (`scale_by_layer`).
     """
     ranges.check(
         "optimizer",
@@ -138,6 +173,8 @@ def make_optimizer(
         clip_norm=(clip_norm, ranges.NOT_NEGATIVE),
         bias_rate=(bias_rate, ranges.NOT_NEGATIVE),
         decay_biases=(decay_biases, ranges.TRUTH),
+        layer_decay=(layer_decay, ranges.number(above=0, most=1)),
+        layers=(layers, ranges.several(ranges.several(ranges.WORDS), least=0)),
         boundaries=(boundaries, ranges.several(ranges.POSITIVE, least=0)),
         decay=(decay, ranges.SHARE),
         warmup_steps=(warmup_steps, ranges.COUNT_OR_NONE),
@@ -171,6 +208,8 @@ def make_optimizer(
         raise ValueError(f"optimizer.name={name!r}: expected 'sgd' or 'adamw'")
     if bias_rate != 1:
         update = optax.chain(update, optax.masked(optax.scale(bias_rate), bias_mask))
+    if layer_decay != 1:
+        update = optax.chain(update, scale_by_layer(layers, layer_decay))
     if clip_norm > 0:
         update = optax.chain(optax.clip_by_global_norm(clip_norm), update)
     return update, rate

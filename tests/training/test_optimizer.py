@@ -147,3 +147,31 @@ def test_rate_grows_with_the_batch(batch_size, reference, expected):
 def test_scaling_needs_the_batch_size():
     with pytest.raises(ValueError, match="batch_size=0: reference_batch=16"):
         make_optimizer(10, learning_rate=0.1, reference_batch=16)
+
+
+def test_earlier_layers_learn_slower():
+    layers = (("backbone/layer1",), ("backbone/layer10",))
+    moved = {}
+    for decay in (1.0, 0.5):
+        optimizer, _ = make_optimizer(
+            10, name="adamw", learning_rate=0.1, layer_decay=decay, layers=layers
+        )
+        grads = jax.tree.map(jnp.ones_like, PARAMS)
+        moved[decay], _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
+    plain, slow = moved[1.0], moved[0.5]
+    for name, factor in (("layer1", 0.25), ("layer10", 0.5)):
+        for a, b in zip(
+            jax.tree.leaves(slow["backbone"][name]),
+            jax.tree.leaves(plain["backbone"][name]),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, factor * b, rtol=1e-6)
+    np.testing.assert_array_equal(slow["head"]["kernel"], plain["head"]["kernel"])
+
+
+def test_a_layer_that_names_nothing_is_refused():
+    optimizer, _ = make_optimizer(
+        10, learning_rate=0.1, layer_decay=0.5, layers=(("backbone/stage1",),)
+    )
+    with pytest.raises(ValueError, match="backbone/stage1.*names no parameter"):
+        optimizer.init(PARAMS)
