@@ -406,6 +406,69 @@ def detectron2(*, runlocal: bool, schedule: str) -> dict[str, Any]:
     )
 
 
+def adamw(layer_decay: float = 1.0, layers: Any = ()) -> dict[str, Any]:
+    """The group `optimizer` of MMDetection's ConvNeXt and Swin.
+
+    AdamW of rate 1e-4 for 16 images and decay 0.05, off for norms, biases and position
+    tables; rates down at three quarters and eleven twelfths (27 and 33 epochs of 36).
+    """
+    return dict(  # training.optimizer.make_optimizer
+        name="adamw",
+        learning_rate=1e-4,
+        reference_batch=16,
+        momentum=0.9,
+        weight_decay=0.05,
+        layer_decay=layer_decay,
+        layers=layers,
+        schedule="step",
+        boundaries=(27 / 36, 33 / 36),
+        warmup_steps=1000,
+        warmup_factor=1e-3,
+    )
+
+
+def convnext(size: str, *, runlocal: bool) -> dict[str, Any]:
+    """The group `model.backbone`: ConvNeXt of `size` "t", "s" or "b" (a narrow one)."""
+    sizes = {
+        "t": ((3, 3, 9, 3), 96),
+        "s": ((3, 3, 27, 3), 96),
+        "b": ((3, 3, 27, 3), 128),
+    }
+    if size not in sizes:
+        raise ValueError(f"config argument size={size}: expected t, s or b")
+    depths, width = ((1, 1, 3, 1), 32) if runlocal else sizes[size]
+    return dict(name="convnext", depths=depths, width=width, remat=False, pretrained="")
+
+
+def swin(size: str, *, runlocal: bool) -> dict[str, Any]:
+    """The group `model.backbone`: Swin of `size` "t", "s" or "b" (a narrow one)."""
+    sizes = {
+        "t": ((2, 2, 6, 2), 96),
+        "s": ((2, 2, 18, 2), 96),
+        "b": ((2, 2, 18, 2), 128),
+    }
+    if size not in sizes:
+        raise ValueError(f"config argument size={size}: expected t, s or b")
+    depths, width = ((2, 1, 2, 1), 32) if runlocal else sizes[size]
+    return dict(name="swin", depths=depths, width=width, remat=False, pretrained="")
+
+
+def convnext_layers(depths: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:
+    """The layers of a ConvNeXt by MMDetection's count: of stage 3 three blocks each."""
+    third = [
+        tuple(f"backbone/stage3/block{i}" for i in range(at, min(at + 3, depths[2])))
+        for at in range(0, depths[2], 3)
+    ]
+    third[0] += ("backbone/stage3/down_norm", "backbone/stage3/down")
+    return (
+        ("backbone/stem", "backbone/stem_norm"),
+        ("backbone/stage1",),
+        ("backbone/stage2",),
+        *third,
+        ("backbone/stage4",),
+    )
+
+
 # The stem and the first stage, what peers call freeze_at=2 or three trainable layers.
 RESNET_FROZEN = ("backbone/conv1", "backbone/bn1", "backbone/layer1")
 

@@ -26,6 +26,9 @@ __all__ = [
     "ConvWeights",
     "DepthwiseConv",
     "FrozenBatchNorm",
+    "LayerNorm",
+    "LayerScale",
+    "PatchConv",
     "check_norm",
     "conv",
     "depthwise_conv",
@@ -34,11 +37,14 @@ __all__ = [
     "local_response_norm",
     "max_pool",
     "norm",
+    "pad_to_multiple",
     "relu",
+    "truncated_normal",
     "xavier_uniform",
 ]
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+truncated_normal = nn.initializers.truncated_normal(0.02)
 xavier_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
@@ -109,12 +115,48 @@ def _conv_params(
     return jnp.asarray(kernel, module.dtype), bias
 
 
+class PatchConv(nn.Module):
+    """Convolution of squares that do not overlap: `stride` is the kernel's size, too.
+
+    A map that is no multiple of the stride ends in zeros at its bottom and right, so
+    no cell is lost. It is one matrix product.
+    """
+
+    features: int
+    stride: int
+    use_bias: bool = True
+    kernel_init: Callable = he_normal
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h2 w2 o"]:
+        """Return the map of `features` channels, `ceil(h / stride)` cells high."""
+        k, i = self.stride, x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (k, k, i, self.features))
+        x = pad_to_multiple(jnp.asarray(x, self.dtype), k)
+        n, h, w = x.shape[0], x.shape[1] // k, x.shape[2] // k
+        patches = x.reshape((n, h, k, w, k, i)).transpose((0, 1, 3, 2, 4, 5))
+        kernel = jnp.asarray(kernel, self.dtype).reshape((k * k * i, self.features))
+        y = patches.reshape((n * h * w, k * k * i)) @ kernel
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + jnp.asarray(bias, self.dtype)[None]
+        return y.reshape((n, h, w, self.features))
+
+
+def pad_to_multiple(x: Float[Array, "n h w c"], k: int) -> Float[Array, "n h2 w2 c"]:
+    """Add zeros at the bottom and the right until both sides are multiples of `k`."""
+    bottom, right = -x.shape[1] % k, -x.shape[2] % k
+    return jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)))
+
+
 class DepthwiseConv(nn.Module):
-    """Each channel with its own odd `kernel_size` square `[k, k, 1, c]`; no bias."""
+    """Each channel with its own odd `kernel_size` square `[k, k, 1, c]`."""
 
     kernel_size: int = 3
     stride: int = 1
     dtype: Any = jnp.float32
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
@@ -122,7 +164,36 @@ class DepthwiseConv(nn.Module):
         k, c = self.kernel_size, x.shape[-1]
         kernel = self.param("kernel", he_normal, (k, k, 1, c))
         x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
-        return depthwise_conv(x, kernel, stride=self.stride)
+        x = depthwise_conv(x, kernel, stride=self.stride)
+        if not self.use_bias:
+            return x
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        return x + jnp.asarray(bias, self.dtype)[None, None, None]
+
+
+class LayerNorm(nn.LayerNorm):
+    """y = scale (x - mean) / sqrt(var + eps) + bias over the channels of each cell.
+
+    Mean and variance are those of the cell's own channels (Ba et al. 2016), in float32
+    and in two passes, as the peers compute them; cells do not mix.
+    """
+
+    use_fast_variance: bool = False
+
+
+class LayerScale(nn.Module):
+    """y = scale x, a factor for each channel (Touvron et al. 2021, CaiT, sec. 2)."""
+
+    initial: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
+        """Return `x` with each channel scaled."""
+        start = nn.initializers.constant(self.initial)
+        scale = self.param("scale", start, (x.shape[-1],))
+        scale = jnp.asarray(scale, self.dtype)
+        return x * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
 
 
 class FrozenBatchNorm(nn.Module):

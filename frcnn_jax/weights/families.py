@@ -173,7 +173,14 @@ def families(path: str | pathlib.Path) -> tuple[Family, ...]:
         return _torchvision_detector(path, names)
     if "conv1/kernel" in names:
         return (KERAS,)
-    if timm.recognises(arrays):
+    network = timm.recognises(arrays)
+    if network == "convnext" or "features.1.0.layer_scale" in names:
+        name = "a classifier of torchvision or timm (ConvNeXt)"
+        return (Family(name, "experiments/coco_convnext_t_fpn.py", IMAGENET),)
+    if network == "swin" or "features.1.0.attn.qkv.weight" in names:
+        name = "a classifier of torchvision or timm (Swin)"
+        return (Family(name, "experiments/coco_swin_t_fpn.py", IMAGENET),)
+    if network:
         fixed = {**IMAGENET, "model.backbone.norm_eps": (1e-5,)}
         name = "a classifier of timm (MobileNetV3-Large)"
         return (Family(name, "experiments/coco_mobilenet_v3.py", fixed),)

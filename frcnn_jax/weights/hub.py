@@ -3,6 +3,7 @@
 | `backbone.pretrained` | file |
 | --- | --- |
 | `hf:timm/resnet50.a1_in1k` | `model.safetensors` of that repository |
+| `hf:timm/convnext_tiny.fb_in22k_ft_in1k` | the same, of another network |
 | `hf:timm/resnet50.a1_in1k@main/model.safetensors` | of a revision, by its name there |
 
 The cache is that of the package huggingface_hub (`HF_HOME` moves it), which names each

@@ -6,6 +6,8 @@ and exporting follow from it. Layouts, torch -> ours:
 | layout | torch | ours |
 | --- | --- | --- |
 | `vector` | `[c]` | `[c]` |
+| `gain` | `[c, 1, 1]` | `[c]` |
+| `table` | `[offsets, heads]` | `[offsets, heads]` |
 | `conv` | `[o, i, h, w]`, depthwise `[c, 1, h, w]` | `[h, w, i, o]`, `[h, w, 1, c]` |
 | `dense` | `[o, i]` | `[i, o]` |
 | `pooled` | `[o, (c h w)]`, what follows the pooled RoI | `[(h w c), o]` |
@@ -48,8 +50,27 @@ OLD_NAMES = (
     (r"^(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2"),
     (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
 )
-# What may lie in a file without a place here: counters, and ImageNet classifiers.
-IGNORED = re.compile(r"num_batches_tracked$|^(fc|classifier|head)\.")
+# What may lie in a file without a place here: counters, indices and masks that follow
+# from a window's size, and ImageNet classifiers with the norm before them.
+IGNORED = re.compile(
+    r"(num_batches_tracked|attn\.relative_position_index|attn_mask)$"
+    r"|^(fc|classifier|head|norm)\."
+)
+# Parts of a block of ConvNeXt, and of Swin.
+PARTS = {
+    "depthwise": "block.0",
+    "norm": "block.2",
+    "expand": "block.3",
+    "project": "block.5",
+    "layer_scale": "layer_scale",
+    "norm1": "norm1",
+    "attention/qkv": "attn.qkv",
+    "attention/positions": "attn.relative_position_bias_table",
+    "attention/project": "attn.proj",
+    "norm2": "norm2",
+    "mlp_expand": "mlp.0",
+    "mlp_project": "mlp.3",
+}
 
 
 def load_detector(
@@ -104,9 +125,10 @@ def load_backbone(
 ) -> dict[str, Any]:
     """Return `variables` (of a detector) with the backbone's arrays read from `path`.
 
-    The file is a classifier of torchvision (ResNet, ResNeXt, MobileNetV3), timm (the
-    same; its plain ResNets have the same names) or Detectron2's zoo, or a detector of
-    which only the backbone is taken. Raises as `load_detector` does.
+    The file is a classifier of torchvision (ResNet, ResNeXt, MobileNetV3, ConvNeXt,
+    Swin), timm (the same; its plain ResNets have the same names) or Detectron2's zoo,
+    or a detector of which only the backbone is taken. Norms that a detector has and no
+    classifier (`out_norm4`) keep their values. Raises as `load_detector` does.
     """
     source = read_source(path)
     arrays = source.arrays
@@ -125,7 +147,8 @@ def load_backbone(
     body = {
         key: leaf
         for key, leaf in model.items()
-        if key[1] == "backbone" or key[1:3] == ("box_head", "layer4")
+        if (key[1] == "backbone" and not key[2].startswith("out_norm"))
+        or key[1:3] == ("box_head", "layer4")
     }
     return _fill(path, model, places(body), source._replace(arrays=arrays), None)[0]
 
@@ -175,16 +198,22 @@ def places(model: Mapping[Key, Any]) -> dict[Key, Place]:
         if module is None or kind not in ARRAYS:
             raise ValueError(f"{'/'.join(key)} has no place in torchvision's detectors")
         layout = _layout(group, path, np.ndim(array), model)
-        found[key] = Place(f"{module}.{ARRAYS[kind]}", layout)
+        name = f"{module}.{ARRAYS[kind]}"
+        bare = layout in ("gain", "table")  # a parameter of the block itself
+        found[key] = Place(module if bare else name, layout)
     return found
 
 
 def _backbone_module(path: list[str], model: Mapping[Key, Any]) -> str | None:
     """`layer1/block0/conv2` -> `layer1.0.conv2`; MobileNet's blocks are numbered."""
     body = "backbone.body"
-    if match := re.fullmatch(r"(stem|last)(_bn)?", path[0]):
+    if path[0] in ("embed", "embed_norm"):
+        return f"{body}.0.{0 if path[0] == 'embed' else 2}"
+    if match := re.fullmatch(r"(stem|last)(_bn|_norm)?", path[0]):
         part, norm = match.groups()
         return f"{body}.{16 if part == 'last' else 0}.{int(norm is not None)}"
+    if match := re.fullmatch(r"stage([1-4])", path[0]):
+        return _stage_module(int(match[1]), path[1:])
     if match := re.fullmatch(r"block(\d+)", path[0]):
         parts = ("expand", "depthwise", "squeeze", "project")
         there = [
@@ -203,6 +232,16 @@ def _backbone_module(path: list[str], model: Mapping[Key, Any]) -> str | None:
         block = path[1].removeprefix("block")
         return f"{body}.{path[0]}.{block}.{shortcut.get(path[2], path[2])}"
     return None
+
+
+def _stage_module(stage: int, path: list[str]) -> str | None:
+    """Of ConvNeXt's second stage `block0/norm` -> `3.0.block.2`, `down` -> `2.1`."""
+    between = dict(down_norm="0", down="1", merge_norm="norm", merge="reduction")
+    if path[0] in between:
+        return f"backbone.body.{2 * stage - 2}.{between[path[0]]}"
+    part = PARTS.get("/".join(path[1:]))
+    block = path[0].removeprefix("block")
+    return part and f"backbone.body.{2 * stage - 1}.{block}.{part}"
 
 
 def _fpn_module(path: list[str], model: Mapping[Key, Any]) -> str | None:
@@ -246,6 +285,8 @@ def _layout(group: str, path: list[str], rank: int, model: Mapping[Key, Any]) ->
         return path[0].removeprefix("class_")
     if rank == 2 and path[0] == "fc1":
         return "pooled"
+    if path[-1] in ("layer_scale", "positions"):
+        return "gain" if path[-1] == "layer_scale" else "table"
     return {1: "vector", 2: "dense", 4: "conv"}[rank]
 
 
@@ -277,6 +318,10 @@ def _from_torch(
         side = int((array.shape[1] / channels) ** 0.5)
         maps = array.reshape((-1, channels, side, side))
         return maps.transpose(2, 3, 1, 0).reshape((-1, len(array)))
+    if layout == "gain":
+        return array.reshape(-1)
+    if layout == "table":
+        return array
     return array.transpose({"conv": (2, 3, 1, 0), "dense": (1, 0)}.get(layout))
 
 
@@ -289,6 +334,10 @@ def _to_torch(array: np.ndarray, layout: str, model: Mapping[Key, Any]) -> np.nd
         side = int((len(array) / channels) ** 0.5)
         maps = array.reshape((side, side, channels, -1))
         return maps.transpose(3, 2, 0, 1).reshape((array.shape[1], -1))
+    if layout == "gain":
+        return array.reshape((-1, 1, 1))
+    if layout == "table":
+        return array
     return array.transpose((3, 2, 0, 1)) if layout == "conv" else array.T
 
 

@@ -5,6 +5,7 @@ again here, written as a file, and read as a user's file would be.
 """
 
 import json
+import math
 import pathlib
 
 import jax
@@ -22,12 +23,31 @@ def resnet(depth, **fields):
     return dict(name="resnet", depth=depth, **fields)
 
 
+def convnext(**fields):
+    return dict(name="convnext", out_norm=False, **fields)
+
+
+def swin(**fields):
+    return dict(name="swin", out_norm=False, **fields)
+
+
 MOBILENET = dict(name="mobilenet", out_strides=(2, 4, 8, 16, 32, 33))
 FAST = {  # the golden's name: the group `backbone` that its weights need
     "resnet18": resnet(18),
     "mobilenet_v3_large": dict(MOBILENET, norm_eps=1e-3),
+    "convnext_narrow": convnext(depths=(1, 1, 2, 1), width=32),
+    "timm_convnext_narrow": convnext(depths=(1, 1, 2, 1), width=32),
+    "swin_narrow": swin(depths=(2, 2, 2, 1), width=32),
+    "timm_swin_narrow": swin(depths=(2, 1, 1, 1), width=32),
 }
 SLOW = {
+    "convnext_tiny": convnext(),
+    "convnext_small": convnext(depths=(3, 3, 27, 3)),
+    "convnext_base": convnext(depths=(3, 3, 27, 3), width=128),
+    "timm_convnext_tiny": convnext(),
+    "swin_t": swin(),
+    "swin_s": swin(depths=(2, 2, 18, 2)),
+    "swin_b": swin(depths=(2, 2, 18, 2), width=128),
     "timm_resnet18": resnet(18),
     "timm_mobilenetv3_large_100": dict(MOBILENET, out_strides=(4, 8, 16, 32, 33)),
     "resnet34": resnet(34),
@@ -50,11 +70,15 @@ def test_maps_are_those_of_the_framework(name, tmp_path):
             if key.startswith(f"{name}/")
         }
     shapes = json.loads(golden.pop("names").tobytes())
+    h, w = golden.pop("size", (64, 64))
+    golden.pop("versions", None)
     file = tmp_path / "weights.safetensors"
     weight_files.write_safetensors(file, random_weights(shapes, 0))
     backbone = models.build_backbone(**(FAST | SLOW)[name])
-    image = random_image(0, (64, 64))
+    image = random_image(0, (h, w))[:, :h, :w]
     variables = jax.eval_shape(backbone.init, jax.random.key(0), image)
+    count = sum(math.prod(shape) for shape in shapes.values())
+    assert count == sum(x.size for x in jax.tree.leaves(variables))
     nested = {kind: {"backbone": tree} for kind, tree in variables.items()}
     loaded = weights.load_backbone(file, nested)
     loaded = {kind: tree["backbone"] for kind, tree in loaded.items()}

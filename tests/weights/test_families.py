@@ -75,6 +75,32 @@ BACKBONES = {  # names and shapes; experiments that fit; that are refused
     "FAIR": (caffe2("X101-32x8d-FPN"), FAIR, KERAS + MSRA + V1_EPS_0 + CAFFE),
     "Keras": ({"conv1/kernel": (7, 7, 3, 64)}, KERAS, MSRA + TORCH + V1_EPS_0 + CAFFE),
     "VGG": (vgg(), CAFFE + TORCH_VGG, KERAS + MSRA),
+    "ConvNeXt": (
+        {"features.0.0.weight": (96, 3, 4, 4), "features.1.0.layer_scale": (96, 1, 1)},
+        ["coco_convnext_t_fpn"],
+        KERAS + MSRA + CAFFE,
+    ),
+    "timm's ConvNeXt": (
+        {
+            "stem.0.weight": (96, 3, 4, 4),
+            "stages.0.blocks.0.conv_dw.weight": (96, 1, 7, 7),
+        },
+        ["coco_convnext_t_fpn"],
+        KERAS + MSRA + CAFFE,
+    ),
+    "Swin": (
+        {"features.0.0.weight": (96, 3, 4, 4), "features.1.0.attn.qkv.weight": (9, 3)},
+        ["coco_swin_t_fpn"],
+        KERAS + MSRA + CAFFE,
+    ),
+    "timm's Swin": (
+        {
+            "patch_embed.proj.weight": (96, 3, 4, 4),
+            "layers.0.blocks.0.attn.qkv.weight": (288, 96),
+        },
+        ["coco_swin_t_fpn"],
+        KERAS + MSRA + CAFFE,
+    ),
     "timm's VGG": (vgg(timm=True), TORCH_VGG, CAFFE + KERAS + MSRA),
 }
 

@@ -1,0 +1,274 @@
+"""Swin Transformer (Liu et al. 2021, "Hierarchical Vision Transformer", first version).
+
+A block attends within windows of 7x7 cells; every other block shifts its windows by
+half of one (fig. 2). Between stages 2x2 cells become one of twice the channels.
+
+| model | `depths` | `width` | parameters without the classifier |
+| --- | --- | --- | --- |
+| Swin-T | (2, 2, 6, 2) | 96 | 27.5 M |
+| Swin-S | (2, 2, 18, 2) | 96 | 48.8 M |
+| Swin-B | (2, 2, 18, 2) | 128 | 86.7 M |
+
+Legend: `b` images, `h w c` map, `m` windows of all images, `t` cells of a window, `a`
+heads, `d` channels of a head. A map of any size is padded with zeros to whole windows
+after the norm, and these cells are attended to, as in the authors' code. Along an axis
+with a single window nothing is shifted (torchvision's rule, and the authors' for the
+size that a network is built for).
+
+Parameters are named after the drawing: `backbone/embed`, `backbone/embed_norm`,
+`backbone/stage1/block0/norm1`, `.../attention/qkv`, `.../attention/positions`,
+`.../attention/project`, `.../norm2`, `.../mlp_expand`, `.../mlp_project`,
+`backbone/stage2/merge_norm`, `backbone/stage2/merge`, ..., `backbone/out_norm4`. There
+is no stochastic depth: a backbone gets no keys.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from frcnn_jax import ranges
+from frcnn_jax.models import layers
+
+EPS = 1e-5  # of every norm
+STRIDES = (4, 8, 16, 32)
+HEAD_WIDTH = 32
+
+
+class PositionBias(nn.Module):
+    """B of eq. (4): a number for each head and offset between cells of a window."""
+
+    heads: int
+    window: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "a t t"]:
+        """Return what is added to the logits; its parameter `bias` is the table."""
+        side = 2 * self.window - 1
+        shape = (side * side, self.heads)
+        table = self.param("bias", layers.truncated_normal, shape)
+        return table[offsets(self.window)].transpose((2, 0, 1))
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(d) + B) v within windows, eq. (4), and a last product.
+
+    With `shifted` the windows begin half a window further down and right; those that
+    the map's border cuts are joined, and a mask keeps their parts apart (fig. 4).
+    """
+
+    window: int
+    shifted: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Return a map of the same shape."""
+        (_, h, w, c), window = x.shape, self.window
+        a, t = c // HEAD_WIDTH, window * window
+        x = layers.pad_to_multiple(x, window)
+        b, full_h, full_w, _ = x.shape
+        half = window // 2 if self.shifted else 0
+        down, right = (half if side > window else 0 for side in (full_h, full_w))
+        cells = windows(jnp.roll(x, (-down, -right), (1, 2)), window)
+        qkv = nn.Dense(
+            3 * c,
+            dtype=self.dtype,
+            kernel_init=layers.truncated_normal,
+            name="qkv",
+        )(cells.reshape((-1, c)))
+        q, k, v = jnp.moveaxis(qkv.reshape((-1, t, 3, a, HEAD_WIDTH)), 2, 0)
+        logits = jnp.einsum("mtad,msad->mats", q * HEAD_WIDTH**-0.5, k)
+        logits = logits.astype(jnp.float32)
+        logits = logits + PositionBias(a, window, name="positions")()[None]
+        if down or right:
+            mask = together((full_h, full_w), (down, right), window)
+            logits = logits.reshape((b, len(mask), a, t, t))
+            logits = jnp.where(mask[None, :, None], logits, -jnp.inf)
+            logits = logits.reshape((-1, a, t, t))
+        weights = jax.nn.softmax(logits).astype(self.dtype)
+        y = jnp.einsum("mats,msad->mtad", weights, v).reshape((-1, c))
+        y = nn.Dense(
+            c, dtype=self.dtype, kernel_init=layers.truncated_normal, name="project"
+        )(y)
+        y = joined(y.reshape((-1, window, window, c)), (full_h, full_w))
+        return jnp.roll(y, (down, right), (1, 2))[:, :h, :w]
+
+
+class Block(nn.Module):
+    """y = x + attention(norm1(x)); y + project(gelu(expand(norm2(y)))): eq. (3)."""
+
+    window: int
+    shifted: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Return a map of the same shape."""
+        c, start = x.shape[-1], layers.truncated_normal
+        attention = Attention(self.window, self.shifted, self.dtype, name="attention")
+        norm1 = layers.LayerNorm(EPS, dtype=self.dtype, name="norm1")
+        norm2 = layers.LayerNorm(EPS, dtype=self.dtype, name="norm2")
+        x = x + attention(norm1(x))
+        y = norm2(x).reshape((-1, c))  # two axes: the fast form of a product, see ops
+        y = nn.Dense(4 * c, dtype=self.dtype, kernel_init=start, name="mlp_expand")(y)
+        y = jax.nn.gelu(y, approximate=False)
+        y = nn.Dense(c, dtype=self.dtype, kernel_init=start, name="mlp_project")(y)
+        return x + y.reshape(x.shape)
+
+
+class Stage(nn.Module):
+    """`depth` blocks, every other one shifted; `merges`: first 2x2 cells become one."""
+
+    depth: int
+    window: int
+    merges: bool
+    remat: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        """Return the stage's map, `ceil(h / 2)` cells high where it merges."""
+        if self.merges:
+            x = merged(x)
+            x = layers.LayerNorm(EPS, dtype=self.dtype, name="merge_norm")(x)
+            reduce = nn.Dense(
+                x.shape[-1] // 2,
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=layers.truncated_normal,
+                name="merge",
+            )
+            x = reduce(x.reshape((-1, x.shape[-1]))).reshape((*x.shape[:3], -1))
+        block = nn.remat(Block) if self.remat else Block
+        for i in range(self.depth):
+            x = block(self.window, i % 2 == 1, self.dtype, name=f"block{i}")(x)
+        return x
+
+
+class Backbone(nn.Module):
+    """Swin giving `{4: .., 8: .., 16: .., 32: ..}` of 1, 2, 4, 8 `width` channels.
+
+    `width` is a multiple of 32, the channels of a head. Only the maps of `out_strides`
+    are returned, and no stage beyond the last of them exists. `out_norm` normalises
+    each of them once more, as the authors' detectors do; a classifier's file lacks
+    these norms, and they keep their initial values. `window` is that of the weights (7,
+    or 12 for those of 384 pixels). `remat`: the backward pass computes the inside of
+    each block again instead of keeping it.
+    """
+
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    width: int = 96
+    window: int = 7
+    out_strides: tuple[int, ...] = STRIDES
+    out_norm: bool = True
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        ranges.check(
+            "model.backbone",
+            depths=(self.depths, ranges.several(ranges.COUNT, 4)),
+            width=(self.width, ranges.COUNT),
+            window=(self.window, ranges.COUNT),
+            out_norm=(self.out_norm, ranges.TRUTH),
+            remat=(self.remat, ranges.TRUTH),
+        )
+        if self.width % HEAD_WIDTH:
+            raise ValueError(
+                f"swin width={self.width}: expected a multiple of {HEAD_WIDTH}, the "
+                "channels of a head"
+            )
+        if not self.out_strides or not set(self.out_strides) <= set(STRIDES):
+            raise ValueError(
+                f"swin out_strides={self.out_strides}: expected some of {STRIDES}"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b h w 3"]
+    ) -> dict[int, Float[Array, "b _ _ _"]]:
+        """Return the maps of `out_strides`, `ceil(h / stride)` cells high."""
+        embed = layers.PatchConv(
+            self.width,
+            4,
+            kernel_init=layers.truncated_normal,
+            dtype=self.dtype,
+            name="embed",
+        )
+        x = layers.LayerNorm(EPS, dtype=self.dtype, name="embed_norm")(embed(images))
+        features = {}
+        for i, stride in enumerate(STRIDES):
+            if stride > max(self.out_strides):
+                break
+            x = Stage(
+                depth=self.depths[i],
+                window=self.window,
+                merges=i > 0,
+                remat=self.remat,
+                dtype=self.dtype,
+                name=f"stage{i + 1}",
+            )(x)
+            if stride in self.out_strides:
+                norm = layers.LayerNorm(EPS, dtype=self.dtype, name=f"out_norm{stride}")
+                features[stride] = norm(x) if self.out_norm else x
+        return features
+
+
+def windows(x: Float[Array, "b h w c"], side: int) -> Float[Array, "m s s c"]:
+    """Cut maps of whole windows, image by image and row by row."""
+    b, h, w, c = x.shape
+    x = x.reshape((b, h // side, side, w // side, side, c))
+    return x.transpose((0, 1, 3, 2, 4, 5)).reshape((-1, side, side, c))
+
+
+def joined(
+    cells: Float[Array, "m s s c"], size: tuple[int, int]
+) -> Float[Array, "b h w c"]:
+    """Undo `windows` for maps of `size` (h, w)."""
+    (h, w), (_, side, _, c) = size, cells.shape
+    x = cells.reshape((-1, h // side, w // side, side, side, c))
+    return x.transpose((0, 1, 3, 2, 4, 5)).reshape((-1, h, w, c))
+
+
+def merged(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c4"]:
+    """Put the channels of 2x2 cells side by side: left above, left below, then right.
+
+    An odd side is padded with zeros at the bottom or the right.
+    """
+    x = layers.pad_to_multiple(x, 2)
+    b, h, w, c = x.shape
+    x = x.reshape((b, h // 2, 2, w // 2, 2, c)).transpose((0, 1, 3, 4, 2, 5))
+    return x.reshape((b, h // 2, w // 2, 4 * c))
+
+
+def offsets(window: int) -> np.ndarray:
+    """For cells s and t of a window the row `[t, s]` of the table of their offset.
+
+    >>> offsets(2)[0].tolist()  # from the first cell to itself, right, below, both
+    [4, 3, 1, 0]
+    """
+    at = np.stack(np.divmod(np.arange(window * window), window), -1)
+    dy, dx = np.moveaxis(at[:, None] - at[None] + window - 1, -1, 0)
+    return dy * (2 * window - 1) + dx
+
+
+def together(size: tuple[int, int], shift: tuple[int, int], window: int) -> np.ndarray:
+    """Which cells of a window see each other `[windows, t, t]`, after the shift.
+
+    In the last window along a shifted axis only the first `window - shift` cells were
+    neighbours of those before; the others come from the opposite border.
+    """
+    parts = [
+        np.where(np.arange(side) >= side - s, 1, 0) if s else np.zeros(side, int)
+        for side, s in zip(size, shift, strict=True)
+    ]
+    region = 2 * parts[0][:, None] + parts[1][None]
+    h, w = (side // window for side in size)
+    region = region.reshape((h, window, w, window)).swapaxes(1, 2)
+    region = region.reshape((h * w, window * window))
+    return region[:, :, None] == region[:, None]
