@@ -140,7 +140,7 @@ def main(_):
             continue
         train(folder, workdir / name)
         detections = files.read_detections(
-            workdir / name / "detections.json", annotations
+            next((workdir / name).glob("detections*.json")), annotations
         )
         scores = metrics.evaluate(annotations, detections)
         print(f"{name}\n{metrics.format_table(scores)}")

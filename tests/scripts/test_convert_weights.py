@@ -153,7 +153,8 @@ def test_a_peers_file_is_evaluated_in_one_command(peer, tmp_path):
     )
     result = json.loads(done.stdout.splitlines()[-1])
     assert 0 <= result["AP"] <= 1
-    found = json.loads((tmp_path / "out/detections.json").read_text())
+    (results,) = (tmp_path / "out").glob("detections_*.json")
+    found = json.loads(results.read_text())
     best = max(found, key=lambda d: d["score"])
     assert best["category_id"] == 7 and best["score"] > 0.9
     assert {d["category_id"] for d in found} <= set(ids)
@@ -189,7 +190,7 @@ def test_mistakes_are_explained(peer, tmp_path):
         *(f"--config={folder / 'wrong.py'}", f"--output={tmp_path / 'run'}"),
         f"--weights={folder / 'peer.npz'}",
     )
-    done = convert(*arguments, code=1)
+    done = convert(*arguments, code=2)
     assert "model.pixel_std: found (1, 1, 1), expected (58.395" in done.stderr
     assert "use --config=experiments/coco_r50_fpn_v1.py" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -79,7 +79,7 @@ def result(workdir):
     return (
         [row["total"] for row in rows if row["group"] == "train"],
         [checkpoint.read_arrays(last, item) for item in ("model", "training")],
-        files.read_detections(workdir / "detections.json"),
+        files.read_detections(next(workdir.glob("detections_*.json"))),
         checkpoint.read_meta(last).metrics["AP"],
     )
 

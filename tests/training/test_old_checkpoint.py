@@ -28,7 +28,7 @@ def test_its_names_of_modules_are_those_of_before():
 
 def test_it_detects_what_the_code_of_before_did(tmp_path):
     named = ["data.name=frcnn_jax.data.shapes"]  # a dotted path is code to be named
-    _, found = evaluate.evaluate_checkpoint(RUN, tmp_path, changes=named)
+    found = evaluate.evaluate_checkpoint(RUN, tmp_path, changes=named).detections
     expected = json.loads((RUN / "expected.json").read_text())
     assert len(found) == len(expected) > 5
     for a, b in zip(found, expected, strict=True):

@@ -14,8 +14,9 @@ import pytest
 from frcnn_jax import ranges
 from frcnn_jax.data import pipeline
 from frcnn_jax.training import config as configs
-from frcnn_jax.training import rehearsal
+from frcnn_jax.training import recipe, rehearsal
 from tests.test_experiments import FILES, FOLDER
+from tests.training.test_recipe import CPU, facts
 
 ZERO = {  # 0 turns something off, or is an end of the range
     *("seed", "ema_decay", "rpn_cls", "rpn_box", "roi_cls", "roi_box"),
@@ -23,7 +24,7 @@ ZERO = {  # 0 turns something off, or is an end of the range
     *("warmup_factor", "reference_batch", "fg_iou", "bg_iou", "bg_lo", "fg_fraction"),
     *("straddle", "beta", "score", "min_size", "workers", "offset", "pool_levels"),
     *("min_visible", "brightness", "contrast", "saturation", "hue", "dropout"),
-    *("pixel_mean", "canonical_level", "norm_eps"),
+    *("pixel_mean", "canonical_level", "norm_eps", "sampling_ratio"),
 }
 NEGATIVE = {"offset"}
 INFINITE = {"straddle"}  # all anchors
@@ -96,17 +97,26 @@ DEFAULTS = (
 )
 
 
+def shipped(name, arg):
+    """An experiment's values; what finetune.py leaves open as the recipe fills it."""
+    config = configs.load_experiment(FOLDER / name).get_config(arg)
+    if name == "finetune.py":
+        values, _ = recipe.choose(config.to_dict(), facts(), CPU)
+        recipe.fill(config, values)
+    return config
+
+
 def accepted(name, arg):
     """Nonsense that an experiment takes without a word; the leaves that were tried."""
-    experiment, wrong = configs.load_experiment(FOLDER / name), []
-    plain = configs.leaves(experiment.get_config(arg).to_dict())
+    wrong: list[str] = []
+    plain = configs.leaves(shipped(name, arg).to_dict())
     tried = [n for n in plain if n.rpartition(".")[2] not in SOURCE]
     tried = [n for n in tried if not n.startswith("data.sampling")]
     for leaf in tried:
         parts = leaf.split(".")
         group = parts[0] if parts[0] != "proposals" else ".".join(parts[:2])
         for value in nonsense(leaf, plain[leaf]):
-            c = experiment.get_config(arg)
+            c = shipped(name, arg)
             with c.ignore_type():
                 c.update_from_flattened_dict({leaf: value})
             try:
@@ -133,7 +143,7 @@ def test_nonsense_in_every_experiment_is_refused_and_named(name):
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_shipped_is_no_nonsense(name):
     for arg in (None, "runlocal"):
-        c = configs.check(configs.load_experiment(FOLDER / name).get_config(arg))
+        c = configs.check(shipped(name, arg))
         for see in rehearsal.looks(c).values():
             see()
 

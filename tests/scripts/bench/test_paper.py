@@ -30,7 +30,7 @@ def test_one_checkpoint_under_many_settings_is_each_of_them(workdir, tmp_path):
     unknown = script(*call, "--sweep=count", code=2)
     assert "sweep_counts" in unknown.stderr + unknown.stdout
     done = script(*call, "--sweep=counts")
-    assert (workdir / "sweep_counts" / "01" / "detections.json").is_file()
+    assert list((workdir / "sweep_counts" / "01").glob("detections_*.json"))
     rows = last_json(done)["rows"]
     assert [row["proposals.eval.post_nms"] for row in rows] == [1, 20]
     alone = script(
