@@ -35,6 +35,7 @@ from ml_collections import config_flags
 
 from frcnn_jax.training import checkpoint, cli, pretrained
 from frcnn_jax.training.convert import convert
+from frcnn_jax.training.metrics import log_to_stderr
 from frcnn_jax.weights import torchvision
 from frcnn_jax.weights.files import write_npz, write_safetensors
 
@@ -139,6 +140,7 @@ def to_torchvision(run: str) -> dict[str, Any]:
 
 
 def main(_):
+    log_to_stderr()
     if CHECKPOINT.value and not WEIGHTS.value:
         summary = to_torchvision(CHECKPOINT.value)
     elif WEIGHTS.value and CONFIG.value and not CHECKPOINT.value:
