@@ -136,10 +136,9 @@ def run(
     p_step = parallel(
         update, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=0
     )
+    score = partial(validate_step, **fixed)
+    p_validate = parallel(score, in_axes=(None, 0, None), out_axes=(0, None))
     p_step = Announced(p_step, "the training step")
-    p_validate = parallel(
-        partial(validate_step, **fixed), in_axes=(None, 0, None), out_axes=(0, None)
-    )
     p_validate = Announced(p_validate, "the evaluation")
 
     def read(step, metrics, batch):

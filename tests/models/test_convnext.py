@@ -58,6 +58,7 @@ def test_every_output_has_its_stride_and_channels_and_nothing_is_built_beyond(im
     }
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_values_nor_gradients(image, variables):
     def loss(variables, remat):
         model = convnext.Backbone(**NARROW, out_strides=(4, 8), remat=remat)

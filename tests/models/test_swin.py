@@ -135,6 +135,7 @@ def test_attention_is_that_of_a_loop_over_windows(rng):
     np.testing.assert_allclose(out[0], expected[:h, :w], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_values_nor_gradients(image, variables):
     def loss(variables, remat):
         model = swin.Backbone(**NARROW, out_strides=(4, 8), remat=remat)
