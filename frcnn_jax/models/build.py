@@ -238,6 +238,7 @@ def build_box_head(
 
 def _lookup(group: str, name: str, attribute: str) -> Any:
     """The class `attribute` of a module of this package or of a dotted path."""
+    ranges.check(f"model.{group}", name=(name, ranges.TEXT))
     path = name if "." in name else f"{models.__name__}.{name}"
     try:
         found = importlib.util.find_spec(path)

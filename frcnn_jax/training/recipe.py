@@ -33,7 +33,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from frcnn_jax import models
+from frcnn_jax import models, ranges
 from frcnn_jax.data import anchor_fit, pipeline
 from frcnn_jax.data.facts import Facts, facts_of, relative_sides
 from frcnn_jax.data.images import canvases, choose_canvas, fit
@@ -84,6 +84,8 @@ def complete(
     names = [name for name in LEAVES if is_open(config, name)]
     if not names:
         return config, None
+    if "minutes" in config:
+        ranges.check("config", minutes=(config.minutes, ranges.NOT_NEGATIVE))
     if config.get("minutes") and "total_steps" not in names:
         raise ValueError(
             f"config.minutes={config.minutes:g} and config.total_steps="

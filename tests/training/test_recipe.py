@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -264,6 +266,14 @@ def test_a_resumed_run_takes_its_values_from_the_checkpoint(
     resumed, sources = recipe.complete(finetune.get_config(), tmp_path)
     assert resumed.total_steps == 77 and sources is None and len(calls) == 1
     configs.check_resumed(done, resumed)
+
+
+@pytest.mark.parametrize("minutes", [math.nan, math.inf, -1.0, 1e300])
+def test_minutes_that_are_none_are_refused(minutes):
+    config = finetune.get_config()
+    config.minutes = minutes
+    with pytest.raises(ValueError, match="config.minutes"):
+        recipe.complete(config, pathlib.Path("nowhere"))
 
 
 def test_minutes_become_steps_once(monkeypatch, caplog):
