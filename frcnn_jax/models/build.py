@@ -211,7 +211,7 @@ def build_backbone(
     not this function. A Backbone without a field `dtype` computes in its own. Raises
     ValueError for an unknown name, TypeError for a misspelt field.
     """
-    del pretrained
+    ranges.check("model.backbone", pretrained=(pretrained, ranges.TEXT))
     backbone = _lookup("backbone", name, "Backbone")
     fields = _keywords(f"backbone {name!r}", backbone, fields, given=("dtype",))
     if "dtype" in inspect.signature(backbone).parameters:

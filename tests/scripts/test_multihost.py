@@ -23,12 +23,6 @@ LEAVES = dict(
     batch_size=4, eval_batch_size=4, total_steps=30, eval_every=15, checkpoint_every=5
 )
 
-pytestmark = pytest.mark.xfail(
-    strict=False,
-    reason="since 2026-11-29 one process and two agree to 1e-5 for 26 of 30 steps only,"
-    " then to 2.5e-3: rounding that grows, not yet traced to its cause",
-)
-
 
 def start(workdir, *, processes=1, devices=4, output=None, **leaves):
     """One run of scripts/train.py in so many processes of so many devices."""
@@ -98,6 +92,11 @@ def alone(tmp_path_factory):
     return result(workdir)
 
 
+@pytest.mark.xfail(
+    strict=False,
+    reason="2026-11-29, pmap: the losses of one process and of two differ from step 27"
+    " on (1.1e-5, 2.5e-3 at step 30); the cause is not known",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
 def test_two_processes_train_as_one_does(how, alone, tmp_path):

@@ -34,6 +34,7 @@ EMPTY |= {"layers"}  # of the optimizer: no rates by layer
 EMPTY |= {"widths"}  # a box head without a hidden layer; see BACKBONE
 TEXT = {"init_from", "proposals", "pretrained", "eval_split"}  # "" is none
 SOURCE = {"root", "classes", "annotations", "images", "datasets", "group", "dataset"}
+SOURCE |= {"minutes"}  # the recipe's: see test_recipe.py
 SOURCE |= {"size", "num_images"}  # the source's own, read with the data
 NOTHING = {"box_normalizer"}  # None is that of the other loss
 NAMES = {"name", "dtype", "norm", "rounding", "objectness", "parallel", "schedule"}
@@ -137,9 +138,8 @@ def test_nonsense_in_the_demo_is_refused_and_named():
     assert not wrong and len(tried) > 50
 
 
-# The recipe fills in and owns the leaves of finetune.py: see test_recipe.py.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [f for f in FILES if f != "finetune.py"])
+@pytest.mark.parametrize("name", FILES)
 def test_nonsense_in_every_experiment_is_refused_and_named(name):
     wrong, _ = accepted(name, None)
     assert not wrong
