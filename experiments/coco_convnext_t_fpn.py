@@ -12,8 +12,8 @@ cores). Weights are classifiers of torchvision or timm;
 Published, box AP on COCO val2017 in %: 46.2 for Mask R-CNN with ConvNeXt-T, trained
 with masks for 36 epochs from ImageNet-1k's weights (MMDetection; ResNet-50 with its 3x
 schedule: 41.0). No row of a Faster R-CNN is known. This file has its AdamW, rates by
-layer (0.95) and schedule; it differs in: no masks, no stochastic depth (0.4 there), no
-random crop before the resizing, float32 in place of float16. Ours: not run.
+layer (0.95), stochastic depth (0.4) and schedule; it differs in: no masks, no random
+crop before the resizing, float32 in place of float16. Ours: not run.
 """
 
 from typing import Any

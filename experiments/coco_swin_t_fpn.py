@@ -12,9 +12,9 @@ licence.
 
 Published, box AP on COCO val2017 in %, Mask R-CNN trained with masks from ImageNet-1k's
 weights (MMDetection): Swin-T 42.7 (12 epochs), 46.0 (36 epochs), Swin-S 48.2 (36
-epochs). No row of a Faster R-CNN is known. This file has its AdamW and schedules; it
-differs in: no masks, no stochastic depth (0.2 there), no weight decay of biases, and
-with 36 epochs no random crop before the resizing. Ours: not run.
+epochs). No row of a Faster R-CNN is known. This file has its AdamW, stochastic depth
+(0.2) and schedules; it differs in: no masks, no weight decay of biases, and with 36
+epochs no random crop before the resizing. Ours: not run.
 """
 
 from typing import Any

@@ -437,7 +437,14 @@ def convnext(size: str, *, runlocal: bool) -> dict[str, Any]:
     if size not in sizes:
         raise ValueError(f"config argument size={size}: expected t, s or b")
     depths, width = ((1, 1, 3, 1), 32) if runlocal else sizes[size]
-    return dict(name="convnext", depths=depths, width=width, remat=False, pretrained="")
+    return dict(
+        name="convnext",
+        depths=depths,
+        width=width,
+        stochastic_depth=dict(t=0.4, s=0.6, b=0.7)[size],
+        remat=False,
+        pretrained="",
+    )
 
 
 def swin(size: str, *, runlocal: bool) -> dict[str, Any]:
@@ -450,7 +457,14 @@ def swin(size: str, *, runlocal: bool) -> dict[str, Any]:
     if size not in sizes:
         raise ValueError(f"config argument size={size}: expected t, s or b")
     depths, width = ((2, 1, 2, 1), 32) if runlocal else sizes[size]
-    return dict(name="swin", depths=depths, width=width, remat=False, pretrained="")
+    return dict(
+        name="swin",
+        depths=depths,
+        width=width,
+        stochastic_depth=dict(t=0.2, s=0.2, b=0.3)[size],
+        remat=False,
+        pretrained="",
+    )
 
 
 def convnext_layers(depths: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:

@@ -12,7 +12,7 @@ channels in two layers with a GELU between them (fig. 4).
 Parameters are named after the drawing: `backbone/stem`, `backbone/stem_norm`,
 `backbone/stage1/block0/depthwise`, `.../norm`, `.../expand`, `.../project`,
 `.../layer_scale`, `backbone/stage2/down_norm`, `backbone/stage2/down`, ...,
-`backbone/out_norm4`. There is no stochastic depth: a backbone gets no keys.
+`backbone/out_norm4`.
 """
 
 from typing import Any
@@ -35,8 +35,10 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Return a map of the same shape."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], factor: Float[Array, " b"] | None
+    ) -> Float[Array, "b h w c"]:
+        """Return a map of the same shape; `factor` as in `layers.add_branch`."""
         c, start = x.shape[-1], layers.truncated_normal
         depthwise = layers.DepthwiseConv(
             7, use_bias=True, dtype=self.dtype, name="depthwise"
@@ -47,7 +49,7 @@ class Block(nn.Module):
         y = jax.nn.gelu(y, approximate=False)
         y = nn.Dense(c, dtype=self.dtype, kernel_init=start, name="project")(y)
         y = layers.LayerScale(dtype=self.dtype, name="layer_scale")(y)
-        return x + y.reshape(x.shape)
+        return layers.add_branch(x, y.reshape(x.shape), factor)
 
 
 class Stage(nn.Module):
@@ -60,7 +62,9 @@ class Stage(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], factors: Float[Array, "b n"] | None
+    ) -> Float[Array, "b h2 w2 c2"]:
         """Return the stage's map, `ceil(h / 2)` cells high where it halves."""
         if self.halves:
             x = layers.LayerNorm(EPS, dtype=self.dtype, name="down_norm")(x)
@@ -74,7 +78,8 @@ class Stage(nn.Module):
             x = down(x)
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
-            x = block(self.dtype, name=f"block{i}")(x)
+            factor = None if factors is None else factors[:, i]
+            x = block(self.dtype, name=f"block{i}")(x, factor)
         return x
 
 
@@ -84,14 +89,17 @@ class Backbone(nn.Module):
     Only the maps of `out_strides` are returned, and no stage beyond the last of them
     exists. `out_norm` normalises each of them once more, as the authors' detectors do;
     a classifier's file lacks these norms, and they keep their initial values. A side
-    that a stride does not divide is padded with zeros before that convolution. `remat`:
-    the backward pass computes the inside of each block again instead of keeping it.
+    that a stride does not divide is padded with zeros before that convolution.
+    `stochastic_depth` is the rate of the last block, off without keys
+    (`layers.branch_factors`). `remat`: the backward pass computes the inside of each
+    block again instead of keeping it.
     """
 
     depths: tuple[int, ...] = (3, 3, 9, 3)
     width: int = 96
     out_strides: tuple[int, ...] = STRIDES
     out_norm: bool = True
+    stochastic_depth: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -101,6 +109,7 @@ class Backbone(nn.Module):
             depths=(self.depths, ranges.several(ranges.COUNT, 4)),
             width=(self.width, ranges.COUNT),
             out_norm=(self.out_norm, ranges.TRUTH),
+            stochastic_depth=(self.stochastic_depth, ranges.number(0, below=1)),
             remat=(self.remat, ranges.TRUTH),
         )
         if not self.out_strides or not set(self.out_strides) <= set(STRIDES):
@@ -111,9 +120,12 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w 3"]
+        self, images: Float[Array, "b h w 3"], keys: Array | None = None
     ) -> dict[int, Float[Array, "b _ _ _"]]:
-        """Return the maps of `out_strides`, `ceil(h / stride)` cells high."""
+        """Return the maps of `out_strides`, `ceil(h / stride)` cells high.
+
+        `keys` `[b]` turn stochastic depth on.
+        """
         stem = layers.PatchConv(
             self.width,
             4,
@@ -122,18 +134,23 @@ class Backbone(nn.Module):
             name="stem",
         )
         x = layers.LayerNorm(EPS, dtype=self.dtype, name="stem_norm")(stem(images))
-        features = {}
+        factors, features = None, {}
+        if keys is not None:
+            count, rate = sum(self.depths), self.stochastic_depth
+            factors = layers.branch_factors(keys, count=count, rate=rate)
         for i, stride in enumerate(STRIDES):
             if stride > max(self.out_strides):
                 break
-            x = Stage(
+            stage = Stage(
                 depth=self.depths[i],
                 width=self.width * 2**i,
                 halves=i > 0,
                 remat=self.remat,
                 dtype=self.dtype,
                 name=f"stage{i + 1}",
-            )(x)
+            )
+            at = sum(self.depths[:i])
+            x = stage(x, factors if factors is None else factors[:, at:])
             if stride in self.out_strides:
                 norm = layers.LayerNorm(EPS, dtype=self.dtype, name=f"out_norm{stride}")
                 features[stride] = norm(x) if self.out_norm else x

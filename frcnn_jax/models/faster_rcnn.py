@@ -36,7 +36,7 @@ class FastRCNN(nn.Module):
     A backbone maps normalised images `[b, h, w, 3]` to `{stride: [b, h, w, c]}`, `pool`
     cuts out RoIs; a box head maps `[b, r, o, o, c]` (and a key an image, for dropout)
     to class_logits and class_deltas. Names of parameters: `backbone`, `fpn`,
-    `box_head`.
+    `box_head`. A backbone with a field `stochastic_depth` above 0 takes `keys`, too.
     """
 
     backbone: nn.Module
@@ -58,9 +58,15 @@ class FastRCNN(nn.Module):
         inside = (inside_y[:, :, None] & inside_x[:, None, :])[..., None]
         return jnp.where(inside, (image.astype(jnp.float32) - mean) / std, 0.0)
 
-    def features(self, images: Float[Array, "b h w 3"]) -> Features:
-        """Run backbone and neck on normalised images of any size."""
-        features = self.backbone(images)
+    def features(
+        self, images: Float[Array, "b h w 3"], keys: Array | None = None
+    ) -> Features:
+        """Run backbone and neck on normalised images of any size.
+
+        `keys` `[b]` are for stochastic depth; without, as in prediction, it is off.
+        """
+        draws = keys is not None and getattr(self.backbone, "stochastic_depth", 0) > 0
+        features = self.backbone(images, **(dict(keys=keys) if draws else {}))
         return features if self.fpn is None else self.fpn(features)
 
     def detect(
@@ -90,9 +96,11 @@ class FasterRCNN(FastRCNN):
     anchors: Callable[..., Float[Array, "a 4"]]
     levels: tuple[int, ...]
 
-    def rpn(self, images: Float[Array, "b h w 3"]) -> RPNOutput:
-        """Run backbone, neck and RPN on normalised images of any size."""
-        return self.rpn_of(self.features(images))
+    def rpn(
+        self, images: Float[Array, "b h w 3"], keys: Array | None = None
+    ) -> RPNOutput:
+        """Run backbone, neck and RPN on normalised images; `keys` as for `features`."""
+        return self.rpn_of(self.features(images, keys))
 
     def rpn_of(self, features: Features) -> RPNOutput:
         """Run the RPN on the features of images."""

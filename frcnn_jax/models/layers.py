@@ -17,7 +17,13 @@ from jaxtyping import Array, Float
 
 from frcnn_jax.ops.convolution import conv, depthwise_conv
 from frcnn_jax.ops.direct_conv import direct_conv
-from frcnn_jax.ops.maps import dropout, local_response_norm, max_pool, relu
+from frcnn_jax.ops.maps import (
+    branch_factors,
+    dropout,
+    local_response_norm,
+    max_pool,
+    relu,
+)
 
 __all__ = [
     "NORMS",
@@ -29,6 +35,8 @@ __all__ = [
     "LayerNorm",
     "LayerScale",
     "PatchConv",
+    "add_branch",
+    "branch_factors",
     "check_norm",
     "conv",
     "depthwise_conv",
@@ -194,6 +202,17 @@ class LayerScale(nn.Module):
         scale = self.param("scale", start, (x.shape[-1],))
         scale = jnp.asarray(scale, self.dtype)
         return x * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+
+
+def add_branch(
+    x: Float[Array, "b h w c"],
+    branch: Float[Array, "b h w c"],
+    factor: Float[Array, " b"] | None,
+) -> Float[Array, "b h w c"]:
+    """x + factor branch, a number an image (`branch_factors`); None is 1."""
+    if factor is None:
+        return x + branch
+    return x + branch * factor.astype(branch.dtype)[:, None, None, None]
 
 
 class FrozenBatchNorm(nn.Module):

@@ -18,8 +18,7 @@ size that a network is built for).
 Parameters are named after the drawing: `backbone/embed`, `backbone/embed_norm`,
 `backbone/stage1/block0/norm1`, `.../attention/qkv`, `.../attention/positions`,
 `.../attention/project`, `.../norm2`, `.../mlp_expand`, `.../mlp_project`,
-`backbone/stage2/merge_norm`, `backbone/stage2/merge`, ..., `backbone/out_norm4`. There
-is no stochastic depth: a backbone gets no keys.
+`backbone/stage2/merge_norm`, `backbone/stage2/merge`, ..., `backbone/out_norm4`.
 """
 
 from typing import Any
@@ -106,18 +105,21 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Return a map of the same shape."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], factors: Float[Array, "b 2"] | None
+    ) -> Float[Array, "b h w c"]:
+        """Return a map of the same shape; `factors` of both branches, or None."""
+        first, second = (None, None) if factors is None else factors.T
         c, start = x.shape[-1], layers.truncated_normal
         attention = Attention(self.window, self.shifted, self.dtype, name="attention")
         norm1 = layers.LayerNorm(EPS, dtype=self.dtype, name="norm1")
         norm2 = layers.LayerNorm(EPS, dtype=self.dtype, name="norm2")
-        x = x + attention(norm1(x))
+        x = layers.add_branch(x, attention(norm1(x)), first)
         y = norm2(x).reshape((-1, c))  # two axes: the fast form of a product, see ops
         y = nn.Dense(4 * c, dtype=self.dtype, kernel_init=start, name="mlp_expand")(y)
         y = jax.nn.gelu(y, approximate=False)
         y = nn.Dense(c, dtype=self.dtype, kernel_init=start, name="mlp_project")(y)
-        return x + y.reshape(x.shape)
+        return layers.add_branch(x, y.reshape(x.shape), second)
 
 
 class Stage(nn.Module):
@@ -130,7 +132,9 @@ class Stage(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], factors: Float[Array, "b n"] | None
+    ) -> Float[Array, "b h2 w2 c2"]:
         """Return the stage's map, `ceil(h / 2)` cells high where it merges."""
         if self.merges:
             x = merged(x)
@@ -145,7 +149,8 @@ class Stage(nn.Module):
             x = reduce(x.reshape((-1, x.shape[-1]))).reshape((*x.shape[:3], -1))
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
-            x = block(self.window, i % 2 == 1, self.dtype, name=f"block{i}")(x)
+            own = None if factors is None else factors[:, 2 * i : 2 * i + 2]
+            x = block(self.window, i % 2 == 1, self.dtype, name=f"block{i}")(x, own)
         return x
 
 
@@ -156,8 +161,9 @@ class Backbone(nn.Module):
     are returned, and no stage beyond the last of them exists. `out_norm` normalises
     each of them once more, as the authors' detectors do; a classifier's file lacks
     these norms, and they keep their initial values. `window` is that of the weights (7,
-    or 12 for those of 384 pixels). `remat`: the backward pass computes the inside of
-    each block again instead of keeping it.
+    or 12 for those of 384 pixels). `stochastic_depth` is the rate of the last block, of
+    each of its branches, off without keys (`layers.branch_factors`). `remat`: the
+    backward pass computes the inside of each block again instead of keeping it.
     """
 
     depths: tuple[int, ...] = (2, 2, 6, 2)
@@ -165,6 +171,7 @@ class Backbone(nn.Module):
     window: int = 7
     out_strides: tuple[int, ...] = STRIDES
     out_norm: bool = True
+    stochastic_depth: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -175,6 +182,7 @@ class Backbone(nn.Module):
             width=(self.width, ranges.COUNT),
             window=(self.window, ranges.COUNT),
             out_norm=(self.out_norm, ranges.TRUTH),
+            stochastic_depth=(self.stochastic_depth, ranges.number(0, below=1)),
             remat=(self.remat, ranges.TRUTH),
         )
         if self.width % HEAD_WIDTH:
@@ -190,9 +198,12 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w 3"]
+        self, images: Float[Array, "b h w 3"], keys: Array | None = None
     ) -> dict[int, Float[Array, "b _ _ _"]]:
-        """Return the maps of `out_strides`, `ceil(h / stride)` cells high."""
+        """Return the maps of `out_strides`, `ceil(h / stride)` cells high.
+
+        `keys` `[b]` turn stochastic depth on.
+        """
         embed = layers.PatchConv(
             self.width,
             4,
@@ -201,18 +212,23 @@ class Backbone(nn.Module):
             name="embed",
         )
         x = layers.LayerNorm(EPS, dtype=self.dtype, name="embed_norm")(embed(images))
-        features = {}
+        factors, features = None, {}
+        if keys is not None:
+            count, rate = sum(self.depths), self.stochastic_depth
+            factors = layers.branch_factors(keys, count=count, rate=rate, each=2)
         for i, stride in enumerate(STRIDES):
             if stride > max(self.out_strides):
                 break
-            x = Stage(
+            stage = Stage(
                 depth=self.depths[i],
                 window=self.window,
                 merges=i > 0,
                 remat=self.remat,
                 dtype=self.dtype,
                 name=f"stage{i + 1}",
-            )(x)
+            )
+            at = 2 * sum(self.depths[:i])
+            x = stage(x, factors if factors is None else factors[:, at:])
             if stride in self.out_strides:
                 norm = layers.LayerNorm(EPS, dtype=self.dtype, name=f"out_norm{stride}")
                 features[stride] = norm(x) if self.out_norm else x

@@ -84,3 +84,18 @@ def dropout(
     share = jnp.float32(1 - rate)  # the draw is the same with x64 on
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, share, x.shape[1:]))(keys)
     return jnp.where(kept, x / (1 - rate), 0)
+
+
+def branch_factors(
+    keys: Array, *, count: int, rate: float, each: int = 1
+) -> Float[Array, "b n"]:
+    """What the residual branches of each image are multiplied by (stochastic depth).
+
+    `count` blocks of `each` branches, n = count * each. A branch of block i is left out
+    with probability `p_i = rate * i / (count - 1)`: 0; or it stays: `1 / (1 - p_i)`
+    (Huang et al. 2016, sec. 3; p grows linearly to `rate`). One key an image, `[b]`, so
+    the draw does not depend on what else is in the batch.
+    """
+    p = jnp.arange(count, dtype=jnp.float32).repeat(each) * (rate / max(count - 1, 1))
+    drawn = jax.vmap(lambda k: jax.random.uniform(k, p.shape, jnp.float32))(keys)
+    return jnp.where(drawn < p[None], 0.0, 1 / (1 - p)[None])

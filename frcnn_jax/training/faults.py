@@ -92,7 +92,8 @@ def replay(
         def loss(params):
             def compute(model):
                 keys = image_keys(key, jnp.int32(step - 1), batch.index)
-                return image_losses(model, first_stage(model, batch), batch, keys, c)
+                stage = first_stage(model, batch, keys)
+                return image_losses(model, stage, batch, keys, c)
 
             terms, _ = model.apply(dict(variables, params=params), method=compute)
             terms = {name: x[0] for name, x in terms.items()}

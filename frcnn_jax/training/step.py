@@ -29,13 +29,15 @@ class Stage(NamedTuple):
 
 
 def image_keys(key: Array, step: Int[Array, ""], index: Int[Array, " b"]) -> Array:
-    """Three keys an image, `[b, 3]`, from the run's key, the step and the example.
+    """Four keys an image, `[b, 4]`, from the run's key, the step and the example.
+
+    They are for the RPN's sample, the RoIs, dropout of the head, and the backbone.
 
     They depend on the example's place in its data set, not on the device that holds it,
     so that any number of devices draws the same samples.
     """
     at_step = jax.random.fold_in(key, step)
-    return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(at_step, i), 3))(
+    return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(at_step, i), 4))(
         index
     )
 
@@ -47,16 +49,18 @@ def train_losses(
 
     The mean of `image_losses` over the images, without its counts.
     """
-    terms, _ = image_losses(model, first_stage(model, batch), batch, keys, config)
+    stage = first_stage(model, batch, keys)
+    terms, _ = image_losses(model, stage, batch, keys, config)
     return {name: term.mean() for name, term in terms.items()}
 
 
-def first_stage(model: Any, batch: Batch) -> Stage:
-    """Backbone, neck and, if there is one, RPN."""
+def first_stage(model: Any, batch: Batch, keys: Array | None = None) -> Stage:
+    """Backbone, neck and, if there is one, RPN; `keys` only in training."""
     images = model.normalize(batch.image, batch.image_size)
+    drawn = None if keys is None else keys[:, 3]
     if not isinstance(model, FasterRCNN):
-        return Stage(model.features(images), None)
-    out = model.rpn(images)
+        return Stage(model.features(images, drawn), None)
+    out = model.rpn(images, drawn)
     return Stage(out.features, out)
 
 
@@ -218,7 +222,8 @@ def train_step(
     def loss_fn(chosen, model_state, batch):
         def compute(model):
             keys = image_keys(key, state.step, batch.index)
-            return image_losses(model, first_stage(model, batch), batch, keys, config)
+            stage = first_stage(model, batch, keys)
+            return image_losses(model, stage, batch, keys, config)
 
         # Only what is mutable here follows the batch: see models.layers.BatchNorm.
         (terms, counts), model_state = model.apply(

@@ -301,6 +301,7 @@ CASES = [
     case(maps.max_pool, real("ghwc"), window=2, stride=2),
     case(maps.local_response_norm, real("ghwc")),
     case(maps.dropout, keys(3), real("3c"), rate=0.5),
+    case(maps.branch_factors, keys(3), count=4, rate=0.5, each=2),
     # convolutions
     case(
         direct_conv.direct_conv,

@@ -276,9 +276,9 @@ def test_losses_of_a_batch_are_the_mean_of_its_images(setup, losses):
 def test_keys_follow_the_example_not_its_place():
     a = image_keys(KEY, jnp.int32(3), jnp.int32([5, 9]))
     b = image_keys(KEY, jnp.int32(3), jnp.int32([9, 5]))
-    assert a.shape == (2, 3)
+    assert a.shape == (2, 4)
     assert (a == b[::-1]).all()
-    assert len(np.unique(jax.random.key_data(a).reshape(6, -1), axis=0)) == 6
+    assert len(np.unique(jax.random.key_data(a).reshape(8, -1), axis=0)) == 8
     assert not (a == image_keys(KEY, jnp.int32(4), jnp.int32([5, 9]))).any()
 
 

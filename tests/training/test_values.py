@@ -25,6 +25,7 @@ ZERO = {  # 0 turns something off, or is an end of the range
     *("straddle", "beta", "score", "min_size", "workers", "offset", "pool_levels"),
     *("min_visible", "brightness", "contrast", "saturation", "hue", "dropout"),
     *("pixel_mean", "canonical_level", "norm_eps", "sampling_ratio"),
+    "stochastic_depth",
 }
 NEGATIVE = {"offset"}
 INFINITE = {"straddle"}  # all anchors
