@@ -72,6 +72,23 @@ def manager(workdir: str | pathlib.Path) -> ocp.CheckpointManager:
     )
 
 
+def close(writer: ocp.CheckpointManager) -> None:
+    """Waits for what is being written and ends the writer's threads.
+
+    Raises the error of a write that failed, after everything is closed: Orbax ends its
+    `close` at the first error, and raises each error once.
+    """
+    errors: list[Exception] = []
+    for _ in range(4):  # the manager and its three items may each have one
+        try:
+            writer.close()
+            break
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
 def folder(workdir: str | pathlib.Path) -> pathlib.Path:
     """Where a run keeps its checkpoints."""
     return pathlib.Path(workdir).absolute() / "checkpoints"

@@ -213,7 +213,8 @@ def run(
         )
         raise
     finally:  # what was being saved is saved to its end
-        surroundings.close_all(writer.close, write.close, batches.close)
+        close = partial(checkpoint.close, writer)
+        surroundings.close_all(close, write.close, batches.close)
         log_skipped(data)
     log.info("all of this run is in %s; a page of it: scripts/report.py", workdir)
     return result

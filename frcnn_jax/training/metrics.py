@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import tensorboardX
 
 from frcnn_jax.training import devices, trackers
+from frcnn_jax.training.board import Board
 
 log = logging.getLogger(__name__)
 # What the line of progress shows of a step, besides its loss.
@@ -65,9 +65,7 @@ class Writer:
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(kept))
             temporary.replace(self.path)
-        self.board = tensorboardX.SummaryWriter(
-            str(pathlib.Path(workdir) / "tensorboard"), purge_step=step + 1
-        )
+        self.board = Board(pathlib.Path(workdir) / "tensorboard", purge_step=step + 1)
 
     def __call__(
         self, step: int, values: Mapping[str, float], *, group: str, split: str = ""

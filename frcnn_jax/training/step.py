@@ -113,7 +113,7 @@ def image_losses(
         positive=positive,
         correct=positive & (class_logits.argmax(-1) == rois.labels),
     )
-    return terms, {name: roi.sum(1) for name, roi in counts.items()}
+    return terms, {name: roi.sum(1, jnp.int32) for name, roi in counts.items()}
 
 
 def rpn_losses(
@@ -231,7 +231,9 @@ def train_step(
             method=compute,
             mutable=list(model_state),
         )
-        means = {name: x.mean() for name, x in (terms | counts).items()}
+        means = {
+            name: x.mean(dtype=jnp.float32) for name, x in (terms | counts).items()
+        }
         total = sum(config["loss_weights"][name] * means[name] for name in terms)
         return total, (dict(means, total=total), dict(model_state))
 
@@ -323,7 +325,10 @@ def norms(name: str, tree: Any) -> dict[str, Float[Array, ""]]:
         if jax.tree.leaves(leaves)
     }
     by_part = {f"{name}_{part}": jnp.sqrt(x) for part, x in squares.items()}
-    return {name: jnp.sqrt(sum(squares.values(), jnp.zeros(()))), **by_part}
+    return {
+        name: jnp.sqrt(sum(squares.values(), jnp.zeros((), jnp.float32))),
+        **by_part,
+    }
 
 
 def predict_step(

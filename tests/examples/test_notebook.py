@@ -1,12 +1,24 @@
 """The notebook runs from top to bottom and ends with pictures."""
 
 import pathlib
+import re
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = pathlib.Path(__file__).parents[2] / "examples" / "shapes.ipynb"
+
+
+def test_notebook_imports_what_is_there(monkeypatch):
+    monkeypatch.syspath_prepend(str(NOTEBOOK.parents[1]))
+    code = [c.source for c in nbformat.read(NOTEBOOK, as_version=4).cells]
+    lines = re.findall(
+        r"^(?:from|import) (?:frcnn_jax|experiments).*$", "\n".join(code), re.M
+    )
+    assert len(lines) > 5
+    for line in lines:
+        exec(line, {})
 
 
 @pytest.mark.slow

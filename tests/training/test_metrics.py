@@ -1,6 +1,8 @@
 import json
+import struct
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from frcnn_jax.training import metrics
 from frcnn_jax.training.metrics import Progress, Writer, duration, read
@@ -22,6 +24,32 @@ def test_rows_are_cut_back_to_the_restored_step(tmp_path):
     assert [(r["step"], r["loss"]) for r in rows] == [(1, 0.5), (2, 1.0), (3, 9.0)]
     assert read(tmp_path / "metrics.jsonl") == rows
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def events(file):
+    """The events of a TFRecord file: length, 4 bytes, the event, 4 bytes."""
+    data, found = file.read_bytes(), []
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        found.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    return found
+
+
+def test_tensorboard_gets_every_row(tmp_path):
+    write = Writer(tmp_path, step=4)
+    write(5, {"loss": 0.5, "lr": 0.25}, group="train")
+    write(6, {"AP": 0.125}, group="eval", split="val")
+    write.close()
+    (file,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+    first, start, *rows = events(file)
+    assert first.file_version == "brain.Event:2"
+    assert start.step == 5 and start.session_log.status == event_pb2.SessionLog.START
+    assert [(e.step, v.tag, v.simple_value) for e in rows for v in e.summary.value] == [
+        (5, "train/loss", 0.5),
+        (5, "train/lr", 0.25),
+        (6, "eval/AP", 0.125),
+    ]
 
 
 def test_progress_adds_the_speed(caplog):

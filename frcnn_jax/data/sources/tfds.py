@@ -57,6 +57,8 @@ def load(*, split: str, dataset: str = "", root: str = "") -> Source:
     pixels = "voc" if builder.name == "voc" else "xyxy"
     where = root or dataset
     made = Records(records, range(len(records)), boxes, label, pixels, report, where)
+    if made:
+        made[0]  # files that are missing or do not fit features.json are found here
     return Source(made, names, ids, report)
 
 
