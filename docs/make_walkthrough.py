@@ -23,7 +23,7 @@ from frcnn_jax.evaluation import draw
 from frcnn_jax.models import FasterRCNN
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.training import cli, devices
-from frcnn_jax.training.step import rpn_proposals
+from frcnn_jax.training.algorithms.faster_rcnn import rpn_proposals
 
 OUTPUT = flags.DEFINE_string("output", "docs/images", "The folder for the pictures.")
 SHOWN = flags.DEFINE_integer("shown", 40, "How many proposals are drawn.")

@@ -35,6 +35,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
 def run(*, batch_size: int, total_steps: int) -> dict[str, Any]:
     """The leaves of a run that are no group of keyword arguments."""
     return dict(
+        algorithm="faster_rcnn",  # a module of training.algorithms, or a dotted path
         seed=0,
         batch_size=batch_size,
         eval_batch_size=batch_size,
@@ -88,15 +89,27 @@ def faster_rcnn() -> dict[str, Any]:
         roi_targets=dict(  # targets.roi_targets
             fg_iou=0.5, bg_iou=0.5, num_samples=512, fg_fraction=0.25, stds=roi_stds
         ),
-        proposals=dict(  # training.step.rpn_proposals, proposals.select_proposals
+        proposals=dict(  # rpn_proposals, proposals.select_proposals
             train=dict(pre_nms=2000, post_nms=2000, nms_iou=0.7, stds=rpn_stds),
             eval=dict(pre_nms=1000, post_nms=1000, nms_iou=0.7, stds=rpn_stds),
         ),
         rpn_loss=dict(beta=1 / 9),  # losses.rpn_loss
         detector_loss=dict(beta=1 / 9),  # losses.detector_loss
+        **roi_losses(),
         postprocess=dict(  # proposals.postprocess
             score=0.05, nms_iou=0.5, max_detections=100, stds=roi_stds
         ),
+    )
+
+
+def roi_losses() -> dict[str, Any]:
+    """The groups that put another loss in place of one of `detector_loss`'s terms.
+
+    `--config.roi_box_loss.name=giou`; their other leaves are keyword arguments.
+    """
+    return dict(
+        roi_cls_loss=dict(name=""),  # cross_entropy, focal, my_module.my_function
+        roi_box_loss=dict(name=""),  # smooth_l1, l1, iou, giou, diou, ciou, yours
     )
 
 
@@ -105,6 +118,7 @@ def external_proposals(c: Any, file: str, count: int) -> None:
 
     Its proposals are the first `count` of each image in `file`.
     """
+    c.algorithm = "fast_rcnn"
     c.model.external_proposals = True
     for group in ("anchors", "rpn"):
         if group in c.model:
@@ -231,12 +245,13 @@ def paper(*, runlocal: bool, practice: bool = False) -> dict[str, Any]:
             fg_fraction=0.25,
             stds=roi_stds,
         ),
-        proposals=dict(  # training.step.rpn_proposals, proposals.select_proposals
+        proposals=dict(  # rpn_proposals, proposals.select_proposals
             train=dict(pre_nms=12000, post_nms=2000, **kept),
             eval=dict(pre_nms=6000, post_nms=300, **kept),
         ),
         rpn_loss=rpn_loss,  # losses.rpn_loss
         detector_loss=dict(beta=1.0),  # losses.detector_loss
+        **roi_losses(),
         postprocess=dict(  # proposals.postprocess
             score=0.05, nms_iou=0.3, max_detections=100, stds=roi_stds
         ),

@@ -43,6 +43,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         max_proposals=200 if local else 2000,
     )
     c.roi_targets.update(num_samples=64, bg_lo=0.1)  # 128 RoIs of two images
+    c.algorithm = "fast_rcnn"
     c.model = dict(
         common.vgg16(torchvision=args["torchvision"], runlocal=local),
         external_proposals=True,

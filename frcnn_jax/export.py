@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from frcnn_jax.data import images
 from frcnn_jax.data.images import Canvas
-from frcnn_jax.models import FasterRCNN
+from frcnn_jax.training import algorithms
 from frcnn_jax.training.step import predict_step
 from frcnn_jax.types import Batch, Detections
 
@@ -41,7 +41,7 @@ def export_image(
     any h and w and compiles for each new pair; with `size` (h, w) it takes only that
     one. Raises ValueError for a model that needs proposals from outside.
     """
-    _check(model)
+    _check(config)
     scope = export.SymbolicScope(["h >= 1", "w >= 1"])
     shape = size or export.symbolic_shape("h, w", scope=scope)
     detect = partial(_detect_image, variables, model=model, config=config)
@@ -63,7 +63,7 @@ def export_batch(
     prepare` leaves them; boxes are in pixels of the canvas. `batch_size` 0 takes any b.
     Raises ValueError for a model that needs proposals from outside.
     """
-    _check(model)
+    _check(config)
     b = batch_size or export.symbolic_shape("b")[0]
     detect = partial(_detect_batch, variables, model=model, config=config)
     image = jax.ShapeDtypeStruct((b, *canvas_of(config), 3), jnp.uint8)
@@ -198,9 +198,9 @@ def _detect_batch(variables, image, image_size, *, model, config):
     return dict(found._asdict())
 
 
-def _check(model: Any) -> None:
-    if not isinstance(model, FasterRCNN):
+def _check(config: Mapping[str, Any]) -> None:
+    if not algorithms.of(config).PROPOSES:
         raise ValueError(
-            f"a {type(model).__name__} needs proposals from outside: only a FasterRCNN "
-            "can be exported whole"
+            f"algorithm={algorithms.name_in(config)!r} needs proposals from outside: "
+            "only a network that proposes its own can be exported whole"
         )

@@ -19,9 +19,10 @@ from frcnn_jax.data.images import canvases, check_canvas
 from frcnn_jax.data.sources import mix, records, shapes
 from frcnn_jax.training import config as configs
 from frcnn_jax.training import recipe
+from frcnn_jax.training.algorithms.faster_rcnn import rpn_proposals
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
 from frcnn_jax.training.state import init_variables, initial_state
-from frcnn_jax.training.step import predict_step, rpn_proposals, train_step
+from frcnn_jax.training.step import predict_step, train_step
 from frcnn_jax.types import Batch, Proposals
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"

@@ -144,10 +144,9 @@ def test_export_of_one_size_refuses_another(detector):
 def test_what_needs_proposals_from_outside_is_refused():
     config = small.config()
     del config.model.anchors, config.model.rpn
-    model = models.build_detector(
-        num_classes=4, external_proposals=True, **config.model.to_dict()
-    )
-    with pytest.raises(ValueError, match="FastRCNN needs proposals from outside"):
+    config.algorithm, config.model.external_proposals = "fast_rcnn", True
+    model = models.build_detector(num_classes=4, **config.model.to_dict())
+    with pytest.raises(ValueError, match="'fast_rcnn' needs proposals from outside"):
         export.export_image(model, {}, config.to_dict())
 
 

@@ -87,7 +87,7 @@ def test_files_that_a_page_names_exist(page):
 
 def test_the_pages_name_files():
     found = {name for page in PAGES for name in PATH.findall(page.read_text())}
-    assert {"scripts/train.py", "training/step.py"} <= found
+    assert {"scripts/train.py", "training/algorithms/faster_rcnn.py"} <= found
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")

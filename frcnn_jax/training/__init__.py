@@ -1,4 +1,4 @@
-"""Training: read `step.py` first (the algorithm), then `loop.py` (the run)."""
+"""Training: read `algorithms/faster_rcnn.py`, then `step.py`, then `loop.py`."""
 
 from frcnn_jax.extras import need
 

@@ -217,7 +217,8 @@ def _check_names(config: str, names: list[str]) -> None:
     there = configs.leaves(load(config).to_dict())
     for name in names:
         group = any(leaf.startswith(f"{name}.") for leaf in there)
-        source = name.startswith("data.")  # looked at when the flag is parsed
+        # Looked at when the flag is parsed.
+        source = name.startswith("data.") or configs.is_named(name)
         if name not in there and not (group or source or "[" in name):
             near = difflib.get_close_matches(name, there, 1)
             raise app.UsageError(

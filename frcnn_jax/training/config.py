@@ -19,6 +19,7 @@ from ml_collections import config_dict
 
 from frcnn_jax import ranges
 from frcnn_jax.data import recognise
+from frcnn_jax.training import algorithms, named
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,11 @@ RUN = {  # the leaves that are no group of keyword arguments
     *("accumulate", "ema_decay"),
 }
 OPTIONAL: dict[str, Any] = {
+    "algorithm": "faster_rcnn",  # of older checkpoints, see `algorithms.name_in`
     "parallel": "pmap",  # or "shard_map", see `devices.parallel`
     "minutes": 0.0,  # instead of open `total_steps`, see `recipe`
+    "roi_cls_loss": {"name": ""},  # a term of `detector_loss`, see `named`
+    "roi_box_loss": {"name": ""},
 }
 GROUPS = {
     *("data", "model", "optimizer", "rpn_targets", "roi_targets", "proposals"),
@@ -39,29 +43,49 @@ GROUPS = {
 
 def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The configuration as plain dicts; ValueError names what is missing or unknown."""
-    c = OPTIONAL | config.to_dict()
-    if wrong := sorted(set(c) ^ (RUN | GROUPS | set(OPTIONAL))):
+    c = with_optional(config.to_dict())
+    algorithm = algorithms.of(c)
+    expected = RUN | GROUPS | set(OPTIONAL) | set(algorithm.GROUPS)
+    if wrong := sorted(set(c) ^ expected):
         raise ValueError(
             "config: "
             + "; ".join(
                 f"unknown key {k!r}" if k in c else f"missing key {k!r}" for k in wrong
             )
-            + f"; expected {sorted(RUN | GROUPS | set(OPTIONAL))}"
+            + f"; expected {sorted(expected)}"
         )
     if unset := sorted(k for k in RUN if c[k] is None):
         raise ValueError(
             f"config.{unset[0]} is open: training fills it from the data; here it must "
             f"be given, as --config.{unset[0]}=..."
         )
-    for group, names in (
-        ("loss_weights", {"rpn_cls", "rpn_box", "roi_cls", "roi_box"}),
-        ("proposals", {"train", "eval"}),
-    ):
-        if set(c[group]) != names:
-            raise ValueError(
-                f"config.{group} has the keys {sorted(c[group])}: expected "
-                f"{sorted(names)}"
-            )
+    losses = set(c["loss_weights"]), set(algorithm.loss_names(c))
+    if not losses[0] >= losses[1] or losses[0] - losses[1] - RPN_LOSSES:
+        raise _wrong_keys("loss_weights", *losses)
+    if set(c["proposals"]) != {"train", "eval"}:
+        raise _wrong_keys("proposals", set(c["proposals"]), {"train", "eval"})
+    _check_ranges(c)
+    algorithm.check(c)
+    return c
+
+
+def with_optional(c: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the leaves that may be missing, as in older checkpoints."""
+    return OPTIONAL | {"algorithm": algorithms.name_in(c)} | c
+
+
+# A FastRCNN's configuration may keep the weights of what it has not.
+RPN_LOSSES = {"rpn_cls", "rpn_box"}
+
+
+def _wrong_keys(group: str, found: set[str], expected: set[str]) -> ValueError:
+    return ValueError(
+        f"config.{group} has the keys {sorted(found)}: expected {sorted(expected)}"
+    )
+
+
+def _check_ranges(c: Mapping[str, Any]) -> None:
+    """ValueError names the first leaf of the run that is out of its range."""
     counts = ("batch_size", "eval_batch_size", "total_steps", "eval_every")
     counts += ("log_every", "checkpoint_every", "accumulate")
     ranges.check("config", **{name: (c[name], ranges.COUNT) for name in counts})
@@ -80,18 +104,6 @@ def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
             f"config.ema_decay={c['ema_decay']}: expected 0 (no running mean of the "
             "parameters) or a share below 1 such as 0.999"
         )
-    pairs = [
-        ("rpn_targets", "proposals.train", c["proposals"]["train"]),
-        ("rpn_targets", "proposals.eval", c["proposals"]["eval"]),
-        ("roi_targets", "postprocess", c["postprocess"]),
-    ]
-    for name, other, group in pairs:
-        if c[name].get("stds") != group.get("stds"):
-            raise ValueError(
-                f"config.{name}.stds={c[name].get('stds')} but config.{other}.stds="
-                f"{group.get('stds')}: targets and decoding must use the same"
-            )
-    return c
 
 
 def resolve(config: Any) -> Any:
@@ -124,6 +136,9 @@ def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) 
     is not there, with the names there are.
     """
     for name in names:
+        if is_named(name):
+            _admit_named(config, name)
+            continue
         group: Any = config
         *parents, leaf = name.split(".")
         for parent in parents:
@@ -143,6 +158,22 @@ def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) 
             default = config_dict.placeholder(object)
         with config.unlocked():
             group[leaf] = default
+
+
+def is_named(name: str) -> bool:
+    """Whether a leaf belongs to a group whose function is found by name."""
+    return name.count(".") == 1 and name.partition(".")[0] in named.HOMES
+
+
+def _admit_named(config: ml_collections.ConfigDict, name: str) -> None:
+    """Adds `name` or a keyword argument to a group whose function is found by name."""
+    parent, _, leaf = name.partition(".")
+    with config.unlocked():
+        if parent not in config:
+            config[parent] = {}
+        group: Any = config[parent]
+        if leaf not in group:
+            group[leaf] = "" if leaf == "name" else config_dict.placeholder(object)
 
 
 def load_experiment(path: str | pathlib.Path) -> ModuleType:
@@ -173,6 +204,8 @@ def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
         name, equals, text = item.partition("=")
         if not equals:
             raise ValueError(f"change {item!r}: expected NAME=VALUE, as data.root=DIR")
+        if is_named(name):
+            _admit_named(config, name)
         group = config
         *parents, leaf = name.split(".")
         for parent in parents:
@@ -236,7 +269,7 @@ def check_resumed(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
     Those of `FREE` may differ: where the data lies, how often to evaluate.
     """
     new = from_json(json.loads(new.to_json()))  # lists are tuples there
-    a, b = leaves(old.to_dict()), leaves(new.to_dict())
+    a, b = (leaves(with_optional(c.to_dict())) for c in (old, new))
     missing = object()
     changed = [
         f"{name}: {a.get(name, 'not set')!r} -> {b.get(name, 'not set')!r}"

@@ -11,12 +11,7 @@ import numpy as np
 
 from frcnn_jax.training import checkpoint
 from frcnn_jax.training import config as configs
-from frcnn_jax.training.step import (
-    first_stage,
-    image_keys,
-    image_losses,
-    norms,
-)
+from frcnn_jax.training.step import image_keys, image_losses, norms
 from frcnn_jax.types import Batch, Proposals
 from frcnn_jax.weights.files import read_arrays
 
@@ -92,8 +87,7 @@ def replay(
         def loss(params):
             def compute(model):
                 keys = image_keys(key, jnp.int32(step - 1), batch.index)
-                stage = first_stage(model, batch, keys)
-                return image_losses(model, stage, batch, keys, c)
+                return image_losses(model, batch, keys, c)
 
             terms, _ = model.apply(dict(variables, params=params), method=compute)
             terms = {name: x[0] for name, x in terms.items()}

@@ -10,8 +10,7 @@ import numpy as np
 from frcnn_jax.data import pipeline
 from frcnn_jax.data.proposal_files import Scored
 from frcnn_jax.data.source import Source
-from frcnn_jax.models import FasterRCNN
-from frcnn_jax.training import checkpoint, devices
+from frcnn_jax.training import algorithms, checkpoint, devices
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.compiling import Announced
 from frcnn_jax.training.evaluate import build_eval_data
@@ -30,7 +29,7 @@ def rpn_of_checkpoint(
     """
     where = checkpoint.find(path, best=best)
     model, variables, meta = checkpoint.load_model(where)
-    if not isinstance(model, FasterRCNN):
+    if not algorithms.of(meta.config.to_dict()).PROPOSES:
         raise ValueError(f"{where} is a FastRCNN: it has no RPN to propose anything")
     configs.change(meta.config, changes)
     configs.check_code(meta.config, changes)

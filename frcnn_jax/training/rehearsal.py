@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from frcnn_jax import losses, models, proposals, targets
+from frcnn_jax import losses, models, proposals, ranges, roi_losses, targets
 from frcnn_jax.data.images import canvases
 from frcnn_jax.models import RPNOutput
+from frcnn_jax.training import named
+from frcnn_jax.training.algorithms.faster_rcnn import rpn_proposals
 from frcnn_jax.training.optimizer import make_optimizer
-from frcnn_jax.training.step import rpn_proposals
 from frcnn_jax.training.validation import validate_step
 from frcnn_jax.types import Batch, Proposals
 
@@ -57,11 +58,25 @@ def looks(c: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
             c["total_steps"], c["batch_size"], **c["optimizer"]
         ),
     )
+    rows = roi_losses.ClassRows(logits, labels, mask)  # pyright: ignore
+    found["roi_cls_loss"] = partial(_named_loss, c, "roi_cls_loss", rows)
+    rows = roi_losses.BoxRows(boxes, boxes, boxes, boxes, mask)  # pyright: ignore
+    found["roi_box_loss"] = partial(_named_loss, c, "roi_box_loss", rows)
     for group, (function, shapes) in traced.items():
         parent, _, part = group.partition(".")
         values = c[parent][part] if part else c[parent]
         found[group] = partial(_trace, group, function, values, *shapes)
     return found
+
+
+def _named_loss(c: Mapping[str, Any], group: str, rows: Any) -> None:
+    """Traces a loss that is found by name, but for weights of the classes."""
+    values = dict(c.get(group) or {})
+    weights = values.pop("weights", None) or ()
+    several = ranges.several(ranges.NOT_NEGATIVE, least=0)
+    ranges.check(f"config.{group}", weights=(weights, several))
+    if loss := named.function({group: values}, group):
+        _trace(group, partial(loss, normalizer=1), {}, rows)
 
 
 def _propose(anchors: Any, logits: Any, deltas: Any, sizes: Any, **kwargs: Any) -> Any:

@@ -1,31 +1,22 @@
-"""One training step and one prediction: the whole algorithm on one page.
+"""One training step and one prediction, of whatever algorithm.
 
-b images, a anchors, g ground-truth slots, r RoIs. `model` is a bound FasterRCNN, or a
-FastRCNN, whose proposals come with the batch; the configuration groups are the keyword
-arguments of the functions they are named after.
+What is learnt and detected stands in `algorithms`: `algorithms/faster_rcnn.py` is
+Faster R-CNN on one page. b images.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from frcnn_jax import losses, proposals, ranges, targets
-from frcnn_jax.models import FasterRCNN, RPNOutput
 from frcnn_jax.ops import modes
+from frcnn_jax.training import algorithms
 from frcnn_jax.training.state import TrainState, keep, merge, running_mean
-from frcnn_jax.types import Batch, Detections, Features, Proposals
-
-
-class Stage(NamedTuple):
-    """What the first stage gives the second; `rpn` is None in a FastRCNN."""
-
-    features: Features
-    rpn: RPNOutput | None
+from frcnn_jax.types import Batch, Detections, Proposals
 
 
 def image_keys(key: Array, step: Int[Array, ""], index: Int[Array, " b"]) -> Array:
@@ -45,150 +36,21 @@ def image_keys(key: Array, step: Int[Array, ""], index: Int[Array, " b"]) -> Arr
 def train_losses(
     model: Any, batch: Batch, keys: Array, config: Mapping[str, Any]
 ) -> dict[str, Float[Array, ""]]:
-    """Four losses of approximate joint training (Faster R-CNN, Sec. 3.2).
+    """The losses of the algorithm, means over the images.
 
-    The mean of `image_losses` over the images, without its counts.
+    Of Faster R-CNN the four of approximate joint training (Sec. 3.2).
     """
-    stage = first_stage(model, batch, keys)
-    terms, _ = image_losses(model, stage, batch, keys, config)
+    terms, _ = image_losses(model, batch, keys, config)
     return {name: term.mean() for name, term in terms.items()}
 
 
-def first_stage(model: Any, batch: Batch, keys: Array | None = None) -> Stage:
-    """Backbone, neck and, if there is one, RPN; `keys` only in training."""
-    images = model.normalize(batch.image, batch.image_size)
-    drawn = None if keys is None else keys[:, 3]
-    if not isinstance(model, FasterRCNN):
-        return Stage(model.features(images, drawn), None)
-    out = model.rpn(images, drawn)
-    return Stage(out.features, out)
-
-
 def image_losses(
-    model: Any,
-    stage: Stage,
-    batch: Batch,
-    keys: Array,
-    config: Mapping[str, Any],
-    *,
-    dropout: bool = True,
+    model: Any, batch: Batch, keys: Array, config: Mapping[str, Any]
 ) -> tuple[dict[str, Float[Array, " b"]], dict[str, Int[Array, " b"]]]:
-    """The four losses of each image, and counts of its RoIs.
-
-    The proposals are constants for the second stage: the gradient with respect to their
-    coordinates is stopped. A FastRCNN has the last two losses only, and the batch's
-    proposals. It has no side effects, so validation uses it as well (without
-    `dropout`). Normalisers are fixed, the samples of an image: the mean over images,
-    parts of a batch or devices equals the value of the whole batch at once.
-
-    Of the RoIs are counted: sampled, positive (label >= 1), correct (positive, and the
-    class with the highest score is theirs).
-    """
-    terms = {}
-    if stage.rpn is not None:
-        terms = rpn_losses(stage.rpn, batch, keys[:, 0], config)
-    props = stage_proposals(stage, batch, **config["proposals"]["train"])
-    rois = jax.vmap(partial(targets.roi_targets, **config["roi_targets"]))(
-        keys[:, 1],
-        props,
-        batch.gt_boxes,
-        batch.gt_classes,
-        batch.gt_valid,
-        batch.gt_ignore,
-    )
-    class_logits, class_deltas = model.detect(
-        stage.features, rois.boxes, keys[:, 2] if dropout else None
-    )
-    one_image = partial(
-        losses.detector_loss,
-        normalizer=config["roi_targets"]["num_samples"],
-        **config["detector_loss"],
-    )
-    terms["roi_cls"], terms["roi_box"] = jax.vmap(one_image)(
-        class_logits, class_deltas, rois.labels, rois.deltas
-    )
-    positive = rois.labels >= 1
-    counts = dict(
-        sampled=rois.labels >= 0,
-        positive=positive,
-        correct=positive & (class_logits.argmax(-1) == rois.labels),
-    )
-    return terms, {name: roi.sum(1, jnp.int32) for name, roi in counts.items()}
-
-
-def rpn_losses(
-    out: RPNOutput, batch: Batch, keys: Array, config: Mapping[str, Any]
-) -> dict[str, Float[Array, " b"]]:
-    """Eq. (1) of each image.
-
-    N_cls is `rpn_targets.num_samples`. N_reg is the same, as in practice, unless
-    `rpn_loss.box_normalizer` says otherwise: the paper has the number of locations, and
-    lambda = 10 in `loss_weights.rpn_box`.
-    """
-    rpn = jax.vmap(
-        partial(targets.rpn_targets, **config["rpn_targets"]), (0, None, 0, 0, 0, 0)
-    )(
-        keys,
-        out.anchors,
-        batch.gt_boxes,
-        batch.gt_valid,
-        batch.gt_ignore,
-        batch.image_size,
-    )
-    one_image = partial(
-        losses.rpn_loss,
-        normalizer=config["rpn_targets"]["num_samples"],
-        **config["rpn_loss"],
-    )
-    cls, box = jax.vmap(one_image)(out.logits, out.deltas, rpn.labels, rpn.deltas)
-    return dict(rpn_cls=cls, rpn_box=box)
-
-
-def rpn_proposals(
-    out: RPNOutput,
-    image_size: Int[Array, "b 2"],
-    *,
-    use_scores: bool = True,
-    use_deltas: bool = True,
-    **kwargs: Any,
-) -> Proposals:
-    """Proposals `[b, post_nms]` of the RPN; `kwargs` as for `select_proposals`.
-
-    Table 2 leaves out one output of the RPN: without `use_scores` boxes come in a
-    random order (one draw for all images), without `use_deltas` they are the anchors.
-    `nms_iou=1` is no NMS.
-    """
-    ranges.check(
-        "proposals",
-        use_scores=(use_scores, ranges.TRUTH),
-        use_deltas=(use_deltas, ranges.TRUTH),
-    )
-    if not use_scores:
-        order = jax.random.uniform(jax.random.key(0), out.deltas.shape[1:2])
-        out = out._replace(logits=jnp.broadcast_to(order, out.deltas.shape[:2]))
-    if not use_deltas:
-        out = out._replace(deltas=jnp.zeros_like(out.deltas))
-    select = partial(proposals.select_proposals, level_sizes=out.level_sizes, **kwargs)
-    return jax.vmap(select, (None, 0, 0, 0))(
-        out.anchors, out.logits, out.deltas, image_size
-    )
-
-
-def stage_proposals(stage: Stage, batch: Batch, **kwargs: Any) -> Proposals:
-    """The RPN's proposals, or those that came with the batch."""
-    if stage.rpn is None:
-        return external_proposals(batch)
-    return rpn_proposals(stage.rpn, batch.image_size, **kwargs)
-
-
-def external_proposals(batch: Batch) -> Proposals:
-    """The proposals that came with the batch; ValueError where none did."""
-    if batch.proposals is None:
-        raise ValueError(
-            "model.external_proposals=True needs proposals with every image: set "
-            "data.proposals=FILE (scripts/make_proposals.py writes one)"
-        )
-    return batch.proposals
+    """The losses of each image, and counts of its RoIs (`fast_rcnn.counts`)."""
+    algorithm = algorithms.of(config)
+    stage = algorithm.first_stage(model, batch, keys)
+    return algorithm.image_losses(model, stage, batch, keys, config)
 
 
 def train_step(
@@ -218,26 +80,8 @@ def train_step(
     (before clipping) and of the update, whole and by part of the network.
     """
     chosen = keep(state.params, trainable)
-
-    def loss_fn(chosen, model_state, batch):
-        def compute(model):
-            keys = image_keys(key, state.step, batch.index)
-            stage = first_stage(model, batch, keys)
-            return image_losses(model, stage, batch, keys, config)
-
-        # Only what is mutable here follows the batch: see models.layers.BatchNorm.
-        (terms, counts), model_state = model.apply(
-            {"params": merge(chosen, state.params), **model_state},
-            method=compute,
-            mutable=list(model_state),
-        )
-        means = {
-            name: x.mean(dtype=jnp.float32) for name, x in (terms | counts).items()
-        }
-        total = sum(config["loss_weights"][name] * means[name] for name in terms)
-        return total, (dict(means, total=total), dict(model_state))
-
-    gradient = jax.grad(loss_fn, has_aux=True)
+    weigh = partial(weighted_loss, state, key=key, model=model, config=config)
+    gradient = jax.grad(weigh, has_aux=True)
     if (parts := config["accumulate"]) > 1:
         gradient = partial(accumulated, gradient, parts=parts)
     own = varying(chosen, axis_name), varying(state.model_state, axis_name)
@@ -259,6 +103,36 @@ def train_step(
     state = TrainState(state.step + 1, params, model_state, opt_state, ema_params)
     metrics |= roi_shares(metrics)
     return state, metrics | norms("grad_norm", grads) | norms("update_norm", updates)
+
+
+def weighted_loss(
+    state: TrainState,
+    chosen: PyTree,
+    model_state: PyTree,
+    batch: Batch,
+    *,
+    key: Array,
+    model: Any,
+    config: Mapping[str, Any],
+) -> tuple[Any, tuple[dict[str, Any], dict[str, PyTree]]]:
+    """What is differentiated by `chosen`: the sum of the losses by `loss_weights`.
+
+    And its terms and counts, means over the images, and the batch statistics after it.
+    """
+
+    def compute(model):
+        keys = image_keys(key, state.step, batch.index)
+        return image_losses(model, batch, keys, config)
+
+    # Only what is mutable here follows the batch: see models.layers.BatchNorm.
+    (terms, counts), model_state = model.apply(
+        {"params": merge(chosen, state.params), **model_state},
+        method=compute,
+        mutable=list(model_state),
+    )
+    means = {name: x.mean(dtype=jnp.float32) for name, x in (terms | counts).items()}
+    total = sum(config["loss_weights"][name] * means[name] for name in terms)
+    return total, (dict(means, total=total), dict(model_state))
 
 
 def varying(tree: PyTree, axis_name: str | None) -> PyTree:
@@ -338,36 +212,24 @@ def predict_step(
 
     Reads only image, size and, for a FastRCNN, proposals.
     """
+    algorithm = algorithms.of(config)
 
     def predict(model):
-        stage = first_stage(model, batch)
-        props = stage_proposals(stage, batch, **config["proposals"]["eval"])
-        return detect(model, stage, props, batch, config)
+        stage = algorithm.first_stage(model, batch)
+        props = algorithm.propose(stage, batch, **config["proposals"]["eval"])
+        return algorithm.detect(model, stage, props, batch, config)
 
     return model.apply(variables, method=predict)
-
-
-def detect(
-    model: Any,
-    stage: Stage,
-    props: Proposals,
-    batch: Batch,
-    config: Mapping[str, Any],
-) -> Detections:
-    """The second stage on `props`: Detections `[b, max_detections]`."""
-    class_logits, class_deltas = model.detect(stage.features, props.boxes)
-    return jax.vmap(partial(proposals.postprocess, **config["postprocess"]))(
-        props.boxes, props.valid, class_logits, class_deltas, batch.image_size
-    )
 
 
 def propose_step(
     variables: PyTree, batch: Batch, *, model: Any, config: Mapping[str, Any]
 ) -> Proposals:
-    """Proposals of a FasterRCNN as `predict_step` uses them, in network pixels."""
+    """The proposals that `predict_step` uses, in network pixels."""
+    algorithm = algorithms.of(config)
 
     def propose(model):
-        out = model.rpn(model.normalize(batch.image, batch.image_size))
-        return rpn_proposals(out, batch.image_size, **config["proposals"]["eval"])
+        stage = algorithm.first_stage(model, batch)
+        return algorithm.propose(stage, batch, **config["proposals"]["eval"])
 
     return model.apply(variables, method=propose)

@@ -9,14 +9,8 @@ from jaxtyping import Array, Bool, Float, Num, PyTree
 
 from frcnn_jax.evaluation.recall import IOUS
 from frcnn_jax.ops import boxes, matching
-from frcnn_jax.training.step import (
-    detect,
-    first_stage,
-    image_keys,
-    image_losses,
-    roi_shares,
-    stage_proposals,
-)
+from frcnn_jax.training import algorithms
+from frcnn_jax.training.step import image_keys, roi_shares
 from frcnn_jax.types import Batch, Detections, Proposals
 
 
@@ -37,13 +31,15 @@ def validate_step(
     nothing. The sums are over all devices of `axis_name`.
     """
 
+    algorithm = algorithms.of(config)
+
     def compute(model):
-        stage = first_stage(model, batch)
-        props = stage_proposals(stage, batch, **config["proposals"]["eval"])
+        stage = algorithm.first_stage(model, batch)
+        props = algorithm.propose(stage, batch, **config["proposals"]["eval"])
         keys = image_keys(key, jnp.int32(0), batch.index)
         return (
-            detect(model, stage, props, batch, config),
-            image_losses(model, stage, batch, keys, config, dropout=False),
+            algorithm.detect(model, stage, props, batch, config),
+            algorithm.image_losses(model, stage, batch, keys, config, dropout=False),
             jax.vmap(recall)(
                 props, batch.gt_boxes, jnp.asarray(batch.gt_valid & ~batch.gt_ignore)
             ),

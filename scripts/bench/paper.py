@@ -39,9 +39,10 @@ from frcnn_jax.data.selective_search import MODES, selective_search
 from frcnn_jax.detector import predict_batch
 from frcnn_jax.training import checkpoint, cli, devices
 from frcnn_jax.training import config as configs
+from frcnn_jax.training.algorithms.faster_rcnn import rpn_proposals
 from frcnn_jax.training.metrics import log_to_stderr
 from frcnn_jax.training.state import init_variables
-from frcnn_jax.training.step import predict_step, rpn_proposals
+from frcnn_jax.training.step import predict_step
 from frcnn_jax.types import Proposals
 
 # Experiments import their shared parts from the folder beside this one.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from frcnn_jax import losses, proposals, targets
+from frcnn_jax import losses, proposals, roi_losses, targets
 from frcnn_jax.ops import (
     anchors,
     boxes,
@@ -162,6 +162,26 @@ def props(axes: str) -> Input:
     return Input(draw, axes)
 
 
+def rows_of_boxes() -> Input:
+    """What a box loss by name takes."""
+
+    def draw(rng, sizes):
+        parts = box("r"), box("r"), real("r4"), real("r4"), flag("r")
+        return roi_losses.BoxRows(*(part.draw(rng, sizes) for part in parts))
+
+    return Input(draw, "r")
+
+
+def rows_of_classes() -> Input:
+    """What a class loss by name takes."""
+
+    def draw(rng, sizes):
+        parts = real("rk"), whole("r", 0, 3), flag("r")
+        return roi_losses.ClassRows(*(part.draw(rng, sizes) for part in parts))
+
+    return Input(draw, "r")
+
+
 def keys(count: int) -> Input:
     """PRNG keys."""
     return Input(
@@ -260,6 +280,24 @@ CASES = [
     case(
         losses.detector_loss,
         *(real("rk"), real("r34"), whole("r", -1, 3), real("r4")),
+    ),
+    # losses of the second stage
+    case(
+        roi_losses.box_rows,
+        *(box("r"), real("r34"), whole("r", -1, 3), real("r4")),
+    ),
+    case(roi_losses.class_rows, real("rk"), whole("r", -1, 3)),
+    case(roi_losses.mean, real("r"), flag("r"), 8),
+    *(
+        case(loss, rows_of_boxes(), normalizer=8)
+        for loss in (
+            *(roi_losses.smooth_l1, roi_losses.l1, roi_losses.iou),
+            *(roi_losses.giou, roi_losses.diou, roi_losses.ciou),
+        )
+    ),
+    case(roi_losses.cross_entropy, rows_of_classes(), normalizer=8),
+    case(
+        roi_losses.focal, rows_of_classes(), normalizer=8, weights=(1.0, 2.0, 0.5, 0.0)
     ),
     # proposals
     case(

@@ -64,6 +64,7 @@ def test_rpn_of_a_run_proposes_for_fast_rcnn(workdir, tmp_path):
         "def get_config():\n"
         "    c = small.config(total_steps=2, eval_every=2, checkpoint_every=2)\n"
         "    del c.model.anchors, c.model.rpn\n"
+        "    c.algorithm = 'fast_rcnn'\n"
         "    c.model.external_proposals = True\n"
         f"    c.data.update(proposals='{tmp_path}/{{split}}.npz', max_proposals=20)\n"
         "    return c\n"

@@ -10,6 +10,7 @@ import pytest
 from frcnn_jax import models, targets
 from frcnn_jax.losses import rpn_loss
 from frcnn_jax.training import devices
+from frcnn_jax.training.algorithms.faster_rcnn import rpn_losses, rpn_proposals
 from frcnn_jax.training.optimizer import trainable_mask
 from frcnn_jax.training.state import (
     eval_variables,
@@ -19,13 +20,10 @@ from frcnn_jax.training.state import (
     running_mean,
 )
 from frcnn_jax.training.step import (
-    first_stage,
     image_keys,
     image_losses,
     predict_step,
     propose_step,
-    rpn_losses,
-    rpn_proposals,
     train_losses,
     train_step,
 )
@@ -168,7 +166,7 @@ def test_accuracy_counts_the_objects_whose_class_leads(setup):
     @jax.jit
     def count(params):
         def compute(model):
-            return image_losses(model, first_stage(model, batch), batch, keys, c)[1]
+            return image_losses(model, batch, keys, c)[1]
 
         return model.apply({"params": params, **state.model_state}, method=compute)
 
@@ -434,6 +432,7 @@ def fast_config():
     c = small.config().to_dict()
     c["model"] = {k: v for k, v in c["model"].items() if k not in ("anchors", "rpn")}
     c["model"]["external_proposals"] = True
+    c["algorithm"] = "fast_rcnn"
     c["model"]["box_head"] = dict(name="vgg", widths=(16, 16))  # with dropout
     return c
 

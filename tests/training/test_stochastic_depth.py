@@ -11,9 +11,10 @@ import pytest
 from frcnn_jax import models
 from frcnn_jax.ops import maps
 from frcnn_jax.training import devices
+from frcnn_jax.training.algorithms.faster_rcnn import first_stage
 from frcnn_jax.training.optimizer import trainable_mask
 from frcnn_jax.training.state import initial_state
-from frcnn_jax.training.step import first_stage, image_keys, train_step
+from frcnn_jax.training.step import image_keys, train_step
 from tests.training import small
 
 KEY = jax.random.key(0)

@@ -39,6 +39,7 @@ SOURCE |= {"minutes"}  # the recipe's: see test_recipe.py
 SOURCE |= {"size", "num_images"}  # the source's own, read with the data
 NOTHING = {"box_normalizer"}  # None is that of the other loss
 NAMES = {"name", "dtype", "norm", "rounding", "objectness", "parallel", "schedule"}
+NAMES |= {"algorithm"}
 NAMES |= {"on_overflow", "on_bad_image", "cut_short"}  # one of a few words
 
 
@@ -50,6 +51,8 @@ def nonsense(name, value):
     if isinstance(value, str):
         if name == "data.name":  # looked for when the data are read
             return ["", 3]
+        if name in ("roi_cls_loss.name", "roi_box_loss.name"):
+            return ["nonsense", 3, None]  # "": that of detector_loss
         if leaf in NAMES:
             return ["", "nonsense", 3, None]
         return [3] if leaf in TEXT else ["", 3]
