@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,8 +41,8 @@ def test_one_flag_puts_it_into_the_step(rng, name):
     configs.change(c, [f"roi_box_loss.name={name}"])
     c = configs.check(c)
     assert named.function(c, "roi_box_loss") is not None
-    boxes, deltas, labels, wanted = drawn(rng)
-    logits = rng.normal(0, 1, (len(boxes), 4)).astype(np.float32)
+    boxes, deltas, labels, wanted = map(jnp.asarray, drawn(rng))
+    logits = jnp.asarray(rng.normal(0, 1, (len(boxes), 4)), jnp.float32)
     rois = RoITargets(boxes, labels, wanted)
     loss = fast_rcnn.roi_loss
     cls, box = loss(rois, logits, deltas, config=c, stds=STDS)
