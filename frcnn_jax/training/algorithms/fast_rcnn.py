@@ -5,7 +5,6 @@ groups are the keyword arguments of the functions that they are named after. See
 `algorithms` for what each function is for.
 """
 
-import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from frcnn_jax.types import Batch, Detections, Features, Proposals, RoITargets
 
 PROPOSES = False
 GROUPS: dict[str, Any] = {}
+STDS = (0.1, 0.1, 0.2, 0.2)  # the default of targets.roi_targets
 
 
 class Stage(NamedTuple):
@@ -112,7 +112,8 @@ def sampled_losses(
     class_logits, class_deltas = model.detect(
         stage.features, rois.boxes, keys[:, 2] if dropout else None
     )
-    one_image = partial(roi_loss, config=config, stds=stds_of(config["roi_targets"]))
+    stds = config["roi_targets"].get("stds", STDS)
+    one_image = partial(roi_loss, config=config, stds=stds)
     cls, box = jax.vmap(one_image)(rois, class_logits, class_deltas)
     return dict(roi_cls=cls, roi_box=box), counts(rois, class_logits)
 
@@ -142,12 +143,6 @@ def roi_loss(
         rows = (rois.boxes, class_deltas, rois.labels, rois.deltas)
         box = loss(roi_losses.box_rows(*rows, stds=stds), **fixed)
     return cls, box
-
-
-def stds_of(group: Mapping[str, Any]) -> tuple[float, ...]:
-    """The `stds` of a group, or those of its function."""
-    default = inspect.signature(targets.roi_targets).parameters["stds"].default
-    return group.get("stds", default)
 
 
 def sample(
