@@ -6,12 +6,18 @@ import sys
 import pytest
 
 PROGRAM = """
-import dataclasses, os, signal, sys
+import collections.abc, dataclasses, os, signal, sys
 import numpy as np
 from frcnn_jax.data import pipeline
 from frcnn_jax.data.sources import dicts
 
-class Failing(list):
+class Failing(collections.abc.Sequence):  # a list is read before the workers start
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __len__(self):
+        return len(self.examples)
+
     def __getitem__(self, i):
         if i == 5 and sys.argv[1] == "raise":
             raise RuntimeError("no such record")
@@ -19,7 +25,7 @@ class Failing(list):
             os._exit(9)
         if i == 5 and sys.argv[1] == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(i)
+        return self.examples[i]
 
 if __name__ == "__main__":
     image = np.zeros((20, 20, 3), np.uint8)

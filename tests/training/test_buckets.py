@@ -55,7 +55,10 @@ def test_one_compilation_for_each_canvas(run):
     assert sorted(traced) == sorted(CANVAS)
     rows = [r for r in metrics.read(workdir / "metrics.jsonl") if r["group"] == "train"]
     assert len(rows) == 6 and all(np.isfinite(r["total"]) for r in rows)
-    assert all(0 <= r["padding"] < 1 and 0 <= r["waiting"] <= 1 for r in rows)
+    assert all(0 <= r["padding"] < 1 for r in rows)
+    waiting = [r["waiting"] for r in rows if "waiting" in r]
+    # Each compilation starts the clock again: one row of no speed for each.
+    assert len(waiting) >= 4 and all(0 <= share <= 1 for share in waiting)
 
 
 @pytest.mark.slow
