@@ -14,8 +14,6 @@ float32, in that order; boxes without area neither suppress nor are suppressed.
 """
 
 import functools
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +21,7 @@ from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from frcnn_jax.ops import modes
+from frcnn_jax.ops.primitive import Operation
 from frcnn_jax.types import Array
 
 CPU_TILE = 64  # boxes a step: few where arithmetic is dear ...
@@ -98,7 +97,9 @@ def nms_indices(
     if classes is None:
         classes = jnp.zeros(n, jnp.int32)
     arrays = jax.tree.map(jnp.asarray, (boxes, scores, classes, valid))
-    return _first_kept(*lax.stop_gradient(arrays), threshold, max_output)
+    one = [x[None] for x in lax.stop_gradient(arrays)]
+    index, found = _first_kept(*one, threshold=threshold, max_output=max_output)
+    return index[0], found[0]
 
 
 def soft_nms(
@@ -142,20 +143,46 @@ def _keep(boxes, scores, classes, valid, iou_threshold):
     return jnp.zeros(n, bool).at[jnp.where(found, index, n)].set(True, mode="drop")
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
-def _first_kept(boxes, scores, classes, valid, threshold, max_output):
-    # From here on all are mapped, vary and are sharded alike, as loops want it.
+def _sorted_greedy(boxes, scores, classes, valid, *, threshold, max_output):
+    """`nms_indices` of images [b, n]: all images share the loops."""
+    # From here on all vary and are sharded alike, as loops want it.
     boxes, scores, classes, valid = modes.carry(
         (boxes, scores, classes, valid), (boxes, scores, classes, valid)
     )
-    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
+    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), axis=1, stable=True)
     order = order.astype(jnp.int32)
-    boxes = jnp.where(valid[:, None], boxes.astype(jnp.float32), 0)[order]
-    greedy = _greedy(threshold, min(max_output, len(order)))
-    position, count = greedy(boxes[None], classes[order][None], valid[order][None])
-    position = jnp.pad(position[0], (0, max_output - position.shape[1]))
-    found = jnp.arange(max_output, dtype=jnp.int32) < count[0]
-    return jnp.where(found, order[position], 0), found
+    boxes = jnp.where(valid[..., None], boxes.astype(jnp.float32), 0)
+    pick = jax.vmap(lambda x, index: x[index])
+    sorted_images = [pick(x, order) for x in (boxes, classes, valid)]
+    n = order.shape[1]
+    tiled = functools.partial(
+        _greedy_tiles, threshold=threshold, max_output=min(max_output, n)
+    )
+    cpu = functools.partial(tiled, tile=CPU_TILE)
+    if n <= CPU_TILE:  # one tile, whatever its size
+        position, count = cpu(*sorted_images)
+    else:
+        other = functools.partial(tiled, tile=LARGE_TILE)
+        position, count = lax.platform_dependent(*sorted_images, cpu=cpu, default=other)
+    position = jnp.pad(position, ((0, 0), (0, max_output - position.shape[1])))
+    found = jnp.arange(max_output, dtype=jnp.int32)[None] < count[:, None]
+    return jnp.where(found, pick(order, position), 0), found
+
+
+# A primitive with static arguments: a translation of the program finds it whole.
+_first_kept = Operation("nms", _sorted_greedy)
+
+
+@_first_kept.batched
+def _(images, batched, *args, **static):
+    """More images."""
+    mapped = [
+        x if b else jnp.broadcast_to(x[None], (images, *x.shape))
+        for x, b in zip(args, batched, strict=True)
+    ]
+    lead = images, mapped[0].shape[1]
+    merged = (x.reshape(lead[0] * lead[1], *x.shape[2:]) for x in mapped)
+    return [x.reshape((*lead, x.shape[1])) for x in _first_kept(*merged, **static)]
 
 
 def _round_down(threshold: float) -> float:
@@ -174,31 +201,6 @@ def _suppresses(first, second, threshold):
     h = jnp.maximum(jnp.minimum(ay2, by2) - jnp.maximum(ay1, by1), 0)
     inter = w * h
     return (inter / (area_a + area_b - inter) > threshold) & (class_a == class_b)
-
-
-@functools.cache
-def _greedy(threshold: float, max_output: int) -> Callable:
-    """NMS of sorted boxes [b, n, 4]; `vmap` adds to b: all images share the modes."""
-
-    @jax.custom_batching.custom_vmap
-    def greedy(boxes, classes, valid):
-        tiled = functools.partial(
-            _greedy_tiles, threshold=threshold, max_output=max_output
-        )
-        cpu = functools.partial(tiled, tile=CPU_TILE)
-        if boxes.shape[1] <= CPU_TILE:  # one tile, whatever its size
-            return cpu(boxes, classes, valid)
-        other = functools.partial(tiled, tile=LARGE_TILE)
-        return lax.platform_dependent(boxes, classes, valid, cpu=cpu, default=other)
-
-    @greedy.def_vmap
-    def _(_, batched, *args):
-        assert all(batched), "all are mapped or none is: see _first_kept"
-        lead = args[0].shape[:2]
-        out = greedy(*(x.reshape(-1, *x.shape[2:]) for x in args))
-        return tuple(x.reshape(*lead, *x.shape[1:]) for x in out), (True, True)
-
-    return greedy
 
 
 def _greedy_tiles(boxes, classes, valid, *, threshold, max_output, tile):
