@@ -41,10 +41,10 @@ def export_image(
     any h and w and compiles for each new pair; with `size` (h, w) it takes only that
     one. Raises ValueError for a model that needs proposals from outside.
     """
-    _check(config)
+    check(config)
     scope = export.SymbolicScope(["h >= 1", "w >= 1"])
     shape = size or export.symbolic_shape("h, w", scope=scope)
-    detect = partial(_detect_image, variables, model=model, config=config)
+    detect = partial(detect_image, variables, model=model, config=config)
     image = jax.ShapeDtypeStruct((*shape, 3), jnp.uint8)
     return export.export(jax.jit(detect), platforms=platforms)(image)
 
@@ -63,9 +63,9 @@ def export_batch(
     prepare` leaves them; boxes are in pixels of the canvas. `batch_size` 0 takes any b.
     Raises ValueError for a model that needs proposals from outside.
     """
-    _check(config)
+    check(config)
     b = batch_size or export.symbolic_shape("b")[0]
-    detect = partial(_detect_batch, variables, model=model, config=config)
+    detect = partial(detect_batch, variables, model=model, config=config)
     image = jax.ShapeDtypeStruct((b, *canvas_of(config), 3), jnp.uint8)
     image_size = jax.ShapeDtypeStruct((b, 2), jnp.int32)
     return export.export(jax.jit(detect), platforms=platforms)(image, image_size)
@@ -165,14 +165,17 @@ def fit(
     return found[jnp.argmax(found[:, 0] * found[:, 1])]
 
 
-def _detect_image(variables, image, *, model, config):
+def detect_image(
+    variables: Any, image: Array, *, model: Any, config: Mapping[str, Any]
+) -> dict[str, Array]:
+    """What `export_image` exports."""
     data, canvas = config["data"], canvas_of(config)
     original = jnp.stack([jnp.asarray(side, jnp.int32) for side in image.shape[:2]])
     sides = {k: data[k] for k in ("short_side", "max_side", "canvas")}
     size = fit(original, **sides)
     reduced = data.get("reduced", True) and not data.get("augment")
     pixels = resize(image, size, canvas=canvas, reduced=reduced)
-    found = _detect_batch(
+    found = detect_batch(
         variables, pixels[None], size[None], model=model, config=config
     )
     back = jnp.tile((original / size)[::-1], 2)[None]
@@ -181,7 +184,15 @@ def _detect_image(variables, image, *, model, config):
     return {name: x[0] for name, x in found.items()} | {"boxes": boxes}
 
 
-def _detect_batch(variables, image, image_size, *, model, config):
+def detect_batch(
+    variables: Any,
+    image: Array,
+    image_size: Array,
+    *,
+    model: Any,
+    config: Mapping[str, Any],
+) -> dict[str, Array]:
+    """What `export_batch` exports."""
     b = image.shape[0]
     batch = Batch(
         image=image,
@@ -198,7 +209,8 @@ def _detect_batch(variables, image, image_size, *, model, config):
     return dict(found._asdict())
 
 
-def _check(config: Mapping[str, Any]) -> None:
+def check(config: Mapping[str, Any]) -> None:
+    """ValueError for an algorithm that needs proposals from outside."""
     if not algorithms.of(config).PROPOSES:
         raise ValueError(
             f"algorithm={algorithms.name_in(config)!r} needs proposals from outside: "

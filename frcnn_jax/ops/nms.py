@@ -14,6 +14,7 @@ float32, in that order; boxes without area neither suppress nor are suppressed.
 """
 
 import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
