@@ -59,7 +59,7 @@ test-wheel: $(VENV)/.installed  ## the wheel outside of the repository: the pure
 
 test-wheel-all: test-wheel  ## the wheel outside of the repository: the rest
 	$(WHEEL)/venv/bin/python -m pip install --quiet "$$(echo $(WHEEL)/*.whl)[train]" \
-	    pytest-xdist pycocotools faster-coco-eval
+	    pytest-xdist pycocotools faster-coco-eval onnx onnxruntime
 	away=$$(mktemp -d) && cp -r tests experiments pyproject.toml $$away && cd $$away && \
 	    $(WHEEL)/venv/bin/python -m pytest -n 2 tests --ignore=tests/scripts \
 	    --ignore=tests/examples --ignore=tests/test_docs.py
