@@ -6,7 +6,7 @@ class:
 | group | keyword arguments of | default |
 | --- | --- | --- |
 | `backbone` | `build_backbone` and the module's `Backbone` | required |
-| `fpn` | `fpn.FPN`; leave it out for one level (C4) | none |
+| `fpn` | `build_neck` and the module's `Neck`; leave it out for one level (C4) | none |
 | `anchors` | `anchor_pyramid` | FPN: 32 to 512 on strides 4 to 64 |
 | `rpn` | `RPNHead` | |
 | `roi_align` | `pool_rois` | 7x7 on strides 4 to 32 |
@@ -40,7 +40,6 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from frcnn_jax import models, ranges
-from frcnn_jax.models import fpn as fpn_module
 from frcnn_jax.models.faster_rcnn import FasterRCNN, FastRCNN
 from frcnn_jax.models.rpn_head import RPNHead
 from frcnn_jax.ops import anchors as anchor_ops
@@ -99,11 +98,7 @@ def build_detector(
         dtype=(dtype, ranges.one_of("float32", "bfloat16")),
     )
     compute = jnp.dtype(dtype)
-    neck = None
-    if fpn is not None:
-        neck = fpn_module.FPN(
-            dtype=compute, **_keywords("fpn", fpn_module.FPN, fpn, given=("dtype",))
-        )
+    neck = None if fpn is None else build_neck(dtype=compute, **_plain(fpn))
     parts: dict[str, Any] = dict(
         backbone=build_backbone(dtype=compute, **_plain(backbone)),
         fpn=neck,
@@ -149,7 +144,7 @@ def with_defaults(model: Mapping[str, Any]) -> dict[str, Any]:
         ),
     )
     if given.get("fpn") is not None:
-        parts["fpn"] = fpn_module.FPN
+        parts["fpn"] = _lookup("fpn", given["fpn"].get("name", "fpn"), "Neck")
     if not given.get("external_proposals"):
         parts |= dict(anchors=anchor_pyramid, rpn=RPNHead)
     if given.get("roi_pool") is None:
@@ -217,6 +212,14 @@ def build_backbone(
     if "dtype" in inspect.signature(backbone).parameters:
         fields["dtype"] = dtype
     return backbone(**fields)
+
+
+def build_neck(
+    name: str = "fpn", *, dtype: Any = jnp.float32, **fields: Any
+) -> nn.Module:
+    """Return `Neck(**fields)` of a module, found as `build_backbone` does."""
+    neck = _lookup("fpn", name, "Neck")
+    return neck(dtype=dtype, **_keywords("fpn", neck, fields, given=("dtype",)))
 
 
 def build_box_head(

@@ -89,3 +89,6 @@ class FPN(nn.Module):
             top = max(pyramid)
             pyramid[2 * top] = pyramid[top][:, ::2, ::2]
         return {stride: pyramid[stride] for stride in sorted(pyramid)}
+
+
+Neck = FPN  # the name that `build` looks for

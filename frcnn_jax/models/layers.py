@@ -205,14 +205,15 @@ class LayerScale(nn.Module):
 
 
 def add_branch(
-    x: Float[Array, "b h w c"],
-    branch: Float[Array, "b h w c"],
+    x: Float[Array, "b *d"],
+    branch: Float[Array, "b *d"],
     factor: Float[Array, " b"] | None,
-) -> Float[Array, "b h w c"]:
+) -> Float[Array, "b *d"]:
     """x + factor branch, a number an image (`branch_factors`); None is 1."""
     if factor is None:
         return x + branch
-    return x + branch * factor.astype(branch.dtype)[:, None, None, None]
+    factor = factor.astype(branch.dtype).reshape((-1, *(1,) * (x.ndim - 1)))
+    return x + branch * factor
 
 
 class FrozenBatchNorm(nn.Module):
@@ -255,7 +256,7 @@ class BatchNorm(nn.BatchNorm):
         return super().__call__(x, use_running_average=not learns)
 
 
-NORMS = ("frozen", "batch", "sync", "group")
+NORMS = ("frozen", "batch", "sync", "group", "layer")
 
 
 def norm(
@@ -269,6 +270,7 @@ def norm(
     | "batch" | of the images of one device: `BatchNorm` | learn |
     | "sync" | of the images of all devices on axis "batch" | learn |
     | "group" | of 32 groups of an image's channels (Wu & He 2018) | learn |
+    | "layer" | of the channels of each cell: `LayerNorm` | learn |
     | "none" | no layer | |
 
     "group" has as many groups as divide the channels, up to 32, and its own epsilon.
@@ -284,6 +286,8 @@ def norm(
         return lambda x: nn.GroupNorm(
             math.gcd(32, x.shape[-1]), dtype=dtype, name=name
         )(x)
+    if kind == "layer":
+        return LayerNorm(eps, dtype=dtype, name=name)
     return lambda x: x
 
 

@@ -11,6 +11,8 @@
 | `.pkl`, ResNeXt-101 | `groups=32`, `group_width=8` | Detectron2 (FAIR) |
 | `.pth`, `.safetensors`, MobileNetV3-Large | `norm_eps=1e-3` | torchvision |
 | the same | the defaults | timm (`mobilenetv3_large_100`) |
+| the same, ConvNeXt and Swin | the defaults | torchvision, timm |
+| the same, plain ViT | see `vit` and `models.vit` | timm |
 | the same or `.npz`, VGG-16 | see `vgg` | torchvision, timm, Caffe |
 
 In place of a file, the name of a hub: `hf:timm/resnet50.a1_in1k` (`hub`).
@@ -28,7 +30,7 @@ from frcnn_jax.extras import need
 
 need("train", "safetensors")
 
-from frcnn_jax.weights import hub, keras, torchvision, vgg  # noqa: E402
+from frcnn_jax.weights import hub, keras, torchvision, vgg, vit  # noqa: E402
 
 __all__ = ["load_backbone"]
 
@@ -55,6 +57,8 @@ def load_backbone(
         )
     if "conv1_1" in variables["params"]["backbone"]:
         return vgg.load_backbone(path, variables)
+    if "block0" in variables["params"]["backbone"] and path.suffix != ".npz":
+        return vit.load_backbone(path, variables)
     if path.suffix != ".npz":
         return torchvision.load_backbone(path, variables)
     return keras.load_backbone(path, variables)

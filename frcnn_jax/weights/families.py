@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from frcnn_jax.weights import detectron2, timm
+from frcnn_jax.weights import detectron2, timm, vit
 from frcnn_jax.weights.files import read_arrays
 
 Fixed = dict[str, tuple[Any, ...]]
@@ -173,6 +173,8 @@ def families(path: str | pathlib.Path) -> tuple[Family, ...]:
         return _torchvision_detector(path, names)
     if "conv1/kernel" in names:
         return (KERAS,)
+    if vit.recognises(arrays):
+        return _plain_vit(names)
     network = timm.recognises(arrays)
     if network == "convnext" or "features.1.0.layer_scale" in names:
         name = "a classifier of torchvision or timm (ConvNeXt)"
@@ -202,6 +204,21 @@ def _classifier(whose: str) -> Family:
         "experiments/coco_r50_fpn_v1.py:eps=1e-5",
         {**IMAGENET, **_resnet()},
     )
+
+
+def _plain_vit(names: set[str]) -> tuple[Family, ...]:
+    """Of a ViT with a classifier the names do not tell which pixels it was fed."""
+    experiment = "experiments/coco_vitdet_b.py"
+    if "blocks.0.ls1.gamma" in names:
+        fixed = {**IMAGENET, "model.backbone.norm_eps": (1e-6,)}
+        return (Family("DINOv2 of timm", experiment + ":dinov2", fixed),)
+    if "blocks.0.attn.rel_pos_h" in names:  # timm's has 1e-5, the authors' 1e-6
+        fixed = {**IMAGENET, "model.backbone.norm_eps": (1e-6, 1e-5)}
+        return (Family("Segment Anything's image encoder", experiment, fixed),)
+    if any(name.startswith("head.") for name in names):
+        return ()
+    fixed = {**IMAGENET, "model.backbone.norm_eps": (1e-6,)}
+    return (Family("a ViT without a classifier (MAE, DINO)", experiment, fixed),)
 
 
 def _torchvision_detector(path: pathlib.Path, names: set[str]) -> tuple[Family, ...]:

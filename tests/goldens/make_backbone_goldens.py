@@ -9,7 +9,7 @@ network: names and shapes of its state dict as JSON, and its maps for random wei
 a random image of 64 pixels (`tests/parity/random_weights.py`, seed 0), every 16th
 channel of them, rounded to float32. ConvNeXt and Swin have odd sizes in place of 64
 pixels; there a convolution whose stride is its size gets zeros at the bottom and right,
-so that no cell is lost.
+so that no cell is lost. So have the plain ViTs, without their classifier and neck.
 """
 # pyright: reportMissingImports=false
 
@@ -31,6 +31,8 @@ try:
     import timm
     from timm.models.convnext import ConvNeXt
     from timm.models.swin_transformer import SwinTransformer
+    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer_sam import VisionTransformerSAM
 except ImportError:
     timm: Any = None
 
@@ -115,6 +117,45 @@ if timm is not None:
         lambda: timm.create_model("mobilenetv3_large_100"),
         ("blocks.1.0", "blocks.2.0", "blocks.3.0", "blocks.5.0", "blocks.6"),
     )
+    # Windows of 3 cells are padded at 72 x 100 pixels; the tables of the global block
+    # and the absolute positions are of another size than the map, 5 x 7 cells.
+    NETWORKS["samvit_narrow"] = (
+        lambda: VisionTransformerSAM(
+            img_size=64,
+            embed_dim=64,
+            depth=3,
+            num_heads=2,
+            use_rel_pos=True,
+            window_size=3,
+            global_attn_indexes=(1,),
+        ),
+        ("blocks.2",),
+    )
+    NETWORKS["samvit_base"] = (
+        lambda: timm.create_model("samvit_base_patch16"),
+        ("blocks.11",),
+    )
+    NETWORKS["dinov2_narrow"] = (
+        lambda: VisionTransformer(
+            img_size=84,
+            patch_size=14,
+            embed_dim=64,
+            depth=2,
+            num_heads=2,
+            init_values=1e-5,
+            dynamic_img_size=True,
+        ),
+        ("norm",),
+    )
+    NETWORKS |= {
+        f"dinov2_{size}": (
+            lambda size=size: timm.create_model(
+                f"vit_{size}_patch14_dinov2", dynamic_img_size=True
+            ),
+            ("norm",),
+        )
+        for size in ("small", "base")
+    }
     NETWORKS["timm_resnet18"] = (lambda: timm.create_model("resnet18"), STAGES)
 
 
@@ -128,7 +169,9 @@ def pad(module, inputs):
 def maps_of(network, make, modules, size):
     """Names of the state dict, and the outputs of the modules, NHWC."""
     model = make().eval()
-    if size != (64, 64):
+    if hasattr(model, "patch_embed"):
+        model.patch_embed.dynamic_img_pad = True
+    elif size != (64, 64):
         for module in model.modules():
             if isinstance(module, torch.nn.Conv2d) and module.stride[0] > 1:
                 assert module.stride == module.kernel_size
@@ -142,7 +185,8 @@ def maps_of(network, make, modules, size):
     backbone = {
         name: shape
         for name, shape in shapes.items()
-        if not name.startswith(("fc.", "classifier.", "conv_head.", "head.", "norm."))
+        if not name.startswith(("fc.", "classifier.", "conv_head.", "head.", "neck."))
+        and ("dinov2" in network or not name.startswith("norm."))
     }
     weights = random_weights(backbone, 0)
     model.load_state_dict(
@@ -153,7 +197,10 @@ def maps_of(network, make, modules, size):
 
     def keep(name):
         def hook(module, inputs, output):
-            channels_last = "swin" in network
+            if "dinov2" in network:  # a class token, then the cells
+                h, w = (-(-side // 14) for side in size)
+                output = output[:, 1:].reshape(1, h, w, -1)
+            channels_last = any(n in network for n in ("swin", "vit", "dinov2"))
             output = output if channels_last else output.permute(0, 2, 3, 1)
             found[name] = output.numpy()[..., ::16]
 
@@ -177,7 +224,8 @@ def main():
             arrays = {k: file[k] for k in file.files if k.split("/")[0] not in chosen}
     for name in chosen:
         make, modules = NETWORKS[name]
-        size = ODD if "convnext" in name or "swin" in name else (64, 64)
+        odd = any(n in name for n in ("convnext", "swin", "samvit", "dinov2"))
+        size = ODD if odd else (64, 64)
         size = WHOLE if name == "timm_swin_narrow" else size
         shapes, maps = maps_of(name, make, modules, size)
         arrays[f"{name}/versions"] = np.array(versions)

@@ -26,6 +26,7 @@ from frcnn_jax.ops import (
     matching,
     modes,
     nms,
+    positions,
     roi_align,
     roi_pool,
 )
@@ -340,6 +341,9 @@ CASES = [
     case(maps.local_response_norm, real("ghwc")),
     case(maps.dropout, keys(3), real("3c"), rate=0.5),
     case(maps.branch_factors, keys(3), count=4, rate=0.5, each=2),
+    case(positions.cubic_weights, 5, 8, whole("", 3, 8)),
+    case(positions.absolute, real("45c"), (8, 6), whole("2", 2, 6)),
+    case(positions.relative, real("9c"), 8, whole("", 3, 8)),
     # convolutions
     case(
         direct_conv.direct_conv,

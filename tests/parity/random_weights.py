@@ -23,6 +23,8 @@ def random_weights(
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         if name.endswith("running_var"):
             array = rng.uniform(0.5, 1.5, shape)
+        elif name in ("pos_embed", "cls_token"):  # as large as the cells
+            array = rng.normal(0, 0.5, shape)
         elif len(shape) > 1:
             fan_in = np.prod(shape[1:])
             array = rng.standard_normal(shape, np.float32) * np.sqrt(2 / fan_in)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax import models, weights
+from frcnn_jax.models.vit import DINOV2
 from frcnn_jax.weights import files as weight_files
 from tests.parity.random_weights import random_image, random_weights
 
@@ -31,6 +32,14 @@ def swin(**fields):
     return dict(name="swin", out_norm=False, **fields)
 
 
+def vit(**fields):
+    return dict(name="vit", norm_eps=1e-5, **fields)
+
+
+def dinov2(**fields):
+    return dict(name="vit", **DINOV2, **fields)
+
+
 MOBILENET = dict(name="mobilenet", out_strides=(2, 4, 8, 16, 32, 33))
 FAST = {  # the golden's name: the group `backbone` that its weights need
     "resnet18": resnet(18),
@@ -39,6 +48,11 @@ FAST = {  # the golden's name: the group `backbone` that its weights need
     "timm_convnext_narrow": convnext(depths=(1, 1, 2, 1), width=32),
     "swin_narrow": swin(depths=(2, 2, 2, 1), width=32),
     "timm_swin_narrow": swin(depths=(2, 1, 1, 1), width=32),
+    "samvit_narrow": vit(
+        **dict(depth=3, width=64, heads=2, window=3, global_blocks=(1,)),
+        **dict(positions=4, relative=4),
+    ),
+    "dinov2_narrow": dinov2(depth=2, width=64, heads=2) | dict(positions=6),
 }
 SLOW = {
     "convnext_tiny": convnext(),
@@ -47,6 +61,9 @@ SLOW = {
     "timm_convnext_tiny": convnext(),
     "swin_t": swin(),
     "swin_s": swin(depths=(2, 2, 18, 2)),
+    "samvit_base": vit(positions=64),
+    "dinov2_small": dinov2(width=384, heads=6),
+    "dinov2_base": dinov2(),
     "swin_b": swin(depths=(2, 2, 18, 2), width=128),
     "timm_resnet18": resnet(18),
     "timm_mobilenetv3_large_100": dict(MOBILENET, out_strides=(4, 8, 16, 32, 33)),
