@@ -55,7 +55,7 @@ class Neck(nn.Module):
     """
 
     channels: int = 256
-    scales: tuple[float, ...] = SCALES
+    scales: tuple[int | float, ...] = SCALES
     pool_levels: int = 1
     norm: str = "layer"
     dtype: Any = jnp.float32

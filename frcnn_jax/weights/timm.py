@@ -101,6 +101,43 @@ def rename_swin(name: str, arrays: Mapping[str, np.ndarray]) -> str:
     return f"features.{2 * int(match[1]) + 1}.{match[2]}.{part}"
 
 
+def swin_table(table: np.ndarray, offsets: int) -> np.ndarray:
+    """A table of biases `[s * s, heads]` for windows with `offsets` = s' * s' rows.
+
+    As timm resizes them (BEiT's rule): the s offsets stand at places that grow like a
+    geometric series out to the new ones, and values between are interpolated linearly
+    along each axis.
+
+    >>> swin_table(np.ones((9, 1)), 25).shape
+    (25, 1)
+    """
+    old, new = round(len(table) ** 0.5), round(offsets**0.5)
+    if old == new or old * old != len(table) or new * new != offsets:
+        return table
+    places = _geometric(old, new)
+    grid = np.asarray(table, np.float64).reshape((old, old, -1))
+    at = np.arange(-(new // 2), new // 2 + 1)
+    weights = np.stack([np.interp(at, places, row) for row in np.eye(old)], 1)
+    grid = np.einsum("yp,pqh,xq->yxh", weights, grid, weights)
+    return grid.reshape((offsets, -1)).astype(np.float32)
+
+
+def _geometric(old: int, new: int) -> np.ndarray:
+    """`old` places around 0, `1, 1 + q, 1 + q + q^2, ...`, the last near `new // 2`.
+
+    q lies between 1.01 and 1.5, within 1e-6.
+    """
+    left, right = 1.01, 1.5
+    while right - left > 1e-6:
+        q = (left + right) / 2
+        if (1 - q ** (old // 2)) / (1 - q) > new // 2:
+            right = q
+        else:
+            left = q
+    half = np.cumsum(q ** np.arange(old // 2))
+    return np.concatenate([-half[::-1], [0], half])
+
+
 def rename(name: str, arrays: Mapping[str, np.ndarray]) -> str:
     """One name of MobileNetV3; `arrays` tell which parts a block has.
 

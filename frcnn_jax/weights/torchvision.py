@@ -365,6 +365,8 @@ def _fill(
         if name not in arrays:
             continue
         array, shape = arrays[name], model[key].shape
+        if layout == "table":  # of another window
+            array = timm.swin_table(array, shape[0])
         try:
             value = _from_torch(array, layout, model, classes)
         except (ValueError, IndexError) as error:

@@ -1,6 +1,7 @@
 """Names of a hub, without a network: the hub is a folder."""
 
 import hashlib
+import re
 
 import numpy as np
 import pytest
@@ -86,3 +87,26 @@ def test_the_file_fills_the_backbone(hub):
     """The name goes to the same reader as a path does."""
     with pytest.raises(ValueError, match="not in the model: backbone.body.a"):
         load_backbone("hf:timm/net.x_1k", {"params": {"backbone": {}}})
+
+
+def test_the_licence_is_said_once_and_loudly_where_it_is_not_commercial(hub, caplog):
+    pretrained_hub.say_licence.cache_clear()
+    caplog.set_level("INFO", logger=pretrained_hub.__name__)
+    for _ in range(2):
+        pretrained_hub.fetch("hf:timm/net.x_1k")
+        pretrained_hub.say_licence("timm/vit_base_patch16_224.mae")
+        pretrained_hub.say_licence("timm/swin_tiny_patch4_window7_224.ms_in1k")
+    levels = [record.levelname for record in caplog.records]
+    assert levels == ["INFO", "WARNING", "INFO"]
+    unknown, mae, swin = (record.getMessage() for record in caplog.records)
+    assert "see its page" in unknown
+    assert "CC BY-NC 4.0, NOT for commercial use" in mae
+    assert swin.endswith("the weights are under MIT")
+
+
+def test_the_table_names_the_licences_that_the_patterns_give():
+    table = pretrained_hub.__doc__.partition("| network |")[2]
+    rows = re.findall(r"`hf:(timm/[^`]+)` \| ([^|]+) \|", table)
+    assert len(rows) >= 8
+    for repository, text in rows:
+        assert text.startswith(pretrained_hub.licence(repository) or "nothing")
