@@ -12,14 +12,12 @@ parts below the root. A line with more numbers is a polygon, whose box is taken.
 image without a text file is an image without objects.
 """
 
-import os
+import collections
 import pathlib
 import posixpath
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import yaml
 
 from frcnn_jax.data.conventions import to_xyxy
 from frcnn_jax.data.folders import (
@@ -30,14 +28,13 @@ from frcnn_jax.data.folders import (
     folder_of,
     is_image,
     templates,
-    tidy,
 )
 from frcnn_jax.data.images import image_size
 from frcnn_jax.data.source import Example, Source, clean_boxes
+from frcnn_jax.data.sources.yolo_yaml import label_paths, listed, read_yaml, splits_in
 
 LAYOUTS = (("images/{split}", "labels/{split}"), ("{split}/images", "{split}/labels"))
 NAMES = ("data.yaml", "names.txt", "classes.txt", "obj.names", "labels/classes.txt")
-SPLITS = ("train", "val", "valid", "test")
 
 
 def load(
@@ -49,7 +46,9 @@ def load(
     classes: str | Sequence[str] = (),
     yaml: str = "",
 ) -> Source:
-    """The images of a split by name, with paths below their folder as ids.
+    """The images of a split by name; their paths, without suffix, are the ids.
+
+    Where `1.jpg` and `1.png` lie side by side the ids keep the suffix.
 
     `images` and `labels` are the folders below `root`, where these are neither of the
     two usual ones; `{split}` in them stands for the split's name. With `yaml`, a file
@@ -62,7 +61,7 @@ def load(
     report: list[str] = []
     if yaml and not (images and labels):
         names = read_names(base, classes or yaml, report)
-        pictures, pairs = _listed(base, base / yaml, split, report)
+        pictures, pairs = listed(base, base / yaml, split, report)
         where = str(base / yaml)
     else:
         names = read_names(base, classes or yaml, report)
@@ -73,7 +72,11 @@ def load(
         ]
         where = str(texts)
     named = _names_file(base, classes or yaml)
-    examples = [_example(p, t, pictures, names, named, report) for p, t in pairs]
+    ids = _ids([p.relative_to(pictures) for p, _ in pairs])
+    examples = [
+        _example(p, t, i, names, named, report)
+        for (p, t), i in zip(pairs, ids, strict=True)
+    ]
     silent = [p for p, text in pairs if not text.is_file()]
     if pairs and len(silent) == len(pairs):
         raise FileNotFoundError(
@@ -95,14 +98,14 @@ def recognise(folder: Folder, *, yaml: str = "") -> Found | None:
     """
     yamls = [f for f in folder.files if f.endswith((".yaml", ".yml"))]
     named = [f for f in yamls if contains(folder.root / f, (_NAMES,), 1 << 20)]
-    files = [f for f in ([yaml] if yaml else named) if _splits(folder.root / f)]
+    files = [f for f in ([yaml] if yaml else named) if splits_in(folder.root / f)]
     if len(files) > 1:
         raise ValueError(
             f"{folder.root} has several YOLO files, {', '.join(files)}: name one, "
             "--config.data.yaml=..."
         )
     if files:
-        found = _splits(folder.root / files[0])
+        found = splits_in(folder.root / files[0])
         return Found(dict(yaml=files[0]), found, f"{files[0]}: names and splits")
     usual = {posixpath.basename(n) for n in NAMES}
     lists = [f for f in folder.files if posixpath.basename(f) in usual]
@@ -113,7 +116,7 @@ def recognise(folder: Folder, *, yaml: str = "") -> Found | None:
     for file, path in known.items():
         place = folder_of(file)
         if is_image(file) and place not in places:
-            for text in _label_paths(path):
+            for text in label_paths(path):
                 if text in texts:
                     places[place] = folder_of(text)
     if not places or not names:
@@ -139,19 +142,6 @@ def _found(places: dict[str, str], names: str) -> Found:
     return Found(leaves, tuple(found), why)
 
 
-def _label_paths(image: str) -> tuple[str, ...]:
-    """Where the labels of an image may be: the path of both without a suffix.
-
-    The last folder `images` replaced by `labels`, as Ultralytics does, or beside it.
-    """
-    parts = image.split("/")
-    places = [i for i, part in enumerate(parts[:-1]) if part == "images"]
-    if not places:
-        return (image,)
-    parts[places[-1]] = "labels"
-    return "/".join(parts), image
-
-
 def _layout(
     base: pathlib.Path, split: str, images: str, labels: str
 ) -> tuple[pathlib.Path, pathlib.Path]:
@@ -167,126 +157,6 @@ def _layout(
         )
     pictures, texts = found[0]
     return pictures, texts
-
-
-# -------------------------------------------------------------------------------- YAML
-
-
-def _splits(file: pathlib.Path) -> tuple[str, ...]:
-    """The splits that a YAML has; none of one that is not YOLO's."""
-    try:
-        found = _read_yaml(file)
-    except (OSError, ValueError):
-        return ()
-    return tuple(k for k in SPLITS if isinstance(found, dict) and found.get(k))
-
-
-def _read_yaml(file: pathlib.Path) -> Any:
-    if not file.is_file():
-        raise FileNotFoundError(f"no file {file}: set data.yaml or data.classes")
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{file} is not YAML: {error}") from error
-
-
-def _listed(
-    base: pathlib.Path, file: pathlib.Path, split: str, report: list[str]
-) -> tuple[pathlib.Path, list[tuple[pathlib.Path, pathlib.Path]]]:
-    """The images that a YAML names for a split, each with its text file."""
-    found = _read_yaml(file)
-    there = [k for k in SPLITS if isinstance(found, dict) and found.get(k)]
-    if split not in there:
-        raise ValueError(
-            f"{file} has no split {split!r}: there are {', '.join(there) or 'none'}"
-        )
-    path = found.get("path") or ""
-    places = {k: _places(base, file, str(path), k, found[k]) for k in there}
-    for other in there:
-        if other != split and found[other] != found[split]:
-            if both := set(places[other]) & set(places[split]):
-                raise ValueError(
-                    f"{file}: {split}: {found[split]} and {other}: {found[other]} both "
-                    f"come to {both.pop()}: correct the paths"
-                )
-    names: list[str] = []
-    for place in places[split]:
-        if (base / place).is_dir():
-            inside = (base / place).rglob("*")
-            names += sorted(
-                p.relative_to(base).as_posix() for p in inside if is_image(p.name)
-            )
-        else:
-            names += _lines(base, place)
-    if not names:
-        raise FileNotFoundError(f"{file}: {split}: {found[split]} has no images")
-    return base, [(base / name, _text(base, name)) for name in dict.fromkeys(names)]
-
-
-def _places(
-    base: pathlib.Path, file: pathlib.Path, path: str, split: str, value: Any
-) -> list[str]:
-    """Folders and text files below the root that an entry of a YAML means."""
-    entries = value if isinstance(value, list) else [value]
-    if not entries or not all(isinstance(e, str) and e for e in entries):
-        raise ValueError(
-            f"{file}: {split} is {value!r}, expected a folder, a text file of paths, "
-            "or a list of those"
-        )
-    beside = posixpath.dirname(file.relative_to(base).as_posix())
-    found = []
-    for entry in entries:
-        starts = (posixpath.join(beside, tidy(path)), tidy(path), beside, "")
-        place = _find(base, entry, starts)
-        if place is None:
-            raise FileNotFoundError(
-                f"{file}: {split}: {entry!r} is neither a folder nor a file below "
-                f"{base}: correct it, or set data.images and data.labels"
-            )
-        found.append(place)
-    return found
-
-
-def _find(
-    base: pathlib.Path,
-    name: str,
-    starts: Sequence[str],
-    there: Callable[[pathlib.Path], bool] = os.path.exists,
-) -> str | None:
-    """What a path means below the root: from one of `starts`, or by its last parts."""
-    parts = tidy(name).split("/")
-    for first in range(len(parts)):
-        end = "/".join(parts[first:])
-        for start in dict.fromkeys(starts if first == 0 else ("",)):
-            place = posixpath.join(start, end)
-            if end and there(base / place):
-                return place
-    return None
-
-
-def _lines(base: pathlib.Path, place: str) -> list[str]:
-    """The images that a text file names, below the root."""
-    file = base / place
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no list of images: {error}") from error
-    names = []
-    for number, line in enumerate(lines, start=1):
-        if line := line.strip():
-            name = _find(base, line, (folder_of(place), ""), os.path.isfile)
-            if name is None:
-                raise FileNotFoundError(
-                    f"{file}, line {number}: no image {line!r} below {base}"
-                )
-            names.append(name)
-    return names
-
-
-def _text(base: pathlib.Path, name: str) -> pathlib.Path:
-    """The text file of an image, whether it is there or not."""
-    paths = [base / f"{p}.txt" for p in _label_paths(posixpath.splitext(name)[0])]
-    return next((p for p in paths if p.is_file()), paths[0])
 
 
 # ------------------------------------------------------------------------- names, files
@@ -308,7 +178,7 @@ def read_names(
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is no list of names: {error}") from error
         return tuple(line.strip() for line in text.splitlines() if line.strip())
-    found = _read_yaml(file)
+    found = read_yaml(file)
     names = found.get("names") if isinstance(found, dict) else None
     if isinstance(names, dict) and all(i in names for i in range(len(names))):
         names = [names[i] for i in range(len(names))]
@@ -385,10 +255,17 @@ def parse(
     return found, np.array(boxes, np.float64).reshape(-1, 4)
 
 
+def _ids(paths: Sequence[pathlib.Path]) -> list[str]:
+    """Paths without suffix; with it where `1.jpg` and `1.png` are two images."""
+    short = [str(path.with_suffix("")) for path in paths]
+    count = collections.Counter(short)
+    return [s if count[s] == 1 else str(p) for s, p in zip(short, paths, strict=True)]
+
+
 def _example(
     picture: pathlib.Path,
     text: pathlib.Path,
-    folder: pathlib.Path,
+    image_id: str,
     names: tuple[str, ...],
     named: object,
     report: list[str],
@@ -405,7 +282,7 @@ def _example(
     boxes, keep = clean_boxes(boxes, size, shown, text.name, report)
     return Example(
         image=str(picture),
-        image_id=str(picture.relative_to(folder).with_suffix("")),
+        image_id=image_id,
         boxes=boxes[keep],
         classes=np.array(found, np.int32)[keep],
         ignore=np.zeros(int(keep.sum()), bool),

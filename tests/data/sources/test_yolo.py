@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax.data.sources import yolo
+from frcnn_jax.data.validate import validate
 
 
 def make(folder, labels, *, layout="images/train", names="cat\ndog\n"):
@@ -31,6 +32,15 @@ def test_boxes_and_classes(tmp_path, layout):
     assert source[0].classes.tolist() == [2, 1]
     assert source[1].boxes.shape == (0, 4) and source[1].size == (40, 80)
     assert source.report == []
+
+
+def test_two_images_of_one_stem_keep_their_suffixes_as_ids(tmp_path):
+    root = make(tmp_path, {"1": "0 0.5 0.5 1 1\n", "2": ""})
+    image = np.zeros((40, 80, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "images" / "train" / "1.jpg"), image)
+    source = validate(yolo.load(split="train", root=root))
+    assert [e.image_id for e in source] == ["1.jpg", "1.png", "2"]
+    assert [len(e.boxes) for e in source] == [1, 1, 0]  # one file of labels for both
 
 
 def test_polygons_become_their_boxes(tmp_path):
