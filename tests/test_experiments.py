@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax import models
-from frcnn_jax.data import augment, pipeline, recognise
+from frcnn_jax.data import augment, named, pipeline, recognise
 from frcnn_jax.data.facts import Facts
 from frcnn_jax.data.images import canvases, check_canvas
 from frcnn_jax.data.sources import mix, records, shapes
@@ -60,7 +60,7 @@ def bind_data(data):
         assert not set(data) - set(recognise.leaves(recognise.AUTO))
         return
     name, colon, dataset = data["name"].partition(":")
-    module = pipeline.find_source(name)
+    module = named.find_source(name)
     source = dict(
         bound.get("source_kwargs", {}), **{"dataset": dataset} if colon else {}
     )

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from frcnn_jax.data import images, pipeline, proposal_files, recognise
+from frcnn_jax.data import images, named, proposal_files, recognise
 from frcnn_jax.data.sources import records, shapes
 from frcnn_jax.data.sources import tfds as prepared
 from frcnn_jax.evaluation import files as result_files
@@ -66,7 +66,7 @@ def of_layout(layout, file):
 
         def read(_):
             split = data["train_split"].partition("[")[0]
-            pipeline.load_source(data["name"], split=split, **options)
+            named.load_source(data["name"], split=split, **options)
 
         return root / file, read
 

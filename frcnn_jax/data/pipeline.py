@@ -52,13 +52,8 @@ Arguments of `build`, which are the group `data` of a configuration:
 
 import dataclasses
 import functools
-import importlib
-import importlib.util
 import inspect
-import pathlib
-import re
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -66,7 +61,7 @@ from jaxtyping import Int
 
 from frcnn_jax import ranges
 from frcnn_jax.data import augment as augmentation
-from frcnn_jax.data import proposal_files, splits
+from frcnn_jax.data import proposal_files
 from frcnn_jax.data import sampling as sampling_order
 from frcnn_jax.data.batches import ENDLESS, Batches, Made, Notes, Stream, collect
 from frcnn_jax.data.example import (
@@ -76,9 +71,9 @@ from frcnn_jax.data.example import (
     train_row,
 )
 from frcnn_jax.data.images import Canvas, canvases, choose_canvas
-from frcnn_jax.data.source import Source, example_size, subset
-from frcnn_jax.data.source import merge_duplicates as merge
-from frcnn_jax.data.validate import check_evaluable, check_not_empty, validate
+from frcnn_jax.data.named import load_split, load_splits
+from frcnn_jax.data.source import Source, example_size
+from frcnn_jax.data.validate import validate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,46 +207,6 @@ def check_ranges(values: Mapping[str, Any]) -> None:
         augmentation.check(**values["augment"])
 
 
-def load_splits(
-    name: str,
-    train_split: str,
-    eval_split: str,
-    *,
-    merge_duplicates: bool = False,
-    **kwargs: Any,
-) -> tuple[Source, Source]:
-    """Both splits, validated, or one twice; none to evaluate on where its name is "".
-
-    ValueError where they have other classes, or where an evaluation would be refused.
-    """
-    train = load_split(
-        name, split=train_split, merge_duplicates=merge_duplicates, **kwargs
-    )
-    if not eval_split:
-        check_not_empty(train, train_split)
-        return train, Source([], train.classes, train.category_ids, valid=True)
-    evaluation = train
-    if eval_split != train_split:
-        evaluation = load_split(
-            name, split=eval_split, merge_duplicates=merge_duplicates, **kwargs
-        )
-    if train.classes != evaluation.classes:
-        raise ValueError(
-            _other_classes(name, train_split, train, eval_split, evaluation)
-        )
-    check_evaluable(evaluation, eval_split)
-    check_not_empty(train, train_split)
-    return train, evaluation
-
-
-def load_split(
-    name: str, *, split: str, merge_duplicates: bool = False, **kwargs: Any
-) -> Source:
-    """What `load_source` returns, every example of it checked by `validate`."""
-    source = load_source(name, split=split, **kwargs)
-    return validate(merge(source) if merge_duplicates else source)
-
-
 def split_of(data: Mapping[str, Any], split: str) -> Source:
     """One split, validated, of what the group `data` of a configuration describes."""
     return load_split(data["name"], split=split, **_of_the_source(data))
@@ -268,71 +223,6 @@ def _of_the_source(data: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments of `load_split` in a group `data`."""
     known = set(inspect.signature(build).parameters) - {"merge_duplicates"}
     return {k: v for k, v in data.items() if k not in known}
-
-
-def _other_classes(
-    name: str, train_split: str, train: Source, eval_split: str, evaluation: Source
-) -> str:
-    """What to say of splits whose classes differ."""
-    a, b = train.classes, evaluation.classes
-    only = [
-        f"only {split!r} has {', '.join(sorted(more)[:5])}"
-        for split, more in (
-            (train_split, set(a) - set(b)),
-            (eval_split, set(b) - set(a)),
-        )
-        if more
-    ]
-    return (
-        f"{train_split!r} has the classes {a}, {eval_split!r} has {b} "
-        f"({'; '.join(only) or 'in another order'}): both need the same, in the same "
-        "order: list them all in data.classes, or write the same categories into both "
-        "files"
-    )
-
-
-def load_source(name: str, *, split: str, group: str = "", **kwargs: Any) -> Source:
-    """`load` of the module `name`, of `frcnn_jax.data.sources` or a dotted path.
-
-    What follows a colon is its argument `dataset`: "tfds:voc/2007".
-    `split` may end in a range of positions, "train[:100]", "val[50:]", or of percent by
-    a hash of names, "all[:80%]", "all[80%:]", as `splits.share` says, with `group`.
-    (TFDS has ranges of percent of its own.)
-    """
-    name, colon, dataset = name.partition(":")
-    if colon:
-        kwargs["dataset"] = dataset
-    load = find_source(name).load
-    percent = "%" in split and name != "tfds"
-    number = r"(?:(\d+)%)?" if percent else r"(-?\d+)?"
-    match = re.fullmatch(rf"(.+?)(?:\[{number}:{number}\])?", split)
-    if match is None or (percent and match[2] is match[3] is None):
-        raise ValueError(
-            f"split={split!r}: give a name, or a part: 'train[:100]', 'train[:80%]'"
-        )
-    source = load(split=match[1], **kwargs)
-    start, stop = (int(v) if v else None for v in match.group(2, 3))
-    if percent:
-        ends = start or 0, 100 if stop is None else stop
-        return splits.share(
-            source, *ends, group=group, root=str(kwargs.get("root", ""))
-        )
-    if start is stop is None:
-        return source
-    return subset(source, slice(start, stop))
-
-
-def find_source(name: str) -> ModuleType:
-    """The module of a source by its name; ValueError names those there are."""
-    path = name if "." in name else f"frcnn_jax.data.sources.{name}"
-    # Where the sources stood when older configurations were written.
-    path = re.sub(r"^frcnn_jax\.data\.(\w+)$", r"frcnn_jax.data.sources.\1", path)
-    if "." not in name and importlib.util.find_spec(path) is None:
-        raise ValueError(
-            f"no data source {name!r}: there are {', '.join(source_names())}, or give "
-            "the dotted path of a module with a function load"
-        )
-    return importlib.import_module(path)
 
 
 def read_proposals(
@@ -458,12 +348,6 @@ def find_buckets(
 
 def _sides(shape: Mapping[str, Any]) -> dict[str, Any]:
     return {k: shape[k] for k in ("short_side", "max_side", "canvas")}
-
-
-def source_names(function: str = "load") -> list[str]:
-    """The modules of `sources` that have a function; none is imported."""
-    files = sorted((pathlib.Path(__file__).parent / "sources").glob("*.py"))
-    return [f.stem for f in files if f"\ndef {function}(" in f.read_text("utf-8")]
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from frcnn_jax.data import folders, pipeline
+from frcnn_jax.data import folders, named, pipeline
 
 AUTO = "auto"
 OPEN: tuple[Any, ...] = ("", (), None)  # what a leaf is that was not decided
@@ -38,11 +38,11 @@ def recognise(root: str, *, name: str = AUTO, **given: Any) -> Recognised:
     nothing is found, ValueError where more than one format is.
     """
     folder = folders.list_folder(root)
-    names = pipeline.source_names("recognise") if name == AUTO else [name]
+    names = named.source_names("recognise") if name == AUTO else [name]
     found, errors = {}, {}
     for candidate in names:
         try:
-            seen = _look(pipeline.find_source(candidate), folder, given)
+            seen = _look(named.find_source(candidate), folder, given)
         except ValueError as error:
             errors[candidate] = str(error)
         else:
@@ -89,8 +89,8 @@ def leaves(name: str) -> dict[str, Any]:
     `inspect.Parameter.empty` for what cannot be left out; of "auto" the leaves of every
     source that is recognised.
     """
-    names = pipeline.source_names("recognise") if name == AUTO else [name]
-    functions = [pipeline.find_source(n.partition(":")[0]).load for n in names]
+    names = named.source_names("recognise") if name == AUTO else [name]
+    functions = [named.find_source(n.partition(":")[0]).load for n in names]
     found: dict[str, Any] = dict(group="")
     for function in (*functions, pipeline.build):
         parameters = inspect.signature(function).parameters.values()
@@ -106,7 +106,7 @@ def takes_anything(name: str) -> bool:
     """Whether a source's `load` has `**kwargs`."""
     if name == AUTO:
         return False
-    load = pipeline.find_source(name.partition(":")[0]).load
+    load = named.find_source(name.partition(":")[0]).load
     parameters = inspect.signature(load).parameters.values()
     return any(p.kind is p.VAR_KEYWORD for p in parameters)
 
@@ -126,7 +126,7 @@ def _filled(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     root = given.pop("root", "")
     given.pop("group", None)
     name, _, dataset = data["name"].partition(":")
-    module = None if name == AUTO else pipeline.find_source(name)
+    module = None if name == AUTO else named.find_source(name)
     lines, splits = [], ("train", "val")
     if root and not dataset and (module is None or hasattr(module, "recognise")):
         found = recognise(str(root), name=data["name"], **given)

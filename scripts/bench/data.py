@@ -20,7 +20,7 @@ import time
 import cv2
 from absl import flags
 
-from frcnn_jax.data import images, pipeline
+from frcnn_jax.data import images, named, pipeline
 from frcnn_jax.data.example import decode
 from frcnn_jax.training import cli
 
@@ -106,7 +106,7 @@ def large() -> dict[str, dict[str, float]]:
     `whole` decodes every pixel, `reduced` is data.reduced; one thread, in turns.
     """
     cv2.setNumThreads(1)
-    examples = pipeline.load_source("coco", split=SPLIT.value, root=ROOT.value)
+    examples = named.load_source("coco", split=SPLIT.value, root=ROOT.value)
     quality = (cv2.IMWRITE_JPEG_QUALITY, 92)
     photos = []
     for i in range(4):

@@ -19,6 +19,7 @@ import worker
 from frcnn_jax import models, proposals
 from frcnn_jax.ops import matching, nms, roi_align
 from frcnn_jax.training import step as steps
+from frcnn_jax.training.algorithms import faster_rcnn as algorithm
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
 from frcnn_jax.training.state import initial_state
 from frcnn_jax.types import Batch
@@ -170,7 +171,7 @@ def part(case: dict[str, Any], folder: pathlib.Path) -> worker.Prepared:
 
     def propose(logits, deltas):
         out = models.RPNOutput(features, anchors, logits, deltas, level_sizes)
-        return steps.rpn_proposals(out, sizes, **config["proposals"]["eval"])
+        return algorithm.rpn_proposals(out, sizes, **config["proposals"]["eval"])
 
     def pool(features, rois):
         return model.pool(features, rois)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from frcnn_jax.data import pipeline, proposal_files
+from frcnn_jax.data import named, pipeline, proposal_files
 from frcnn_jax.data.proposal_files import NONE, Scored
 from frcnn_jax.data.selective_search import selective_search
 from frcnn_jax.data.source import Example, Source
@@ -153,8 +153,7 @@ def build(**changes):
 
 def test_each_split_has_its_file(split_files):
     ids = {
-        str(e.image_id)
-        for e in pipeline.load_source("shapes", split="val[:2]", size=64)
+        str(e.image_id) for e in named.load_source("shapes", split="val[:2]", size=64)
     }
     other = {i: scored((0, 0, 4, 4, 1)) for i in ids}
     proposal_files.write(split_files / "val.npz", other)

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from frcnn_jax.data import folders, pipeline, recognise, splits
+from frcnn_jax.data import folders, named, recognise, splits
 from frcnn_jax.data.source import Example, Source
 from tests.data import layouts
 
@@ -20,7 +20,7 @@ def read(data):
     options = {k: v for k, v in data.items() if not k.endswith(("_split", "name"))}
     found, report = [], []
     for split in (data["train_split"], data["eval_split"]):
-        source = pipeline.load_source(data["name"], split=split, **options)
+        source = named.load_source(data["name"], split=split, **options)
         assert source.classes == layouts.CLASSES
         names = [splits.source_name(pathlib.Path(e.image).name) for e in source]
         for end in ("_png", "_jpg", " (1)"):

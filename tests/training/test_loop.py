@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frcnn_jax.data import pipeline
+from frcnn_jax.data import named
 from frcnn_jax.data.sources import shapes
 from frcnn_jax.detector import Detector
 from frcnn_jax.evaluation import files
@@ -352,7 +352,7 @@ def test_any_batch_size_and_the_detector_find_the_same(whole, tmp_path):
     model, variables, meta = checkpoint.load_model(where)
     meta.config.postprocess.score = 0.01
     detector = Detector(model, variables, meta, batch_size=2)
-    source = pipeline.load_source("shapes", split="val[:3]", size=64)
+    source = named.load_source("shapes", split="val[:3]", size=64)
     detections = detector([source[i].image for i in range(3)])
     single = []
     for i, image_id in enumerate(ids):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from frcnn_jax.data import pipeline
+from frcnn_jax.data import named
 from frcnn_jax.models.box_head import BoxHead
 from frcnn_jax.models.build import build_box_head
 from frcnn_jax.training import checkpoint, evaluate
@@ -61,9 +61,9 @@ def test_box_heads_by_their_names_of_before(name):
 
 def test_sources_by_their_names_of_before():
     old, new = (
-        pipeline.load_source(name, split="val[:1]", size=64)
+        named.load_source(name, split="val[:1]", size=64)
         for name in ("frcnn_jax.data.shapes", "shapes")
     )
     np.testing.assert_array_equal(old[0].boxes, new[0].boxes)
     with pytest.raises(ImportError):
-        pipeline.load_source("frcnn_jax.data.nothing", split="val")
+        named.load_source("frcnn_jax.data.nothing", split="val")

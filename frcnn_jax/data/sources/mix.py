@@ -20,7 +20,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from frcnn_jax.data import pipeline
+from frcnn_jax.data import named
 from frcnn_jax.data.source import Example, Source
 
 
@@ -75,9 +75,7 @@ def _part(
     **options: Any,
 ) -> tuple[Source, tuple[str, ...], float | int | None]:
     """A set, the shared name of each of its classes, and its weight."""
-    source = pipeline.load_source(
-        name, split=(splits or {}).get(split, split), **options
-    )
+    source = named.load_source(name, split=(splits or {}).get(split, split), **options)
     rename = rename or {}
     if unknown := set(rename) - set(source.classes):
         raise ValueError(

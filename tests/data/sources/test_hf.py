@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from frcnn_jax.data import pipeline, recognise
+from frcnn_jax.data import named, recognise
 from tests.data import layouts
 
 PNG = cv2.imencode(".png", np.zeros((40, 60, 3), np.uint8))[1].tobytes()
@@ -46,7 +46,7 @@ def hub(monkeypatch):
 
 
 def test_a_set_of_the_hub(hub):
-    source = pipeline.load_source("hf:lab/pets", split="train")
+    source = named.load_source("hf:lab/pets", split="train")
     assert source.classes == ("cat", "dog")
     for example in list(source)[:2]:
         np.testing.assert_array_equal(example.boxes, [[1, 2, 11, 22], [3, 4, 8, 10]])
@@ -63,7 +63,7 @@ def test_its_splits_are_asked_for(hub):
 def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install datasets, or give a folder"):
-        pipeline.load_source("hf:lab/pets", split="train")
+        named.load_source("hf:lab/pets", split="train")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_mistakes_are_named(tmp_path, line, message):
     layouts.image(tmp_path / "train" / "a.png")
     layouts.text(tmp_path / "train" / "metadata.jsonl", line)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        pipeline.load_source("hf", split="train", root=str(tmp_path))
+        named.load_source("hf", split="train", root=str(tmp_path))
 
 
 def test_numbers_without_names_are_their_own(tmp_path):
@@ -89,8 +89,8 @@ def test_numbers_without_names_are_their_own(tmp_path):
     line = json.dumps(dict(file_name="a.png", objects=objects))
     layouts.text(tmp_path / "train" / "metadata.jsonl", line)
     options = dict(split="train", root=str(tmp_path))
-    assert pipeline.load_source("hf", **options).classes == ("0", "1", "2")
-    named = pipeline.load_source("hf", **options, classes=("a", "b", "c"))
-    assert named[0].classes.tolist() == [3]
+    assert named.load_source("hf", **options).classes == ("0", "1", "2")
+    called = named.load_source("hf", **options, classes=("a", "b", "c"))
+    assert called[0].classes.tolist() == [3]
     with pytest.raises(ValueError, match="class 2, but there are 2 names"):
-        pipeline.load_source("hf", **options, classes=("a", "b"))
+        named.load_source("hf", **options, classes=("a", "b"))
