@@ -49,7 +49,7 @@ def look(detector, batch):
             if logits.ndim == 3:
                 logits = logits[..., 1] - logits[..., 0]
             scores = jax.nn.sigmoid(logits)
-            return out.features, out.anchors, scores, out.deltas, *found
+            return out.features, out.anchors[0], scores, out.deltas, *found
 
         return detector.model.apply(variables, method=method)
 

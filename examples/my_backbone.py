@@ -8,7 +8,10 @@ or, from your own experiment or the command line of any experiment,
 
 A backbone is a Flax module called `Backbone` that maps normalised images to
 `{stride: features}`, each map `ceil(h / stride)` cells high. Its fields are what the
-group `model.backbone` may set.
+group `model.backbone` may set. Before a layer that mixes cells, `layers.inside` sets to
+zero what lies beyond the extent of an image (`frcnn_jax.ops.extents`): then neither
+the canvas nor its company changes what an image gets. `models.checks.check_extent`
+finds a layer that forgot.
 """
 
 import json
@@ -17,9 +20,10 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from experiments import shapes_demo
+from frcnn_jax.models import layers
 from frcnn_jax.training.loop import train_and_evaluate
 from frcnn_jax.training.metrics import log_to_stderr
 
@@ -33,7 +37,9 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w 3"]
+        self,
+        images: Float[Array, "b h w 3"],
+        extent: Int[Array, "b 2"] | None = None,  # (h, w) of each image in pixels
     ) -> dict[int, Float[Array, "b _ _ _"]]:
         def conv(features, size, stride, groups=1):
             return nn.Conv(
@@ -47,12 +53,13 @@ class Backbone(nn.Module):
         def norm():
             return nn.LayerNorm(dtype=self.dtype)
 
-        features, x = {}, images
+        features, x, now = {}, images, extent
         for i, width in enumerate(self.widths):
             step = 2 if i else 4
-            x = norm()(conv(width, step, step)(x))
+            x = norm()(conv(width, step, step)(layers.inside(x, now)))
+            now = layers.cells(now, step)
             for _ in range(self.blocks):
-                y = norm()(conv(width, 7, 1, groups=width)(x))
+                y = norm()(conv(width, 7, 1, groups=width)(layers.inside(x, now)))
                 y = nn.gelu(nn.Dense(2 * width, dtype=self.dtype)(y))
                 x = x + nn.Dense(width, dtype=self.dtype)(y)
             features[4 * 2**i] = x

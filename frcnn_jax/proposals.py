@@ -3,23 +3,34 @@
 a anchors · n candidates that survive the top-k · r RoIs · C classes
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from frcnn_jax import ranges
+from frcnn_jax.arguments import takes
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.ops import modes
 from frcnn_jax.ops.nms import nms_indices
 from frcnn_jax.types import Array, Detections, Proposals
 
 
+@takes(
+    "proposals",
+    **dict(anchors="a 4", box_deltas="a 4", image_size="2", valid="a"),
+    **dict(pre_nms=ranges.COUNT, post_nms=ranges.COUNT, nms_iou=ranges.OVERLAP),
+    **dict(min_size=ranges.NOT_NEGATIVE, score=ranges.SHARE, stds=ranges.STDS),
+    exclude_padding=ranges.TRUTH,
+)
 def select_proposals(
     anchors: Float[Array, "a 4"],
     objectness_logits: Float[Array, " a"] | Float[Array, "a 2"],
     box_deltas: Float[Array, "a 4"],
     image_size: Int[Array, "2"] | Float[Array, "2"],
+    valid: Bool[Array, " a"] | None = None,
     *,
     level_sizes: tuple[int, ...] | None = None,
     pre_nms: int = 2000,
@@ -37,8 +48,9 @@ def select_proposals(
     at `nms_iou` inside each level; the best over all levels remain. `level_sizes`
     counts the anchors of each level (None: one level). Scores are probabilities:
     sigmoid, or softmax of index 1 for logits [a, 2]. `exclude_padding` drops anchors
-    whose centre lies outside `image_size`. Proposals carry no gradient (approximate
-    joint training, Section 3.2). Raises ValueError if `level_sizes` do not add up to a.
+    whose centre lies outside `image_size`; anchors that are not `valid` are dropped
+    always, and before any is counted. Proposals carry no gradient (approximate joint
+    training, Section 3.2). Raises ValueError if `level_sizes` do not add up to a.
 
     >>> anchors = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10]])
     >>> logits, size = jnp.array([1.0, 2.0, 0.0]), jnp.array([40, 40])
@@ -46,58 +58,28 @@ def select_proposals(
     >>> p.scores.round(2), p.valid.tolist()
     (Array([0.88, 0.5 , 0.  ], dtype=float32), [True, True, False])
     """
-    ranges.check(
-        "proposals",
-        pre_nms=(pre_nms, ranges.COUNT),
-        post_nms=(post_nms, ranges.COUNT),
-        nms_iou=(nms_iou, ranges.OVERLAP),
-        min_size=(min_size, ranges.NOT_NEGATIVE),
-        score=(score, ranges.SHARE),
-        stds=(stds, ranges.STDS),
-        exclude_padding=(exclude_padding, ranges.TRUTH),
+    anchors, logits, deltas = lax.stop_gradient(
+        jax.tree.map(jnp.asarray, (anchors, objectness_logits, box_deltas))
     )
-    modes.one_image(
-        "select_proposals",
-        anchors=(anchors, "a 4"),
-        box_deltas=(box_deltas, "a 4"),
-        image_size=(image_size, "2"),
-    )
-    anchors, logits, deltas = jax.tree.map(
-        jnp.asarray, (anchors, objectness_logits, box_deltas)
-    )
-    anchors, logits, deltas = lax.stop_gradient((anchors, logits, deltas))
-    if logits.shape not in ((len(anchors),), (len(anchors), 2)):
-        raise ValueError(
-            f"select_proposals: objectness_logits has shape {logits.shape}, expected "
-            f"{(len(anchors),)} or {(len(anchors), 2)}: select_proposals takes one "
-            "image, use jax.vmap for a batch"
-        )
-    sizes = (len(anchors),) if level_sizes is None else level_sizes
-    if sum(sizes) != len(anchors):
-        raise ValueError(f"level_sizes are {sizes}, expected a sum of {len(anchors)}")
-    if logits.ndim == 2:
-        logits = logits[:, 1] - logits[:, 0]
+    logits = _of_objects(logits, len(anchors))
+    if valid is not None:
+        logits = jnp.where(valid, logits, -jnp.inf)
     if exclude_padding:
         inside = box_ops.centered_inside(anchors, image_size)
         logits = jnp.where(inside, logits, -jnp.inf)
+    sizes = (len(anchors),) if level_sizes is None else level_sizes
     index, level = _top_of_levels(logits, sizes, pre_nms)
     logits, deltas, anchors = (modes.take(x, index) for x in (logits, deltas, anchors))
     decoded = box_ops.decode(deltas, anchors, stds=stds)
     candidates = box_ops.clip(decoded, image_size)
     usable = (logits > -jnp.inf) & (jax.nn.sigmoid(logits) >= score)
     usable &= _large_enough(candidates, min_size)
-    best, valid = nms_indices(
-        candidates,
-        logits,
-        usable,
-        iou_threshold=nms_iou,
-        max_output=post_nms,
-        classes=level,
-    )
+    options: Any = dict(iou_threshold=nms_iou, max_output=post_nms, classes=level)
+    best, kept = nms_indices(candidates, logits, usable, **options)
     return Proposals(
-        boxes=jnp.where(valid[:, None], modes.take(candidates, best), 0),
-        scores=jnp.where(valid, jax.nn.sigmoid(modes.take(logits, best)), 0),
-        valid=valid,
+        boxes=jnp.where(kept[:, None], modes.take(candidates, best), 0),
+        scores=jnp.where(kept, jax.nn.sigmoid(modes.take(logits, best)), 0),
+        valid=kept,
     )
 
 
@@ -178,8 +160,21 @@ def postprocess(
     )
 
 
+def _of_objects(logits, count):
+    """One logit an anchor, `[a]`; ValueError unless `logits` are of `count` anchors."""
+    if logits.shape not in ((count,), (count, 2)):
+        raise ValueError(
+            f"select_proposals: objectness_logits has shape {logits.shape}, expected "
+            f"{(count,)} or {(count, 2)}: select_proposals takes one image, use "
+            "jax.vmap for a batch"
+        )
+    return logits if logits.ndim == 1 else logits[:, 1] - logits[:, 0]
+
+
 def _top_of_levels(scores, sizes, count):
     """Indices of the `count` best of every level, and the level of each."""
+    if sum(sizes) != len(scores):
+        raise ValueError(f"level_sizes are {sizes}, expected a sum of {len(scores)}")
     index, level, start = [], [], 0
     for i, size in enumerate(sizes):
         _, top = lax.top_k(scores[start : start + size], min(count, size))

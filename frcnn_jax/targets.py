@@ -10,17 +10,39 @@ matching + sampling + encoding; `jax.vmap` for a batch:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, Integer, PRNGKeyArray
 
 from frcnn_jax import ranges
+from frcnn_jax.arguments import takes
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.ops import matching, modes
 from frcnn_jax.types import Array, Proposals, RoITargets, RPNTargets
 
+SHAPES = dict(gt_boxes="g 4", gt_valid="g", gt_ignore="g")
+RANGES = dict(
+    fg_iou=ranges.SHARE,
+    bg_iou=ranges.SHARE,
+    bg_lo=ranges.SHARE,
+    num_samples=ranges.COUNT,
+    fg_fraction=ranges.SHARE,
+    force_best=ranges.TRUTH,
+    straddle=ranges.number(0, infinite=True),
+    exclude_padding=ranges.TRUTH,
+    append_gt=ranges.TRUTH,
+    stds=ranges.STDS,
+)
 
+
+@takes(
+    "rpn_targets",
+    **dict(anchors="a 4", image_size="2", valid="a", places="a"),
+    **SHAPES,
+    **RANGES,
+)
 def rpn_targets(
     key: PRNGKeyArray,
     anchors: Float[Array, "a 4"],
@@ -28,6 +50,8 @@ def rpn_targets(
     gt_valid: Bool[Array, "g"],
     gt_ignore: Bool[Array, "g"] | None = None,
     image_size: box_ops.ImageSize | None = None,
+    valid: Bool[Array, "a"] | None = None,
+    places: Integer[Array, "a"] | None = None,
     *,
     fg_iou: float | int = 0.7,
     bg_iou: float | int = 0.3,
@@ -47,7 +71,9 @@ def rpn_targets(
     With `image_size`, anchors that cross the image's border by more than `straddle`
     pixels (0: the paper, which trains on inside anchors only) take no part. With
     `exclude_padding`, neither do those centred outside; they are no object's best.
-    Padded slots change nothing. ValueError for a `straddle` without `image_size`.
+    Anchors that are not `valid` take no part, and with `places` (`anchors.places`) what
+    is drawn does not depend on them. Padded slots change nothing. ValueError for a
+    `straddle` without `image_size`.
 
     >>> anchors = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 5], [20, 20, 30, 30]])
     >>> gt_boxes, gt_valid = jnp.array([[1.0, 0, 11, 10]]), jnp.array([True])
@@ -55,45 +81,26 @@ def rpn_targets(
     >>> t.labels.tolist(), f"{t.deltas[0, 0]:.2f}"  # a tenth of a width to the right
     ([1, -1, 0], '0.10')
     """
-    ranges.check(
-        "rpn_targets",
-        fg_iou=(fg_iou, ranges.SHARE),
-        bg_iou=(bg_iou, ranges.SHARE),
-        num_samples=(num_samples, ranges.COUNT),
-        fg_fraction=(fg_fraction, ranges.SHARE),
-        force_best=(force_best, ranges.TRUTH),
-        straddle=(straddle, ranges.number(0, infinite=True)),
-        exclude_padding=(exclude_padding, ranges.TRUTH),
-        stds=(stds, ranges.STDS),
-    )
-    modes.one_image(
-        "rpn_targets",
-        anchors=(anchors, "a 4"),
-        gt_boxes=(gt_boxes, "g 4"),
-        gt_valid=(gt_valid, "g"),
-        gt_ignore=(gt_ignore, "g"),
-        image_size=(image_size, "2"),
-    )
-    anchors, gt_boxes, gt_valid, gt_ignore = jax.tree.map(
-        jnp.asarray, (anchors, gt_boxes, gt_valid, gt_ignore)
-    )
-    anchors, gt_boxes = jax.lax.stop_gradient((anchors, gt_boxes))
-    gt_boxes, gt_valid, gt_ignore = matching.at_least_one_slot(
-        gt_boxes, gt_valid, gt_ignore
-    )
+    anchors = jax.lax.stop_gradient(jnp.asarray(anchors))
+    slots = _slots(gt_boxes, gt_valid, gt_ignore)
     matches = matching.match(
-        anchors,
-        gt_boxes,
-        gt_valid,
-        gt_ignore,
-        fg_iou=fg_iou,
-        bg_iou=bg_iou,
-        force_best=force_best,
-        valid=_taking_part(anchors, image_size, straddle, exclude_padding),
+        *(anchors, *slots),
+        **dict(fg_iou=fg_iou, bg_iou=bg_iou, force_best=force_best),
+        valid=_taking_part(anchors, image_size, straddle, exclude_padding, valid),
     )
-    rows, drawn = matching.sample(
-        key, matches.labels, num_samples=num_samples, fg_fraction=fg_fraction
-    )
+    how: Any = dict(num_samples=num_samples, fg_fraction=fg_fraction, places=places)
+    rows, drawn = matching.sample(key, matches.labels, **how)
+    return _of_rows(anchors, matches, slots[0], rows, drawn, stds)
+
+
+def _slots(*columns):
+    """Columns of ground truth as arrays of one slot or more, without a gradient."""
+    columns = matching.at_least_one_slot(*jax.tree.map(jnp.asarray, columns))
+    return jax.lax.stop_gradient(columns)
+
+
+def _of_rows(anchors, matches, gt_boxes, rows, drawn, stds):
+    """RPNTargets of all anchors, from the `rows` that are `drawn`."""
     objects = modes.take(gt_boxes, modes.take(matches.gt_index, rows))
     deltas = box_ops.encode(objects, modes.take(anchors, rows), stds=stds)
     found = modes.take(matches.labels, rows) >= 1
@@ -111,7 +118,7 @@ def rpn_targets(
     )
 
 
-def _taking_part(anchors, image_size, straddle, exclude_padding):
+def _taking_part(anchors, image_size, straddle, exclude_padding, valid):
     """Anchors that may be sampled, None for all."""
     if image_size is None:
         if straddle < jnp.inf:
@@ -119,8 +126,8 @@ def _taking_part(anchors, image_size, straddle, exclude_padding):
                 f"straddle={straddle} needs the border of the image, but image_size is "
                 "None: pass image_size=(h, w), or leave straddle at infinity."
             )
-        return None
-    ok = jnp.ones(len(anchors), bool)
+        return valid
+    ok = jnp.ones(len(anchors), bool) if valid is None else jnp.asarray(valid)
     if straddle < jnp.inf:
         h, w = (jnp.asarray(side, anchors.dtype) for side in image_size)
         x1, y1, x2, y2 = anchors.T
@@ -131,6 +138,13 @@ def _taking_part(anchors, image_size, straddle, exclude_padding):
     return ok
 
 
+@takes(
+    "roi_targets",
+    proposals=dict(boxes="p 4", valid="p"),
+    gt_classes="g",
+    **SHAPES,
+    **RANGES,
+)
 def roi_targets(
     key: PRNGKeyArray,
     proposals: Proposals,
@@ -156,44 +170,18 @@ def roi_targets(
     -1 and a zero box. Padded slots and invalid proposals change nothing. No gradient
     flows into the proposals (section 3.2, approximate joint training).
     """
-    ranges.check(
-        "roi_targets",
-        fg_iou=(fg_iou, ranges.SHARE),
-        bg_iou=(bg_iou, ranges.SHARE),
-        bg_lo=(bg_lo, ranges.SHARE),
-        num_samples=(num_samples, ranges.COUNT),
-        fg_fraction=(fg_fraction, ranges.SHARE),
-        stds=(stds, ranges.STDS),
-        append_gt=(append_gt, ranges.TRUTH),
+    gt_boxes, gt_classes, gt_valid, gt_ignore = _slots(
+        gt_boxes, gt_classes, gt_valid, gt_ignore
     )
-    modes.one_image(
-        "roi_targets",
-        proposals_boxes=(proposals.boxes, "p 4"),
-        proposals_valid=(proposals.valid, "p"),
-        gt_boxes=(gt_boxes, "g 4"),
-        gt_classes=(gt_classes, "g"),
-        gt_valid=(gt_valid, "g"),
-        gt_ignore=(gt_ignore, "g"),
-    )
-    proposals, gt_boxes, gt_classes, gt_valid, gt_ignore = jax.tree.map(
-        jnp.asarray, (proposals, gt_boxes, gt_classes, gt_valid, gt_ignore)
-    )
-    gt_boxes, gt_classes, gt_valid, gt_ignore = matching.at_least_one_slot(
-        jax.lax.stop_gradient(gt_boxes), gt_classes, gt_valid, gt_ignore
-    )
-    rois, valid = jax.lax.stop_gradient(proposals.boxes), proposals.valid
+    rois, valid = map(jnp.asarray, (proposals.boxes, proposals.valid))
+    rois = jax.lax.stop_gradient(rois)
     if append_gt:
         objects = gt_valid if gt_ignore is None else gt_valid & ~gt_ignore
         rois = jnp.concatenate([rois, gt_boxes])
         valid = jnp.concatenate([valid, objects])
     matches = matching.match(
-        rois,
-        gt_boxes,
-        gt_valid,
-        gt_ignore,
-        fg_iou=fg_iou,
-        bg_iou=bg_iou,
-        bg_lo=bg_lo,
+        *(rois, gt_boxes, gt_valid, gt_ignore),
+        **dict(fg_iou=fg_iou, bg_iou=bg_iou, bg_lo=bg_lo),
         force_best=False,
         valid=valid,
     )

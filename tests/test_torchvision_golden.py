@@ -38,10 +38,10 @@ def test_detector_gives_torchvisions_detections(name, tmp_path):
     assert compare.relative(out.deltas[:, ::97], golden["rpn_deltas"]) < 5e-4
     n = len(golden["proposals"])
     rois = jnp.zeros_like(props.boxes).at[:n].set(golden["proposals"])
-    logits, deltas = detect(variables, out.features, rois)
+    logits, deltas = detect(variables, out.features, rois, hw)
     assert compare.relative(logits[0, :n:50], golden["class_logits"]) < 5e-4
     assert compare.relative(deltas[0, :n:50], golden["class_deltas"][:, 1:]) < 5e-4
-    logits, deltas = detect(variables, out.features, props.boxes)
+    logits, deltas = detect(variables, out.features, props.boxes, hw)
     found = post(props.boxes, props.valid, logits[0], deltas[0], hw)
     ours = compare.ours_as_dict(found)
     assert len(ours["boxes"]) == len(golden["boxes"]) > 50

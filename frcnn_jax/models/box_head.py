@@ -57,7 +57,7 @@ class BoxHead(nn.Module):
             )(x)
             x = layers.norm(self.norm, dtype=self.dtype, name=f"conv{i}_norm")(x)
             x = layers.relu(x)
-        x = x.reshape((b, r, -1))
+        x = x.reshape((b * r, -1)).reshape((b, r, -1))
         for i, width in enumerate(self.widths, start=1):
             x = nn.Dense(
                 width,

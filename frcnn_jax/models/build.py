@@ -76,6 +76,7 @@ def build_detector(
     roi_pool: Mapping[str, Any] | None = None,
     box_head: Mapping[str, Any] | None = None,
     external_proposals: bool = False,
+    pad_to: int = 0,
     pixel_mean: tuple[Number, Number, Number] = (123.675, 116.28, 103.53),
     pixel_std: tuple[Number, Number, Number] = (58.395, 57.12, 57.375),
     dtype: str = "float32",
@@ -85,6 +86,9 @@ def build_detector(
     `roi_pool` replaces `roi_align`. `external_proposals` leaves out the RPN: a
     FastRCNN, which has neither `anchors` nor `rpn`.
 
+    An image gets what it would get alone on a canvas of its size rounded up to
+    `pad_to`; 0 is 32 with an FPN, as torchvision and Detectron2 pad, and 1 without.
+
     `dtype` ("float32" or "bfloat16") is what the network computes in; parameters and
     outputs stay float32. Raises TypeError for a misspelt key and ValueError for a value
     that does not fit, each naming the group.
@@ -93,6 +97,7 @@ def build_detector(
     ranges.check(
         "model",
         external_proposals=(external_proposals, ranges.TRUTH),
+        pad_to=(pad_to, ranges.COUNT_OR_NONE),
         pixel_mean=(_plain(pixel_mean), pixel),
         pixel_std=(_plain(pixel_std), ranges.several(ranges.POSITIVE, 3)),
         dtype=(dtype, ranges.one_of("float32", "bfloat16")),
@@ -108,6 +113,7 @@ def build_detector(
         pool=_pooling(roi_align, roi_pool),
         pixel_mean=_plain(pixel_mean),
         pixel_std=_plain(pixel_std),
+        pad_to=pad_to or (1 if fpn is None else 32),
     )
     if external_proposals:
         if anchors or rpn:
@@ -115,7 +121,9 @@ def build_detector(
                 "external_proposals=True builds no RPN: leave out anchors and rpn"
             )
         return FastRCNN(**parts)
-    anchors = _keywords("anchors", anchor_pyramid, anchors, given=("feature_sizes",))
+    anchors = _keywords(
+        "anchors", anchor_pyramid, anchors, given=("feature_sizes", "extent")
+    )
     rpn = _keywords("rpn", RPNHead, rpn, given=("num_anchors", "dtype"))
     return FasterRCNN(
         **parts,
@@ -298,6 +306,7 @@ def _plain(value: Any) -> Any:
 def anchor_pyramid(
     feature_sizes: Mapping[int, tuple[int, int]],
     *,
+    extent: Mapping[int, tuple[Any, Any]] | None = None,
     strides: tuple[int, ...] = (4, 8, 16, 32, 64),
     sizes: tuple[Number | tuple[Number, ...], ...] = (32.0, 64.0, 128.0, 256.0, 512.0),
     aspect_ratios: tuple[Number, ...] = (0.5, 1.0, 2.0),
@@ -311,17 +320,20 @@ def anchor_pyramid(
     that of other codes' weights, their order of anchors included: "torchvision"
     (`torchvision_strides` as well), "legacy" (py-faster-rcnn), "detectron2" (sizes
     outside, nothing rounded), or "none". `levels` are the keys of the maps where they
-    are not the strides, as with two maps of one stride.
+    are not the strides, as with two maps of one stride. `extent` is that of the image,
+    `{key: (h, w)}` in cells: torchvision's strides follow from it.
     """
     if rounding not in CELLS:
         raise ValueError(
             f"anchors.rounding={rounding!r}: expected one of {tuple(CELLS)}"
         )
-    maps = [feature_sizes[key] for key in levels or strides]
-    torchvision = rounding == "torchvision"
+    keys, steps = levels or strides, list(strides)
+    if rounding == "torchvision":
+        inside = [(extent or feature_sizes)[key] for key in keys]
+        steps = torchvision_strides(inside, strides)
     return anchor_ops.pyramid(
-        maps,
-        torchvision_strides(maps, strides) if torchvision else strides,
+        [feature_sizes[key] for key in keys],
+        steps,
         sizes,
         aspect_ratios,
         offset=offset,
@@ -330,12 +342,13 @@ def anchor_pyramid(
 
 
 def torchvision_strides(
-    maps: Sequence[tuple[int, int]], strides: Sequence[int]
-) -> list[tuple[int, int]]:
+    maps: Sequence[tuple[Any, Any]], strides: Sequence[int]
+) -> list[tuple[Any, Any]]:
     """The strides (y, x) that torchvision gives the maps: whole pixels, image // map.
 
     They differ from `strides` where a map was rounded up: 800 // 13 = 61 in place of 64
-    at 800 pixels. A canvas that is a multiple of 64 has the true ones.
+    at 800 pixels. An extent that is a multiple of 64 has the true ones. Sizes of maps
+    may be traced.
 
     >>> torchvision_strides([(200, 336), (13, 21)], (4, 64))
     [(4, 4), (61, 64)]

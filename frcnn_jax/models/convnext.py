@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from frcnn_jax import ranges
 from frcnn_jax.models import layers
@@ -36,14 +36,21 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], factor: Float[Array, " b"] | None
+        self,
+        x: Float[Array, "b h w c"],
+        extent: Int[Array, "b 2"] | None,
+        factor: Float[Array, " b"] | None,
     ) -> Float[Array, "b h w c"]:
-        """Return a map of the same shape; `factor` as in `layers.add_branch`."""
+        """Return a map of the same shape; `factor` as in `layers.add_branch`.
+
+        `extent` in cells of `x`.
+        """
         c, start = x.shape[-1], layers.truncated_normal
         depthwise = layers.DepthwiseConv(
             7, use_bias=True, dtype=self.dtype, name="depthwise"
         )
-        y = layers.LayerNorm(EPS, dtype=self.dtype, name="norm")(depthwise(x))
+        y = depthwise(layers.inside(x, extent))
+        y = layers.LayerNorm(EPS, dtype=self.dtype, name="norm")(y)
         y = y.reshape((-1, c))  # two axes: the fast form of a product, see ops
         y = nn.Dense(4 * c, dtype=self.dtype, kernel_init=start, name="expand")(y)
         y = jax.nn.gelu(y, approximate=False)
@@ -63,9 +70,15 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], factors: Float[Array, "b n"] | None
+        self,
+        x: Float[Array, "b h w c"],
+        extent: Int[Array, "b 2"] | None,
+        factors: Float[Array, "b n"] | None,
     ) -> Float[Array, "b h2 w2 c2"]:
-        """Return the stage's map, `ceil(h / 2)` cells high where it halves."""
+        """Return the stage's map, `ceil(h / 2)` cells high where it halves.
+
+        `extent` in cells of `x`.
+        """
         if self.halves:
             x = layers.LayerNorm(EPS, dtype=self.dtype, name="down_norm")(x)
             down = layers.PatchConv(
@@ -75,11 +88,12 @@ class Stage(nn.Module):
                 dtype=self.dtype,
                 name="down",
             )
-            x = down(x)
+            x = down(layers.inside(x, extent))
+            extent = layers.cells(extent, 2)
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
             factor = None if factors is None else factors[:, i]
-            x = block(self.dtype, name=f"block{i}")(x, factor)
+            x = block(self.dtype, name=f"block{i}")(x, extent, factor)
         return x
 
 
@@ -120,10 +134,14 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w 3"], keys: Array | None = None
+        self,
+        images: Float[Array, "b h w 3"],
+        extent: Int[Array, "b 2"] | None = None,
+        keys: Array | None = None,
     ) -> dict[int, Float[Array, "b _ _ _"]]:
         """Return the maps of `out_strides`, `ceil(h / stride)` cells high.
 
+        What lies beyond the `extent` of an image, in pixels, changes nothing inside.
         `keys` `[b]` turn stochastic depth on.
         """
         stem = layers.PatchConv(
@@ -133,8 +151,9 @@ class Backbone(nn.Module):
             dtype=self.dtype,
             name="stem",
         )
-        x = layers.LayerNorm(EPS, dtype=self.dtype, name="stem_norm")(stem(images))
-        factors, features = None, {}
+        x = stem(layers.inside(images, extent))
+        x = layers.LayerNorm(EPS, dtype=self.dtype, name="stem_norm")(x)
+        factors, features, now = None, {}, layers.cells(extent, 4)
         if keys is not None:
             count, rate = sum(self.depths), self.stochastic_depth
             factors = layers.branch_factors(keys, count=count, rate=rate)
@@ -150,7 +169,8 @@ class Backbone(nn.Module):
                 name=f"stage{i + 1}",
             )
             at = sum(self.depths[:i])
-            x = stage(x, factors if factors is None else factors[:, at:])
+            x = stage(x, now, factors if factors is None else factors[:, at:])
+            now = layers.cells(extent, stride)
             if stride in self.out_strides:
                 norm = layers.LayerNorm(EPS, dtype=self.dtype, name=f"out_norm{stride}")
                 features[stride] = norm(x) if self.out_norm else x

@@ -15,10 +15,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from frcnn_jax import ranges
 from frcnn_jax.models import layers
+from frcnn_jax.ops.extents import stride_of
 
 
 def upsample(x: Float[Array, "b h w c"], size: tuple[int, ...]) -> Array:
@@ -63,11 +64,16 @@ class FPN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: dict[int, Float[Array, "b _ _ _"]]
+        self,
+        features: dict[int, Float[Array, "b _ _ _"]],
+        extent: Int[Array, "b 2"] | None = None,
     ) -> dict[int, Float[Array, "b _ _ c"]]:
-        """Return the pyramid; each map is half as high as the one before, or equal."""
+        """Return the pyramid; each map is half as high as the one before, or equal.
 
-        def conv(x, size, name):
+        `extent` of each image in pixels: cells beyond it change none inside.
+        """
+
+        def conv(x, size, name, extent):
             x = layers.Conv(
                 self.channels,
                 size,
@@ -76,15 +82,17 @@ class FPN(nn.Module):
                 dtype=self.dtype,
                 name=name,
             )(x)
-            return layers.norm(self.norm, dtype=self.dtype, name=f"{name}_norm")(x)
+            norm = layers.norm(self.norm, dtype=self.dtype, name=f"{name}_norm")
+            return norm(x, extent)
 
         pyramid, merged = {}, None
         for stride in sorted(features, reverse=True):
-            lateral = conv(features[stride], 1, f"lateral{stride}")
+            now = layers.cells(extent, stride_of(stride))
+            lateral = conv(features[stride], 1, f"lateral{stride}", now)
             if merged is not None:
                 lateral = lateral + upsample(merged, lateral.shape[1:3])
-            merged = lateral
-            pyramid[stride] = conv(merged, 3, f"output{stride}")
+            merged = layers.inside(lateral, now)
+            pyramid[stride] = conv(merged, 3, f"output{stride}", now)
         for _ in range(self.pool_levels):
             top = max(pyramid)
             pyramid[2 * top] = pyramid[top][:, ::2, ::2]

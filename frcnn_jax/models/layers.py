@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from frcnn_jax.ops.convolution import conv, depthwise_conv
 from frcnn_jax.ops.direct_conv import direct_conv
+from frcnn_jax.ops.extents import cells, inside, mask, mean_inside
 from frcnn_jax.ops.maps import (
     branch_factors,
     dropout,
@@ -32,18 +33,22 @@ __all__ = [
     "ConvWeights",
     "DepthwiseConv",
     "FrozenBatchNorm",
+    "GroupNorm",
     "LayerNorm",
     "LayerScale",
     "PatchConv",
     "add_branch",
     "branch_factors",
+    "cells",
     "check_norm",
     "conv",
     "depthwise_conv",
     "dropout",
     "he_normal",
+    "inside",
     "local_response_norm",
     "max_pool",
+    "mean_inside",
     "norm",
     "pad_to_multiple",
     "relu",
@@ -227,8 +232,11 @@ class FrozenBatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Normalise the last axis with the stored statistics."""
+    def __call__(
+        self, x: Float[Array, "n h w c"], extent: Array | None = None
+    ) -> Float[Array, "n h w c"]:
+        """Normalise the last axis with the stored statistics; `extent` is not used."""
+        del extent
         shape, zeros, ones = (x.shape[-1],), nn.initializers.zeros, nn.initializers.ones
         scale = self.param("scale", ones, shape)
         bias = self.param("bias", zeros, shape)
@@ -241,19 +249,75 @@ class FrozenBatchNorm(nn.Module):
         return x * multiplier + offset.astype(self.dtype)[None, None, None]
 
 
-class BatchNorm(nn.BatchNorm):
+class BatchNorm(nn.Module):
     """The same, with statistics of the batch while the network learns.
 
     It learns where the collection `batch_stats` is mutable, as in `train_step`: then
-    `mean` and `var` are those of the batch, in float32, over all of the canvas, and the
-    stored ones change by a tenth of the difference. Otherwise it is a FrozenBatchNorm.
-    With an `axis_name` the statistics are those of all devices of that axis.
+    `mean` and `var` are those of the batch's cells inside the extents, in float32, and
+    the stored ones change by a tenth of the difference. Otherwise it is a
+    FrozenBatchNorm, but for what learns. With an `axis_name` the statistics are those
+    of all devices of that axis: sums and counts, as devices may have unequal counts.
     """
 
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    eps: float = 1e-5
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], extent: Array | None = None
+    ) -> Float[Array, "n h w c"]:
         """Normalise the last axis with the batch's or the stored statistics."""
-        learns = self.is_mutable_collection("batch_stats")
-        return super().__call__(x, use_running_average=not learns)
+        shape, zeros, ones = (x.shape[-1],), nn.initializers.zeros, nn.initializers.ones
+        stored_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        stored_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
+        mean, var = stored_mean.value, stored_var.value
+        if self.is_mutable_collection("batch_stats"):
+            starts = self.is_initializing()
+            mean, var = moments(x, extent, None if starts else self.axis_name)
+            if not starts:
+                stored_mean.value += 0.1 * (mean - stored_mean.value)
+                stored_var.value += 0.1 * (var - stored_var.value)
+        multiplier = scale * jax.lax.rsqrt(var + self.eps)
+        y = (x - mean[None, None, None]) * multiplier[None, None, None]
+        return (y + bias[None, None, None]).astype(self.dtype)
+
+
+def moments(
+    x: Float[Array, "n h w c"], extent: Array | None, axis_name: str | None
+) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+    """Mean and variance of each channel, in float32, over the cells inside of all maps.
+
+    With `axis_name`, over those of all devices of that axis.
+    """
+    x = inside(x.astype(jnp.promote_types(x.dtype, jnp.float32)), extent)
+    count = jnp.asarray(math.prod(x.shape[:3]), x.dtype)
+    if extent is not None:
+        count = mask(extent, x.shape[1:3]).sum(dtype=x.dtype)
+    sums = x.sum((0, 1, 2)), (x * x).sum((0, 1, 2)), count
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+    total, squares, count = sums
+    count = jnp.maximum(count, 1)
+    mean = total / count
+    return mean, jnp.maximum(squares / count - mean * mean, 0)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Statistics of each image's groups of channels, over the cells inside its extent.
+
+    Wu & He 2018.
+    """
+
+    def __call__(
+        self, x: Float[Array, "n h w c"], extent: Array | None = None
+    ) -> Float[Array, "n h w c"]:
+        """Normalise groups of channels."""
+        if extent is None:
+            return super().__call__(x)
+        cells = jnp.broadcast_to(mask(extent, x.shape[1:3]), x.shape)
+        return super().__call__(inside(x, extent), mask=cells)
 
 
 NORMS = ("frozen", "batch", "sync", "group", "layer")
@@ -261,8 +325,8 @@ NORMS = ("frozen", "batch", "sync", "group", "layer")
 
 def norm(
     kind: str, *, name: str, eps: float = 1e-5, dtype: Any = jnp.float32
-) -> Callable[[Array], Array]:
-    """Return the layer that `kind` names, to be called once.
+) -> Callable[..., Array]:
+    """Return the layer that `kind` names, to be called once with a map and its extent.
 
     | kind | statistics | scale and bias |
     | --- | --- | --- |
@@ -279,16 +343,19 @@ def norm(
         return FrozenBatchNorm(eps, dtype, name=name)
     if kind in ("batch", "sync"):
         axis = "batch" if kind == "sync" else None
-        return BatchNorm(
-            momentum=0.9, epsilon=eps, dtype=dtype, axis_name=axis, name=name
-        )
+        return BatchNorm(eps, dtype, axis, name=name)
     if kind == "group":
-        return lambda x: nn.GroupNorm(
+        return lambda x, extent=None: GroupNorm(
             math.gcd(32, x.shape[-1]), dtype=dtype, name=name
+<<<<<<< HEAD
         )(x)
     if kind == "layer":
         return LayerNorm(eps, dtype=dtype, name=name)
     return lambda x: x
+=======
+        )(x, extent)
+    return lambda x, extent=None: x
+>>>>>>> 052fc69 (An image's extent: what surrounds it on its canvas changes nothing)
 
 
 def check_norm(group: str, kind: str, *, none: bool = True) -> None:

@@ -4,8 +4,7 @@ A block widens its map with a 1x1 convolution, filters every channel by itself, 
 the channels (squeeze and excitation, Sec 5.3) and narrows again. Parameters are named
 after the drawing: `backbone/stem`, `backbone/stem_bn`, `backbone/block1/expand`,
 `.../depthwise`, `.../squeeze`, `.../excite`, `.../project`, each with its `_bn`, ...,
-`backbone/last`. Squeezing averages over the whole canvas, padding included, so keep one
-canvas for training and evaluation.
+`backbone/last`. Squeezing averages over the cells within the image's extent.
 """
 
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from frcnn_jax import ranges
 from frcnn_jax.models import layers
@@ -55,31 +54,38 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        """Return the block's map, `ceil(h / stride)` high."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], extent: Int[Array, "b 2"] | None = None
+    ) -> Float[Array, "b h2 w2 c2"]:
+        """Return the block's map, `ceil(h / stride)` high; `extent` in cells of `x`.
+
+        `x` is zero beyond its extent, and so is the map.
+        """
+        strided = layers.cells(extent, self.stride)
         activation = jax.nn.hard_swish if self.hard_swish else layers.relu
 
         def conv(x, features, name, **kwargs):
             return layers.Conv(features, 1, dtype=self.dtype, name=name, **kwargs)(x)
 
-        def norm(x, name):
-            return layers.norm(
+        def norm(x, name, extent):
+            norm = layers.norm(
                 self.norm, name=name, eps=self.norm_eps, dtype=self.dtype
-            )(x)
+            )
+            return layers.inside(norm(x, extent), extent)
 
         y = x
         if self.expanded != x.shape[-1]:
             y = conv(y, self.expanded, "expand", use_bias=False)
-            y = activation(norm(y, "expand_bn"))
+            y = activation(norm(y, "expand_bn", extent))
         depthwise = layers.DepthwiseConv(
             self.kernel_size, self.stride, self.dtype, name="depthwise"
         )
-        y = activation(norm(depthwise(y), "depthwise_bn"))
+        y = activation(norm(depthwise(y), "depthwise_bn", strided))
         if self.squeeze:
-            mean = y.mean((1, 2), keepdims=True)
+            mean = layers.mean_inside(y, strided)
             weight = layers.relu(conv(mean, eighths(self.expanded // 4), "squeeze"))
             y = y * jax.nn.hard_sigmoid(conv(weight, self.expanded, "excite"))
-        y = norm(conv(y, self.out, "project", use_bias=False), "project_bn")
+        y = norm(conv(y, self.out, "project", use_bias=False), "project_bn", strided)
         return x + y if self.stride == 1 and x.shape[-1] == self.out else y
 
 
@@ -111,20 +117,26 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w 3"]
+        self,
+        images: Float[Array, "b h w 3"],
+        extent: Int[Array, "b 2"] | None = None,
     ) -> dict[int, Float[Array, "b _ _ _"]]:
-        """Return the maps of `out_strides`, `ceil(h / stride)` cells high."""
+        """Return the maps of `out_strides`, `ceil(h / stride)` cells high.
 
-        def conv_norm(x, features, size, stride, name):
+        What lies beyond the `extent` of an image, in pixels, changes nothing inside.
+        """
+
+        def conv_norm(x, features, size, stride, name, extent):
             x = layers.Conv(
                 features, size, stride, use_bias=False, dtype=self.dtype, name=name
             )(x)
             norm = layers.norm(
                 self.norm, name=f"{name}_bn", eps=self.norm_eps, dtype=self.dtype
             )
-            return jax.nn.hard_swish(norm(x))
+            return jax.nn.hard_swish(layers.inside(norm(x, extent), extent))
 
-        maps = [conv_norm(images, 16, 3, 2, "stem")]
+        now = layers.cells(extent, 2)
+        maps = [conv_norm(layers.inside(images, extent), 16, 3, 2, "stem", now)]
         last = max(OUTPUTS[key] for key in self.out_strides)
         for i, block in enumerate(BLOCKS[:last], start=1):
             layer = Block(
@@ -134,9 +146,10 @@ class Backbone(nn.Module):
                 dtype=self.dtype,
                 name=f"block{i}",
             )
-            maps.append(layer(maps[-1]))
+            maps.append(layer(maps[-1], now))
+            now = layers.cells(now, layer.stride)
         if last > len(BLOCKS):
-            maps.append(conv_norm(maps[-1], 960, 1, 1, "last"))
+            maps.append(conv_norm(maps[-1], 960, 1, 1, "last", now))
         return {key: maps[OUTPUTS[key]] for key in sorted(self.out_strides)}
 
 

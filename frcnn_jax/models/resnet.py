@@ -19,7 +19,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from frcnn_jax import ranges
 from frcnn_jax.models import layers
@@ -54,12 +54,17 @@ class Block(nn.Module):
     dilation: int = 1
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        """Return the block's map, `ceil(h / stride)` high."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], extent: Int[Array, "b 2"] | None = None
+    ) -> Float[Array, "b h2 w2 c2"]:
+        """Return the block's map, `ceil(h / stride)` high; `extent` in cells of `x`.
 
-        out = self.out
+        Beyond its extent the map is zero if `x` is.
+        """
+        out, whole = self.out, extent
+        extent = layers.cells(whole, self.stride)
 
-        def conv_norm(x, features, size, stride, conv, norm, groups=1):
+        def conv_norm(x, features, size, stride, conv, norm, groups=1, extent=extent):
             x = layers.Conv(
                 features,
                 size,
@@ -70,13 +75,19 @@ class Block(nn.Module):
                 dtype=self.dtype,
                 name=conv,
             )(x)
-            return layers.norm(
-                self.norm, name=norm, eps=self.norm_eps, dtype=self.dtype
-            )(x)
+            x = layers.norm(self.norm, name=norm, eps=self.norm_eps, dtype=self.dtype)(
+                x, extent
+            )
+            return layers.inside(x, extent)
 
         if self.bottleneck:
             first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-            y = layers.relu(conv_norm(x, self.width, 1, first, "conv1", "bn1"))
+            y = conv_norm(
+                x,
+                *(self.width, 1, first, "conv1", "bn1"),
+                extent=layers.cells(whole, first),
+            )
+            y = layers.relu(y)
             y = conv_norm(y, self.width, 3, second, "conv2", "bn2", self.groups)
             y = layers.relu(y)
             y = conv_norm(y, out, 1, 1, "conv3", "bn3")
@@ -108,17 +119,23 @@ class Stage(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        """Return the stage's map; stage 1 keeps the resolution, the others halve it."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], extent: Int[Array, "b 2"] | None = None
+    ) -> Float[Array, "b h2 w2 c2"]:
+        """Return the stage's map; stage 1 keeps the resolution, the others halve it.
+
+        `extent` in cells of `x`, which is zero beyond it.
+        """
         blocks, bottleneck = STAGES[self.depth]
         halves = self.index > 1 and not self.dilated
         wider = 2 ** (self.index - 1)
         block = nn.remat(Block) if self.remat else Block
         for i in range(blocks[self.index - 1]):
+            stride = 2 if i == 0 and halves else 1
             x = block(
                 width=self.groups * self.group_width * wider,
                 out=(256 if bottleneck else 64) * wider,
-                stride=2 if i == 0 and halves else 1,
+                stride=stride,
                 bottleneck=bottleneck,
                 stride_in_1x1=self.stride_in_1x1,
                 groups=self.groups,
@@ -127,7 +144,8 @@ class Stage(nn.Module):
                 norm_eps=self.norm_eps,
                 dtype=self.dtype,
                 name=f"block{i}",
-            )(x)
+            )(x, extent)
+            extent = layers.cells(extent, stride)
         return x
 
 
@@ -174,14 +192,21 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w 3"]
+        self,
+        images: Float[Array, "b h w 3"],
+        extent: Int[Array, "b 2"] | None = None,
     ) -> dict[int, Float[Array, "b _ _ _"]]:
-        """Return the maps of `out_strides`, `ceil(h / stride)` cells high."""
+        """Return the maps of `out_strides`, `ceil(h / stride)` cells high.
+
+        What lies beyond the `extent` of an image, in pixels, changes nothing inside.
+        """
         x = layers.Conv(
             64, 7, 2, use_bias=False, dtype=self.dtype, name="conv1"
-        )(images)  # fmt: skip
-        x = layers.norm(self.norm, name="bn1", eps=self.norm_eps, dtype=self.dtype)(x)
-        x = layers.max_pool(layers.relu(x), window=3, stride=2, padding=1)
+        )(layers.inside(images, extent))  # fmt: skip
+        norm = layers.norm(self.norm, name="bn1", eps=self.norm_eps, dtype=self.dtype)
+        halved, now = layers.cells(extent, 2), layers.cells(extent, 4)
+        x = layers.relu(layers.inside(norm(x, halved), halved))
+        x = layers.inside(layers.max_pool(x, window=3, stride=2, padding=1), now)
         features = {}
         strides = (4, 8, 16, 16) if self.dilated_c5 else (4, 8, 16, 32)
         for index, stride in enumerate(strides, start=1):
@@ -199,8 +224,8 @@ class Backbone(nn.Module):
                 remat=self.remat,
                 dtype=self.dtype,
                 name=f"layer{index}",
-            )(x)
-            features[stride] = x
+            )(x, now)
+            features[stride], now = x, layers.cells(extent, stride)
         return {stride: features[stride] for stride in sorted(self.out_strides)}
 
 

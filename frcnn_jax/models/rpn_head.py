@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from frcnn_jax import ranges
 from frcnn_jax.models import layers
+from frcnn_jax.ops.extents import stride_of
 from frcnn_jax.ops.primitive import Operation, as_list, on_each_device, varying_as
 from frcnn_jax.types import Features
 
@@ -50,10 +51,13 @@ class RPNHead(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, features: Features) -> tuple[Array, Float[Array, "b a 4"]]:
+    def __call__(
+        self, features: Features, extent: Int[Array, "b 2"] | None = None
+    ) -> tuple[Array, Float[Array, "b a 4"]]:
         """Return float32 logits `[b, a]` (or `[b, a, 2]`) and deltas `[b, a, 4]`.
 
-        Strides ascend; inside a level the order is (y, x, anchor).
+        Strides ascend; inside a level the order is (y, x, anchor). `extent` of each
+        image in pixels: cells beyond it change none inside.
         """
         k, per_anchor = self.num_anchors, 2 if self.objectness == "softmax" else 1
         init = nn.initializers.normal(0.01)
@@ -71,17 +75,27 @@ class RPNHead(nn.Module):
         offsets = weights(4 * k, 1, "deltas")
         logits, deltas = [], []
         for stride in sorted(features):
-            x = features[stride].astype(self.dtype)
+            now = layers.cells(extent, stride_of(stride))
+            x = layers.inside(features[stride].astype(self.dtype), now)
             for layer in before:
-                x = layers.relu(layer(x))
+                x = layers.relu(layers.inside(layer(x), now))
             last = conv(x.shape[-1]), objectness(self.channels), offsets(self.channels)
             # 256 anchors of an image are what the loss looks at (Sec 3.1.3).
             of_level = sampled_head(last_layers, 256, last, x)
-            logits.append(of_level["logits"].reshape((x.shape[0], -1, per_anchor)))
-            deltas.append(of_level["deltas"].reshape((x.shape[0], -1, 4)))
+            logits.append(_rows(of_level["logits"], k))
+            deltas.append(_rows(of_level["deltas"], k))
         logits = jnp.concatenate(logits, axis=1).astype(jnp.float32)
         deltas = jnp.concatenate(deltas, axis=1).astype(jnp.float32)
         return logits if per_anchor == 2 else logits[..., 0], deltas
+
+
+def _rows(x, k):
+    """Maps of k anchors a place as rows: [b, h, w, k n] -> [b, h w k, n].
+
+    In two steps: JAX's rule for sharded arrays knows splits and merges, one at a time.
+    """
+    b, h, w, n = x.shape
+    return x.reshape((b, h, w, k, n // k)).reshape((b, h * w * k, n // k))
 
 
 def last_layers(weights, x, padding):

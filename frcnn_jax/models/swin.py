@@ -13,7 +13,8 @@ Legend: `b` images, `h w c` map, `m` windows of all images, `t` cells of a windo
 heads, `d` channels of a head. A map of any size is padded with zeros to whole windows
 after the norm, and these cells are attended to, as in the authors' code. Along an axis
 with a single window nothing is shifted (torchvision's rule, and the authors' for the
-size that a network is built for).
+size that a network is built for). On a canvas larger than an image's extent the windows
+and shifts are those of the extent.
 
 Parameters are named after the drawing: `backbone/embed`, `backbone/embed_norm`,
 `backbone/stage1/block0/norm1`, `.../attention/qkv`, `.../attention/positions`,
@@ -27,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from frcnn_jax import ranges
 from frcnn_jax.models import layers
@@ -57,6 +58,8 @@ class Attention(nn.Module):
 
     With `shifted` the windows begin half a window further down and right; those that
     the map's border cuts are joined, and a mask keeps their parts apart (fig. 4).
+    Whether an image has a shift, and where its last window ends, follows from its
+    extent.
     """
 
     window: int
@@ -64,15 +67,20 @@ class Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Return a map of the same shape."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], extent: Int[Array, "b 2"] | None = None
+    ) -> Float[Array, "b h w c"]:
+        """Return a map of the same shape; `extent` in its cells."""
         (_, h, w, c), window = x.shape, self.window
         a, t = c // HEAD_WIDTH, window * window
-        x = layers.pad_to_multiple(x, window)
+        x = layers.pad_to_multiple(layers.inside(x, extent), window)
         b, full_h, full_w, _ = x.shape
         half = window // 2 if self.shifted else 0
         down, right = (half if side > window else 0 for side in (full_h, full_w))
-        cells = windows(jnp.roll(x, (-down, -right), (1, 2)), window)
+        if extent is not None:
+            extent = layers.cells(extent, window) * window  # whole windows
+        x = shifted(x, (-down, -right), extent, window)
+        cells = windows(x, window)
         qkv = nn.Dense(
             3 * c,
             dtype=self.dtype,
@@ -84,9 +92,9 @@ class Attention(nn.Module):
         logits = logits.astype(jnp.float32)
         logits = logits + PositionBias(a, window, name="positions")()[None]
         if down or right:
-            mask = together((full_h, full_w), (down, right), window)
-            logits = logits.reshape((b, len(mask), a, t, t))
-            logits = jnp.where(mask[None, :, None], logits, -jnp.inf)
+            mask = together((full_h, full_w), (down, right), window, extent)
+            logits = logits.reshape((b, -1, a, t, t))
+            logits = jnp.where(mask[:, :, None], logits, -jnp.inf)
             logits = logits.reshape((-1, a, t, t))
         weights = jax.nn.softmax(logits).astype(self.dtype)
         y = jnp.einsum("mats,msad->mtad", weights, v).reshape((-1, c))
@@ -94,7 +102,7 @@ class Attention(nn.Module):
             c, dtype=self.dtype, kernel_init=layers.truncated_normal, name="project"
         )(y)
         y = joined(y.reshape((-1, window, window, c)), (full_h, full_w))
-        return jnp.roll(y, (down, right), (1, 2))[:, :h, :w]
+        return shifted(y, (down, right), extent, window)[:, :h, :w]
 
 
 class Block(nn.Module):
@@ -106,15 +114,21 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], factors: Float[Array, "b 2"] | None
+        self,
+        x: Float[Array, "b h w c"],
+        extent: Int[Array, "b 2"] | None,
+        factors: Float[Array, "b 2"] | None,
     ) -> Float[Array, "b h w c"]:
-        """Return a map of the same shape; `factors` of both branches, or None."""
+        """Return a map of the same shape; `factors` of both branches, or None.
+
+        `extent` in cells of `x`.
+        """
         first, second = (None, None) if factors is None else factors.T
         c, start = x.shape[-1], layers.truncated_normal
         attention = Attention(self.window, self.shifted, self.dtype, name="attention")
         norm1 = layers.LayerNorm(EPS, dtype=self.dtype, name="norm1")
         norm2 = layers.LayerNorm(EPS, dtype=self.dtype, name="norm2")
-        x = layers.add_branch(x, attention(norm1(x)), first)
+        x = layers.add_branch(x, attention(norm1(x), extent), first)
         y = norm2(x).reshape((-1, c))  # two axes: the fast form of a product, see ops
         y = nn.Dense(4 * c, dtype=self.dtype, kernel_init=start, name="mlp_expand")(y)
         y = jax.nn.gelu(y, approximate=False)
@@ -133,11 +147,17 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], factors: Float[Array, "b n"] | None
+        self,
+        x: Float[Array, "b h w c"],
+        extent: Int[Array, "b 2"] | None,
+        factors: Float[Array, "b n"] | None,
     ) -> Float[Array, "b h2 w2 c2"]:
-        """Return the stage's map, `ceil(h / 2)` cells high where it merges."""
+        """Return the stage's map, `ceil(h / 2)` cells high where it merges.
+
+        `extent` in cells of `x`.
+        """
         if self.merges:
-            x = merged(x)
+            x, extent = merged(layers.inside(x, extent)), layers.cells(extent, 2)
             x = layers.LayerNorm(EPS, dtype=self.dtype, name="merge_norm")(x)
             reduce = nn.Dense(
                 x.shape[-1] // 2,
@@ -150,7 +170,8 @@ class Stage(nn.Module):
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
             own = None if factors is None else factors[:, 2 * i : 2 * i + 2]
-            x = block(self.window, i % 2 == 1, self.dtype, name=f"block{i}")(x, own)
+            layer = block(self.window, i % 2 == 1, self.dtype, name=f"block{i}")
+            x = layer(x, extent, own)
         return x
 
 
@@ -198,10 +219,14 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w 3"], keys: Array | None = None
+        self,
+        images: Float[Array, "b h w 3"],
+        extent: Int[Array, "b 2"] | None = None,
+        keys: Array | None = None,
     ) -> dict[int, Float[Array, "b _ _ _"]]:
         """Return the maps of `out_strides`, `ceil(h / stride)` cells high.
 
+        What lies beyond the `extent` of an image, in pixels, changes nothing inside.
         `keys` `[b]` turn stochastic depth on.
         """
         embed = layers.PatchConv(
@@ -211,8 +236,9 @@ class Backbone(nn.Module):
             dtype=self.dtype,
             name="embed",
         )
-        x = layers.LayerNorm(EPS, dtype=self.dtype, name="embed_norm")(embed(images))
-        factors, features = None, {}
+        x = embed(layers.inside(images, extent))
+        x = layers.LayerNorm(EPS, dtype=self.dtype, name="embed_norm")(x)
+        factors, features, now = None, {}, layers.cells(extent, 4)
         if keys is not None:
             count, rate = sum(self.depths), self.stochastic_depth
             factors = layers.branch_factors(keys, count=count, rate=rate, each=2)
@@ -228,7 +254,8 @@ class Backbone(nn.Module):
                 name=f"stage{i + 1}",
             )
             at = 2 * sum(self.depths[:i])
-            x = stage(x, factors if factors is None else factors[:, at:])
+            x = stage(x, now, factors if factors is None else factors[:, at:])
+            now = layers.cells(extent, stride)
             if stride in self.out_strides:
                 norm = layers.LayerNorm(EPS, dtype=self.dtype, name=f"out_norm{stride}")
                 features[stride] = norm(x) if self.out_norm else x
@@ -273,18 +300,45 @@ def offsets(window: int) -> np.ndarray:
     return dy * (2 * window - 1) + dx
 
 
-def together(size: tuple[int, int], shift: tuple[int, int], window: int) -> np.ndarray:
-    """Which cells of a window see each other `[windows, t, t]`, after the shift.
+def shifted(
+    x: Float[Array, "b h w c"],
+    shift: tuple[int, int],
+    extent: Int[Array, "b 2"] | None,
+    window: int,
+) -> Float[Array, "b h w c"]:
+    """Roll the maps by `shift` (down, right), but for axes with one window inside."""
+    for axis, by in enumerate(shift):
+        if by:
+            rolled = jnp.roll(x, by, axis + 1)
+            if extent is not None:
+                several = extent[:, axis] > window
+                rolled = jnp.where(several[:, None, None, None], rolled, x)
+            x = rolled
+    return x
 
-    In the last window along a shifted axis only the first `window - shift` cells were
-    neighbours of those before; the others come from the opposite border.
+
+def together(
+    size: tuple[int, int],
+    shift: tuple[int, int],
+    window: int,
+    extent: Int[Array, "b 2"] | None = None,
+) -> Bool[Array, "b windows t t"]:
+    """Which cells of a window see each other, after the shift; b is 1 without extents.
+
+    The last rows came from the opposite border, and those beyond the extent (of whole
+    windows) are not the image's: both see only their like. Columns are the same.
     """
-    parts = [
-        np.where(np.arange(side) >= side - s, 1, 0) if s else np.zeros(side, int)
-        for side, s in zip(size, shift, strict=True)
-    ]
-    region = 2 * parts[0][:, None] + parts[1][None]
-    h, w = (side // window for side in size)
-    region = region.reshape((h, window, w, window)).swapaxes(1, 2)
-    region = region.reshape((h * w, window * window))
-    return region[:, :, None] == region[:, None]
+    if extent is None:
+        extent = jnp.array([size], jnp.int32)
+    parts = []
+    for axis, (side, by) in enumerate(zip(size, shift, strict=True)):
+        length = extent[:, axis, None]
+        by = jnp.where(length > window, by, 0)  # an axis with one window stays
+        place = jnp.arange(side, dtype=jnp.int32)[None]
+        beyond = (place >= length - by) & (place < side - by)
+        parts.append(jnp.where(place >= side - by, 1, 0) + jnp.where(beyond, 2, 0))
+    region = 4 * parts[0][:, :, None] + parts[1][:, None]
+    b, (h, w) = len(region), (side // window for side in size)
+    region = region.reshape((b, h, window, w, window)).swapaxes(2, 3)
+    region = region.reshape((b, h * w, window * window))
+    return region[..., :, None] == region[..., None, :]

@@ -1,15 +1,14 @@
 """A small network that learns from scratch in minutes on a CPU: tests and the demo.
 
 Group normalisation (Wu & He 2018) needs neither pretrained statistics nor large
-batches. Its statistics are those of the whole canvas, padding included, so keep one
-canvas for training and evaluation.
+batches. Its statistics are those of the cells within the image's extent.
 """
 
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from frcnn_jax import ranges
 from frcnn_jax.models import layers
@@ -52,24 +51,32 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w 3"]
+        self,
+        images: Float[Array, "b h w 3"],
+        extent: Int[Array, "b 2"] | None = None,
     ) -> dict[int, Float[Array, "b _ _ _"]]:
-        """Return the maps of `out_strides`, `ceil(h / stride)` cells high."""
+        """Return the maps of `out_strides`, `ceil(h / stride)` cells high.
 
-        def conv_norm(x, features, stride, name):
+        What lies beyond the `extent` of an image, in pixels, changes nothing inside.
+        """
+
+        def conv_norm(x, features, stride, name, total):
+            inside = layers.cells(extent, total)
             x = layers.Conv(
                 features, 3, stride, use_bias=False, dtype=self.dtype, name=name
             )(x)
-            norm = nn.GroupNorm(self.groups, dtype=self.dtype, name=f"{name}_norm")
-            return norm(x)
+            norm = layers.GroupNorm(self.groups, dtype=self.dtype, name=f"{name}_norm")
+            return layers.inside(norm(x, inside), inside)
 
-        x = layers.relu(conv_norm(images, self.widths[0], 2, "stem"))
+        x = layers.inside(images, extent)
+        x = layers.relu(conv_norm(x, self.widths[0], 2, "stem", 2))
         features = {}
         for i, width in enumerate(self.widths):
-            x = layers.relu(conv_norm(x, width, 2, f"stage{i + 1}_down"))
+            total = 4 * 2**i
+            x = layers.relu(conv_norm(x, width, 2, f"stage{i + 1}_down", total))
             for j in range(self.blocks):
                 name = f"stage{i + 1}_block{j}"
-                y = layers.relu(conv_norm(x, width, 1, f"{name}_conv1"))
-                x = layers.relu(x + conv_norm(y, width, 1, f"{name}_conv2"))
-            features[4 * 2**i] = x
+                y = layers.relu(conv_norm(x, width, 1, f"{name}_conv1", total))
+                x = layers.relu(x + conv_norm(y, width, 1, f"{name}_conv2", total))
+            features[total] = x
         return {s: features[s] for s in sorted(self.out_strides or features)}

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from frcnn_jax import ranges
 from frcnn_jax.models import layers
@@ -40,16 +40,24 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w 3"]
+        self,
+        images: Float[Array, "b h w 3"],
+        extent: Int[Array, "b 2"] | None = None,
     ) -> dict[int, Float[Array, "b _ _ 512"]]:
-        """Return the map of stride 16."""
+        """Return the map of stride 16.
+
+        What lies beyond the `extent` of an image, in pixels, changes nothing inside.
+        """
         x = images[..., ::-1] if self.bgr else images
+        x, now = layers.inside(x, extent), extent
         for i, (channels, count) in enumerate(STAGES, start=1):
             if i > 1:
                 x = layers.max_pool(x, window=2, stride=2, same=True)
+                now = layers.cells(now, 2)
             for j in range(1, count + 1):
                 name = f"conv{i}_{j}"
-                x = layers.relu(layers.Conv(channels, dtype=self.dtype, name=name)(x))
+                x = layers.Conv(channels, dtype=self.dtype, name=name)(x)
+                x = layers.relu(layers.inside(x, now))
         return {16: x}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from frcnn_jax import ranges
 from frcnn_jax.models import layers
@@ -44,20 +44,27 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w 3"]
+        self,
+        images: Float[Array, "b h w 3"],
+        extent: Int[Array, "b 2"] | None = None,
     ) -> dict[int, Float[Array, "b _ _ 256"]]:
-        """Return the map of stride 16."""
+        """Return the map of stride 16.
 
-        def conv(x, channels, size, stride, name):
+        What lies beyond the `extent` of an image, in pixels, changes nothing inside.
+        """
+
+        def conv(x, channels, size, stride, name, total):
             layer = layers.Conv(channels, size, stride, dtype=self.dtype, name=name)
-            return layers.relu(layer(x))
+            return layers.relu(layers.inside(layer(x), layers.cells(extent, total)))
 
-        def shrink(x):
+        def shrink(x, total):
             x = layers.local_response_norm(x, window=self.lrn_window)
-            return layers.max_pool(x, window=3, stride=2, padding=1)
+            x = layers.max_pool(x, window=3, stride=2, padding=1)
+            return layers.inside(x, layers.cells(extent, total))
 
-        x = shrink(conv(images, 96, 7, 2, "conv1"))
-        x = shrink(conv(x, 256, 5, 2, "conv2"))
-        x = conv(x, 384, 3, 1, "conv3")
-        x = conv(x, 384, 3, 1, "conv4")
-        return {16: conv(x, 256, 3, 1, "conv5")}
+        x = layers.inside(images, extent)
+        x = shrink(conv(x, 96, 7, 2, "conv1", 2), 4)
+        x = shrink(conv(x, 256, 5, 2, "conv2", 8), 16)
+        x = conv(x, 384, 3, 1, "conv3", 16)
+        x = conv(x, 384, 3, 1, "conv4", 16)
+        return {16: conv(x, 256, 3, 1, "conv5", 16)}

@@ -10,10 +10,11 @@ compiled program holds no large constant.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 
 def cell_anchors(
@@ -87,7 +88,7 @@ def legacy_cell_anchors(
 def grid(
     cells: Float[np.ndarray, "k 4"] | Float[Array, "k 4"],
     feature_size: tuple[int, int],
-    stride: int | tuple[int, int],
+    stride: Any,
     *,
     offset: float | int = 0.0,
 ) -> Float[Array, "a 4"]:
@@ -95,13 +96,16 @@ def grid(
 
     Cell (y, x) places its boxes at ((x + offset) * stride, (y + offset) * stride):
     offset 0 is the corner of the cell, which torchvision, Detectron2 and py-faster-rcnn
-    use, 0.5 the middle of its receptive field. `stride` may be a pair (y, x).
+    use, 0.5 the middle of its receptive field. `stride` may be a pair (y, x), whole
+    numbers, traced or not.
 
     >>> grid(cell_anchors(2, (1.0,)), (1, 2), 16)
     Array([[-1., -1.,  1.,  1.],
            [15., -1., 17.,  1.]], dtype=float32)
     """
-    (h, w), (stride_y, stride_x) = feature_size, np.broadcast_to(stride, 2).tolist()
+    (h, w) = feature_size
+    pair = stride if isinstance(stride, (tuple, list)) else (stride, stride)
+    stride_y, stride_x = (jnp.asarray(s).astype(jnp.float32) for s in pair)
     y, x = jnp.meshgrid(
         (jnp.arange(h, dtype=jnp.float32) + offset) * stride_y,
         (jnp.arange(w, dtype=jnp.float32) + offset) * stride_x,
@@ -113,7 +117,7 @@ def grid(
 
 def pyramid(
     feature_sizes: Sequence[tuple[int, int]],
-    strides: Sequence[int | tuple[int, int]],
+    strides: Sequence[Any],
     sizes: Sequence[float | int | Sequence[float | int]],
     aspect_ratios: Sequence[float | int] = (0.5, 1.0, 2.0),
     *,
@@ -138,3 +142,25 @@ def pyramid(
     return jnp.concatenate(
         [grid(cells(s, aspect_ratios), hw, d, offset=offset) for hw, d, s in levels]
     )
+
+
+def places(feature_sizes: Sequence[tuple[int, ...]], k: int) -> UInt32[Array, " a"]:
+    """A number for each anchor of a pyramid, from (level, y, x, anchor) alone.
+
+    The same place has the same number on maps of any size, where its index differs: so
+    random draws need not depend on the size of the canvas. The numbers are distinct
+    while the square of a map's side times k times levels is below 2^32.
+
+    >>> places([(2, 2)], 1).tolist(), places([(2, 3)], 1).tolist()
+    ([0, 1, 2, 3], [0, 1, 4, 2, 3, 5])
+    """
+    levels = []
+    for level, (h, w) in enumerate(feature_sizes):
+        y = jnp.arange(h, dtype=jnp.uint32)[:, None]
+        x = jnp.arange(w, dtype=jnp.uint32)[None]
+        # Szudzik's pairing: a square of side n holds the numbers below n^2.
+        cell = jnp.where(x > y, x * x + y, y * y + y + x)
+        anchor = jnp.arange(k, dtype=jnp.uint32)[None]
+        number = (cell.reshape((-1, 1)) * k + anchor) * len(feature_sizes) + level
+        levels.append(number.reshape(-1))
+    return jnp.concatenate(levels)

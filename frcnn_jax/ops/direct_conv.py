@@ -1,8 +1,12 @@
 """The convolution as XLA computes it: the formulation that others are compared with."""
 
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float
 
+from frcnn_jax.ops.primitive import on_each_device
 from frcnn_jax.types import Array
 
 
@@ -20,12 +24,13 @@ def direct_conv(
     With `groups`, output channels read an equal share of the input each, and `i2` is
     the size of that share.
     """
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
+    apply = partial(
+        jax.lax.conv_general_dilated,
         window_strides=(stride, stride),
         padding=((padding, padding), (padding, padding)),
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+    # JAX has no rule for the kernel's gradient where a mesh shards the images.
+    return on_each_device(apply, (True, False), (jnp.asarray(x), jnp.asarray(kernel)))

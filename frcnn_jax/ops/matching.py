@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, Integer, PRNGKeyArray
 
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.ops import modes
@@ -152,17 +152,22 @@ def sample(
     *,
     num_samples: int,
     fg_fraction: float | int,
+    places: Integer[Array, "n"] | None = None,
 ) -> tuple[Int[Array, "num_samples"], Bool[Array, "num_samples"]]:
     """Draw `num_samples` labelled rows, balanced, section 3.1.3: indices and valid.
 
     Objects (labels >= 1) come first: floor(fg_fraction * num_samples) of them at most,
     uniformly at random and without repetition. Background (label 0) fills the rest;
     label -1 is never drawn. Where rows run out, the tail has index 0 and `valid` False.
+
+    With `places`, a number for each row (`anchors.places`), what is drawn depends on
+    the numbers of the labelled rows and not on their indices: more rows with label -1,
+    as a larger canvas has, change nothing.
     """
-    modes.one_image("sample", labels=(labels, "n"))
+    modes.one_image("sample", labels=(labels, "n"), places=(places, "n"))
     n, labels = len(labels), jnp.asarray(labels)
     max_fg = min(int(fg_fraction * num_samples), n)
-    priority = jax.random.uniform(key, (n,), jnp.float32)
+    priority = priorities(key, n, places)
     fg_priority, fg = jax.lax.top_k(jnp.where(labels >= 1, priority, -1.0), max_fg)
     bg_priority, bg = jax.lax.top_k(
         jnp.where(labels == 0, priority, -1.0), min(num_samples, n)
@@ -176,6 +181,24 @@ def sample(
     return indices, jnp.arange(num_samples, dtype=jnp.int32) < jnp.sum(
         drawn, dtype=jnp.int32
     )
+
+
+def priorities(
+    key: PRNGKeyArray, n: int, places: Integer[Array, "n"] | None = None
+) -> Float[Array, "n"]:
+    """Random numbers from 0 to 1 for n rows; that of a row with a place is its own.
+
+    >>> p = priorities(jax.random.key(0), 3, jnp.arange(3, dtype=jnp.uint32))
+    >>> (p[1:] == priorities(jax.random.key(0), 2, jnp.uint32([1, 2]))).all().item()
+    True
+    """
+    if places is None:
+        return jax.random.uniform(key, (n,), jnp.float32)
+
+    def of_place(place):
+        return jax.random.uniform(jax.random.fold_in(key, place), (), jnp.float32)
+
+    return jax.vmap(of_place)(jnp.asarray(places))
 
 
 def cover(iou: Float[Array, "g p"], valid: Bool[Array, " g"]) -> Float[Array, " g"]:

@@ -168,6 +168,7 @@ def part(case: dict[str, Any], folder: pathlib.Path) -> worker.Prepared:
     k = model.rpn_head.num_anchors
     level_sizes = tuple(h * w * k for h, w in maps.values())
     anchors = jnp.asarray(model.anchors(maps))
+    anchors = jnp.broadcast_to(anchors, (len(sizes), *anchors.shape))
 
     def propose(logits, deltas):
         out = models.RPNOutput(features, anchors, logits, deltas, level_sizes)

@@ -101,14 +101,17 @@ def stages(model, c):
     """The compiled parts of a prediction, and the whole."""
 
     def conv(model, batch):
-        return model.features(model.normalize(batch.image, batch.image_size))
+        images = model.normalize(batch.image, batch.image_size)
+        return model.features(images, model.extent(batch.image_size))
 
     def propose(model, features, batch):
-        out = model.rpn_of(features)
+        out = model.rpn_of(features, model.extent(batch.image_size))
         return rpn_proposals(out, batch.image_size, **c["proposals"]["eval"])
 
     def regions(model, features, found, batch):
-        logits, deltas = model.detect(features, found.boxes)
+        logits, deltas = model.detect(
+            features, found.boxes, extent=model.extent(batch.image_size)
+        )
         return jax.vmap(partial(proposals.postprocess, **c["postprocess"]))(
             found.boxes, found.valid, logits, deltas, batch.image_size
         )

@@ -12,6 +12,7 @@ import pytest
 
 from examples import finetune_coco, my_backbone, my_dataset
 from frcnn_jax.data import images
+from frcnn_jax.models.checks import check_extent
 from frcnn_jax.training import checkpoint
 from frcnn_jax.training.loop import train_and_evaluate
 from tests.training import small
@@ -53,6 +54,7 @@ def test_backbone_keeps_its_contract():
         4: (1, 16, 12, 8),
         8: (1, 8, 6, 16),
     }
+    check_extent(backbone, size=(32, 48), gradients=False)
 
 
 def test_folder_is_what_the_pictures_show(tmp_path):

@@ -86,7 +86,7 @@ def test_c4_has_15_anchors_a_place_and_stage_4_in_the_head():
     model = build_detector(num_classes=20, **C4)
     (out, logits, deltas), variables = by_shape(model, images(70, 100, 2))
     assert list(out.features) == [16]
-    assert out.logits.shape == (2, 5 * 7 * 15) and out.anchors.shape == (525, 4)
+    assert out.logits.shape == (2, 5 * 7 * 15) and out.anchors.shape == (2, 525, 4)
     assert out.deltas.shape == (2, 525, 4)
     assert logits.shape == (2, 1, 21) and deltas.shape == (2, 1, 20, 4)
     assert "fpn" not in variables["params"]
@@ -107,7 +107,7 @@ def test_outputs_fit_each_other(tiny):
     assert list(out.features) == [4, 8, 16]
     assert sizes[0] == (9 * 13 * 3, 5 * 7 * 3, 3 * 4 * 3)
     assert out.logits.shape == (2, 492) and out.deltas.shape == (2, 492, 4)
-    assert out.anchors.shape == (492, 4)
+    assert out.anchors.shape == (2, 492, 4)
     assert logits.shape == (2, 1, 4) and deltas.shape == (2, 1, 3, 4)
 
 
@@ -145,9 +145,9 @@ def test_normalize_is_zero_outside_the_image():
     image = np.full((2, 3, 4, 3), 50, np.uint8)
     out = model.normalize(jnp.asarray(image), jnp.array([[2, 3], [3, 4]]))
     expected = np.broadcast_to(np.float32([40, 15, 5]), out.shape).copy()
-    expected[0, 2:] = 0
-    expected[0, :, 3:] = 0
-    assert out.dtype == jnp.float32
+    expected[0, 2:] = expected[0, :, 3:] = 0
+    expected[1, 3:] = expected[1, :, 4:] = 0
+    assert out.dtype == jnp.float32 and out.shape == (2, 32, 32, 3)  # pad_to
     np.testing.assert_array_equal(out, expected)
 
 
@@ -375,7 +375,7 @@ def test_lists_serve_as_tuples():
     backbone = dict(name="tiny", widths=[8, 8], groups=4)
     model = build_detector(**{**TINY, "anchors": anchors, "backbone": backbone})
     assert hash(model) == hash(model)
-    assert by_shape(model, images(32, 32))[0][0].anchors.shape[1] == 4
+    assert by_shape(model, images(32, 32))[0][0].anchors.shape[2] == 4
 
 
 # The paper: RoIPool, 2k scores, k = 3, 9, 12, external proposals

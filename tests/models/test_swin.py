@@ -82,7 +82,7 @@ def test_the_row_of_the_table_is_that_of_the_offset():
 def test_cells_see_those_of_their_window_that_were_near_before_the_shift(shift):
     """Each pair of cells by hand: never across a border that the roll has moved."""
     size, window = (6, 9), 3
-    found = swin.together(size, shift, window)
+    (found,) = np.asarray(swin.together(size, shift, window))
     assert found.shape == (6, 9, 9)
     at = np.stack(np.indices(size), -1)  # (y, x) of each cell
     rolled = np.roll(at, (-shift[0], -shift[1]), (0, 1))

@@ -22,6 +22,7 @@ from frcnn_jax.ops import (
     boxes,
     convolution,
     direct_conv,
+    extents,
     maps,
     matching,
     modes,
@@ -241,6 +242,14 @@ CASES = [
     case(anchors.legacy_cell_anchors, scales=(1, 2)),
     case(anchors.grid, box("k"), (2, 3), 16),
     case(anchors.pyramid, [(2, 3), (1, 2)], (16, 32), (32, 64)),
+    case(anchors.places, [(2, 3), (1, 2)], 3),
+    # extents
+    case(extents.extent_of, size(), 32),
+    case(extents.cells, size(), 4),
+    case(extents.stride_of, 66),
+    case(extents.mask, whole("g2", 1, 8), (8, 10)),
+    case(extents.inside, real("ghwc"), whole("g2", 1, 8), -1.0),
+    case(extents.mean_inside, real("ghwc"), whole("g2", 1, 8)),
     # modes
     case(modes.carry, real("n"), inputs=real("g")),
     case(modes.take, real("k4"), whole("r", 0, 3)),
@@ -250,6 +259,12 @@ CASES = [
     case(matching.match, box("n"), box("g"), flag("g"), valid=flag("n"), **MATCH),
     case(matching.at_least_one_slot, box("g"), flag("g"), None),
     case(matching.sample, key(), whole("n", -1, 2), num_samples=4, fg_fraction=0.5),
+    case(matching.priorities, key(), 4, whole("4", 0, 99)),
+    case(
+        matching.sample,
+        *(key(), whole("n", -1, 2)),
+        **dict(num_samples=4, fg_fraction=0.5, places=whole("n", 0, 99)),
+    ),
     case(matching.cover, real("gp", low=0.1, high=0.9), flag("g")),
     # nms
     case(nms.nms, box("n"), real("n"), flag("n"), iou_threshold=0.3),
@@ -261,6 +276,7 @@ CASES = [
     case(
         targets.rpn_targets,
         *(key(), box("a"), box("g"), flag("g"), flag("g", share=0.2), size()),
+        **dict(valid=flag("a"), places=whole("a", 0, 99)),
         num_samples=8,
         straddle=9,
     ),
@@ -303,7 +319,7 @@ CASES = [
     # proposals
     case(
         proposals.select_proposals,
-        *(box("a"), real("a"), real("a4", low=-0.3, high=0.3), size()),
+        *(box("a"), real("a"), real("a4", low=-0.3, high=0.3), size(), flag("a")),
         pre_nms=8,
         post_nms=5,
     ),

@@ -153,7 +153,6 @@ def test_default_shard_map_averages():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="convolutions and RoIs have not joined the matrix yet")
 def test_explicit_mesh():
     state, step, predict = parts()
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Explicit,))

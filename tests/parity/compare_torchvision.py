@@ -4,7 +4,7 @@ r"""Ours against torchvision's detectors: same weights, same tensors, layer by l
     python tests/parity/compare_torchvision.py --model=r50_fpn --seeds=0:100
     python tests/parity/compare_torchvision.py --model=r50_fpn --training --steps=20
     python tests/parity/compare_torchvision.py --model=r50_fpn --training --float64
-    python tests/parity/compare_torchvision.py --model=r50_fpn --border --canvas=448x512
+    python tests/parity/compare_torchvision.py --model=r50_fpn --wider=1.25
 
 Each seed makes random weights under which the detectors have something to do: scores
 and deltas are spread, so that NMS suppresses within levels and classes. The weights go
@@ -15,9 +15,10 @@ with what explains it.
 
 `--training` compares losses over SGD steps and the gradients of the first, on the
 peer's samples; `--float64` computes both sides' networks in double precision, where no
-ReLU changes sign by rounding. `--border` needs no peer: it compares our detector with
-itself, on the padding to 32 and on a larger static canvas. The last line on stdout is
-one JSON object.
+ReLU changes sign by rounding. With `--wider` ours has a larger static canvas, with
+noise beyond the padding to 32, and torchvision still has the image alone;
+`compare_canvases.py` compares ours with itself on several canvases. The last line on
+stdout is one JSON object.
 """
 
 import functools
@@ -43,6 +44,12 @@ from frcnn_jax.weights.files import write_npz
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
+from tests.parity.detections import (  # noqa: E402
+    differing,
+    nearest_decision,
+    ours_as_dict,
+    picked,
+)
 from tests.parity.random_weights import random_image, random_weights  # noqa: E402
 
 EXPERIMENTS = {  # the peer's name: our experiment and its argument
@@ -72,8 +79,11 @@ TRAINING = flags.DEFINE_bool("training", False, "Compare losses and gradients in
 STEPS = flags.DEFINE_integer("steps", 20, "Steps of SGD to compare.")
 RATE = flags.DEFINE_float("rate", 1e-5, "Their learning rate.")
 FLOAT64 = flags.DEFINE_bool("float64", False, "Both networks in double precision.")
-BORDER = flags.DEFINE_bool("border", False, "Compare canvases instead of peers.")
-CANVAS = flags.DEFINE_string("canvas", "448x512", "HxW of the larger canvas.")
+WIDER = flags.DEFINE_float(
+    "wider",
+    1.0,
+    "Our canvas over the padded image: 1.25 is a quarter more.",
+)
 
 
 # -- What both sides are given ---------------------------------------------------------
@@ -141,16 +151,19 @@ def compiled(name: str):
     model, config = build(name)
 
     def rpn(variables, images, size):
-        out = model.apply(variables, images, method="rpn")
+        extent = model.extent(size[None])
+        out = model.apply(variables, images, extent, method="rpn")
         props = proposals.select_proposals(
-            *(out.anchors, out.logits[0], out.deltas[0], size),
+            *(out.anchors[0], out.logits[0], out.deltas[0], size, out.inside[0]),
             level_sizes=out.level_sizes,
             **config["proposals"]["eval"],
         )
         return out._replace(level_sizes=()), props
 
-    def detect(variables, features, rois):
-        return model.apply(variables, features, rois[None], method="detect")
+    def detect(variables, features, rois, size):
+        extent = model.extent(size[None])
+        arguments = features, rois[None], None, extent
+        return model.apply(variables, *arguments, method="detect")
 
     def post(rois, valid, logits, deltas, size):
         return proposals.postprocess(
@@ -181,7 +194,7 @@ def calibrated(
     write_npz(file, with_spread(weights, first))
     variables = load(name, file)  # the proposals follow from what the RPN says now
     out, props = rpn(variables, image, jnp.array(size))
-    found = detect(variables, out.features, props.boxes)
+    found = detect(variables, out.features, props.boxes, jnp.array(size))
     logits, deltas = (np.asarray(x)[0][np.asarray(props.valid)] for x in found)
     outputs = {SCORES: logits, BOXES: deltas.reshape(-1, 4 * CLASSES)}
     both = first | spread(weights, outputs)
@@ -230,64 +243,6 @@ def relative(ours: Any, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / np.sqrt((theirs**2.0).mean()))
 
 
-def unmatched(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[int]:
-    """Detections of `a` without one of `b`: same label, 0.01 pixels, 1e-4 of score."""
-    alone, free = [], np.ones(len(b["boxes"]), bool)
-    for i, (box, label, score) in enumerate(
-        zip(a["boxes"], a["labels"], a["scores"], strict=True)
-    ):
-        fits = free & (b["labels"] == label) & (np.abs(b["scores"] - score) <= 1e-4)
-        fits &= np.abs(b["boxes"] - box[None]).max(1, initial=0) <= 0.01
-        if fits.any():
-            free[np.argmax(fits)] = False
-        else:
-            alone.append(i)
-    return alone
-
-
-def differing(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> int:
-    return max(len(unmatched(a, b)), len(unmatched(b, a)))
-
-
-def picked(answer: dict[str, np.ndarray], kind: str = "") -> dict[str, np.ndarray]:
-    return {k: answer[kind + k] for k in ("boxes", "labels", "scores")}
-
-
-def ours_as_dict(found: Any) -> dict[str, np.ndarray]:
-    n = np.asarray(found.valid)
-    return dict(
-        boxes=np.asarray(found.boxes)[n],
-        labels=np.asarray(found.classes)[n],
-        scores=np.asarray(found.scores)[n],
-    )
-
-
-def nearest_decision(
-    a: dict[str, np.ndarray], b: dict[str, np.ndarray], config: dict[str, Any]
-) -> dict[str, float]:
-    """How close the unmatched detections came to a bound.
-
-    `score`: to the one that the other side has in its place, or to the least score;
-    `iou`: with a box of its class on the other side, to the threshold of NMS; `pixels`:
-    to the nearest box of its class there, which is the same one where this is small.
-    """
-    least, threshold = config["postprocess"]["score"], config["postprocess"]["nms_iou"]
-    score, iou, pixels = [np.inf], [np.inf], [np.inf]
-    for x, y in ((a, b), (b, a)):
-        for i in unmatched(x, y):
-            gaps = np.abs(y["scores"][unmatched(y, x)] - x["scores"][i])
-            score += [gaps.min(initial=np.inf), abs(x["scores"][i] - least)]
-            same = y["labels"] == x["labels"][i]
-            if same.any():
-                overlaps = box_ops.iou(
-                    jnp.asarray(x["boxes"][i][None]), jnp.asarray(y["boxes"][same])
-                )
-                iou.append(float(np.abs(np.asarray(overlaps) - threshold).min()))
-                off = np.abs(y["boxes"][same] - x["boxes"][i][None]).max(1)
-                pixels.append(float(off.min()))
-    return dict(score=float(min(score)), iou=min(iou), pixels=min(pixels))
-
-
 def compare_seed(
     name: str, seed: int, size: tuple[int, int], peer: Peer
 ) -> dict[str, Any]:
@@ -305,35 +260,46 @@ def compare_seed(
     if GOLDEN.value:
         write_golden(seed, size, found, theirs)
     variables, hw = load(name, weights), jnp.array(size)
-    out, props = rpn(variables, image, hw)
+    out, props = rpn(variables, on_canvas(image, seed), hw)
+    within = np.asarray(out.inside[0])
     row: dict[str, Any] = dict(seed=seed, size=size)
-    row["anchors"] = relative(out.anchors, theirs["anchors"])
-    row["features"] = max(
-        relative(out.features[stride], theirs[f"features/{i}"])
-        for i, stride in enumerate(sorted(out.features))
-    )
-    row["rpn_logits"] = relative(out.logits, theirs["rpn_logits"])
-    row["rpn_deltas"] = relative(out.deltas, theirs["rpn_deltas"])
+    row["anchors"] = relative(out.anchors[0][within], theirs["anchors"])
+    deviations = []
+    for i, stride in enumerate(sorted(out.features)):
+        there = theirs[f"features/{i}"]
+        here = out.features[stride][:, : there.shape[1], : there.shape[2]]
+        deviations.append(relative(here, there))
+    row["features"] = max(deviations)
+    row["rpn_logits"] = relative(out.logits[:, within], theirs["rpn_logits"])
+    row["rpn_deltas"] = relative(out.deltas[:, within], theirs["rpn_deltas"])
     # The second stage on the peer's proposals, so that its rows are the same.
     n, slots = len(theirs["proposals"]), len(props.boxes)
     rois = np.zeros((slots, 4), np.float32)
     rois[:n] = theirs["proposals"]
-    logits, deltas = detect(variables, out.features, jnp.asarray(rois))
+    logits, deltas = detect(variables, out.features, jnp.asarray(rois), hw)
     row["class_logits"] = relative(logits[0, :n], theirs["class_logits"])
     row["class_deltas"] = relative(deltas[0, :n], theirs["class_deltas"][:, 1:])
-    logits, deltas = detect(variables, out.features, props.boxes)
+    logits, deltas = detect(variables, out.features, props.boxes, hw)
     ours = ours_as_dict(post(props.boxes, props.valid, logits[0], deltas[0], hw))
     row["proposals"], row["detections"] = n, len(theirs["boxes"])
     row["candidates"] = int((_softmax(theirs["class_logits"])[:, 1:] > 0.05).sum())
     row["differing"] = differing(ours, picked(theirs))
     if row["differing"]:
         row["differing_exact_nms"] = differing(ours, picked(theirs, "exact/"))
-        same = detect(variables, out.features, jnp.asarray(rois))
+        same = detect(variables, out.features, jnp.asarray(rois), hw)
         valid = jnp.arange(slots) < n
         given = ours_as_dict(post(jnp.asarray(rois), valid, same[0][0], same[1][0], hw))
         row["differing_same_proposals"] = differing(given, picked(theirs))
         row["gaps"] = nearest_decision(ours, picked(theirs), config)
     return row
+
+
+def on_canvas(image: np.ndarray, seed: int) -> np.ndarray:
+    """The image `[1, h, w, 3]` at the top left of a canvas of noise, see `--wider`."""
+    h, w = (32 * round(side * WIDER.value / 32) for side in image.shape[1:3])
+    placed = np.random.default_rng(seed).normal(0, 9, (1, h, w, 3))
+    placed[:, : image.shape[1], : image.shape[2]] = image
+    return placed.astype(np.float32)
 
 
 def write_golden(
@@ -374,7 +340,7 @@ def compare_detections(peer: Peer) -> dict[str, Any]:
         *("class_logits", "class_deltas"),
     )
     summary: dict[str, Any] = dict(
-        model=MODEL.value, seeds=len(rows), sizes=SIZES.value
+        model=MODEL.value, seeds=len(rows), sizes=SIZES.value, wider=WIDER.value
     )
     summary |= {layer: max(row[layer] for row in rows) for layer in layers}
     for count in ("proposals", "candidates", "detections"):
@@ -417,7 +383,7 @@ def our_losses(model: Any, variables: Any, batch: Any, sampled: Any) -> jax.Arra
     logits, deltas = model.apply(
         variables, out.features, sampled["rois"], method="detect"
     )
-    anchor_deltas = jax.vmap(lambda g: targets(out.anchors, g, (1.0,) * 4))
+    anchor_deltas = jax.vmap(lambda g: targets(out.anchors[0], g, (1.0,) * 4))
     roi_deltas = jax.vmap(lambda r, g: targets(r, g, (0.1, 0.1, 0.2, 0.2)))
     rpn = losses.rpn_loss(
         *(out.logits, out.deltas, sampled["anchor_labels"]),
@@ -525,105 +491,13 @@ def compare_gradients(
     return rows
 
 
-# -- A larger canvas -------------------------------------------------------------------
-
-
-def on_canvas(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """The image `[1, h, w, 3]` at the top left of zeros."""
-    placed = np.zeros((1, *canvas, 3), np.float32)
-    placed[:, : image.shape[1], : image.shape[2]] = image
-    return placed
-
-
-def rings(small: np.ndarray, large: np.ndarray) -> list[float]:
-    """Relative difference of two maps by distance to the right and lower border.
-
-    Cells 0, 1, 2, 4, 8, 16 and so on away from it, the largest of each ring.
-    """
-    h, w = small.shape[1:3]
-    difference = np.abs(large[:, :h, :w] - small).max((0, 3))
-    y, x = np.ogrid[:h, :w]
-    away = np.minimum(h - 1 - y, w - 1 - x)
-    scale, edges = np.sqrt((small.astype(np.float64) ** 2).mean()), [0, 1, 2]
-    while edges[-1] < away.max():
-        edges.append(2 * edges[-1])
-    inside = [(away >= a) & (away < b) for a, b in zip(edges, edges[1:], strict=False)]
-    return [float(difference[ring].max() / scale) for ring in inside]
-
-
-def border_of_seed(seed: int, size: tuple[int, int], folder: pathlib.Path) -> Any:
-    """Features and detections of one seed on both canvases."""
-    name = MODEL.value
-    height, width = map(int, CANVAS.value.split("x"))
-    model, config, _, detect, post = compiled(name)
-    file, hw = folder / "weights.npz", jnp.array(size)
-    calibrated(name, seed, size, file)
-    variables, image = load(name, file), random_image(seed, size)
-    found: dict[str, Any] = {}
-    maps = {}
-    for kind, pixels in (
-        ("small", image),
-        ("large", on_canvas(image, (height, width))),
-    ):
-        out = jax.jit(lambda v, x: model.apply(v, x, method="rpn"))(variables, pixels)
-        maps[kind] = {s: np.asarray(f) for s, f in out.features.items()}
-        for exclude in (False, True):
-            props = proposals.select_proposals(
-                *(out.anchors, out.logits[0], out.deltas[0], hw),
-                level_sizes=tuple(int(n) for n in out.level_sizes),
-                **dict(config["proposals"]["eval"], exclude_padding=exclude),
-            )
-            logits, deltas = detect(variables, out.features, props.boxes)
-            given = (props.boxes, props.valid, logits[0], deltas[0], hw)
-            found[f"{kind}/{exclude}"] = ours_as_dict(post(*given))
-    reference = found["small/False"]
-    row: dict[str, Any] = dict(seed=seed, size=size)
-    for exclude in (False, True):
-        other = found[f"large/{exclude}"]
-        row[f"differing_exclude_{exclude}"] = differing(other, reference)
-        row[f"lost_at_iou_0.9_exclude_{exclude}"] = lost(reference, other)
-    row["differing_small_exclude_True"] = differing(found["small/True"], reference)
-    row["rings"] = {
-        s: rings(f, maps["large"][s]) for s, f in maps["small"].items() if s <= 32
-    }
-    return row
-
-
-def lost(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> int:
-    """Detections of `a` without one of `b` of the same label at an IoU of 0.9."""
-    overlaps = np.asarray(box_ops.iou(jnp.asarray(a["boxes"]), jnp.asarray(b["boxes"])))
-    same = (a["labels"][:, None] == b["labels"][None]) & (overlaps >= 0.9)
-    return int((~same.any(1)).sum())
-
-
-def compare_canvases(folder: pathlib.Path) -> dict[str, Any]:
-    first, end = map(int, SEEDS.value.split(":"))
-    sizes, rows = image_sizes(), []
-    for seed in range(first, end):
-        rows.append(border_of_seed(seed, sizes[seed % len(sizes)], folder))
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    counts = [k for k in rows[0] if k.startswith(("differing", "lost"))]
-    summary: dict[str, Any] = dict(
-        model=MODEL.value, seeds=len(rows), canvas=CANVAS.value
-    )
-    summary |= {k: float(np.mean([row[k] for row in rows])) for k in counts}
-    for s in rows[0]["rings"]:
-        length = min(len(row["rings"][s]) for row in rows)
-        worst = np.max([row["rings"][s][:length] for row in rows], axis=0)
-        summary[f"rings_{s}"] = [float(f"{x:.2g}") for x in worst]
-    return summary
-
-
 def main(_):
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        if BORDER.value:
-            summary = compare_canvases(folder)
-        else:
-            peer = Peer(PEER.value, folder)
-            compare = compare_training if TRAINING.value else compare_detections
-            summary = compare(peer)
-            peer.close()
+        peer = Peer(PEER.value, folder)
+        compare = compare_training if TRAINING.value else compare_detections
+        summary = compare(peer)
+        peer.close()
     print(json.dumps(summary))
 
 

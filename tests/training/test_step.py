@@ -343,11 +343,11 @@ def test_rpn_losses_equal_the_sum_over_all_images(setup):
 
     def both(model):
         out = model.rpn(model.normalize(batch.image, batch.image_size))
-        axes = (0, None, 0, 0, 0, 0)
+        axes = (0, 0, 0, 0, 0, 0, None, None)
         t = jax.vmap(partial(targets.rpn_targets, **c["rpn_targets"]), axes)(
             keys,
             *(out.anchors, batch.gt_boxes, batch.gt_valid),
-            *(batch.gt_ignore, batch.image_size),
+            *(batch.gt_ignore, batch.image_size, out.inside, out.places),
         )
         n = 2 * c["rpn_targets"]["num_samples"]
         rows = (out.logits, out.deltas, t.labels, t.deltas)
@@ -382,7 +382,7 @@ def test_anchors_across_the_border_do_not_train_and_proposals_are_clipped(setup)
 
     out, (by_logits, by_deltas) = gradient(variables)
     h, w = np.asarray(batch.image_size).T[..., None]
-    x1, y1, x2, y2 = np.asarray(out.anchors).T[:, None]
+    x1, y1, x2, y2 = np.moveaxis(np.asarray(out.anchors), -1, 0)
     inside = (x1 >= 0) & (y1 >= 0) & (x2 <= w) & (y2 <= h)
     assert 0 < inside.sum() < inside.size
     assert (np.asarray(by_logits)[~inside] == 0).all()

@@ -26,6 +26,7 @@ class Stage(NamedTuple):
     """What the images give the second stage."""
 
     features: Features
+    extent: Int[Array, "b 2"] | None = None  # of each image in pixels: `ops.extents`
 
 
 def loss_names(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -63,7 +64,9 @@ def check_stds(config: Mapping[str, Any], first: str, second: str) -> None:
 def first_stage(model: Any, batch: Batch, keys: Array | None = None) -> Stage:
     """Backbone and neck; `keys` only in training."""
     images = model.normalize(batch.image, batch.image_size)
-    return Stage(model.features(images, None if keys is None else keys[:, 3]))
+    extent = model.extent(batch.image_size)
+    drawn = None if keys is None else keys[:, 3]
+    return Stage(model.features(images, extent, drawn), extent)
 
 
 def propose(stage: Any, batch: Batch, **kwargs: Any) -> Proposals:
@@ -110,7 +113,8 @@ def sampled_losses(
     """
     rois = sample(props, batch, keys[:, 1], config)
     class_logits, class_deltas = model.detect(
-        stage.features, rois.boxes, keys[:, 2] if dropout else None
+        *(stage.features, rois.boxes, keys[:, 2] if dropout else None),
+        extent=stage.extent,
     )
     stds = config["roi_targets"].get("stds", STDS)
     one_image = partial(roi_loss, config=config, stds=stds)
@@ -183,7 +187,9 @@ def detect(
     config: Mapping[str, Any],
 ) -> Detections:
     """The second stage on `props`: Detections `[b, max_detections]`."""
-    class_logits, class_deltas = model.detect(stage.features, props.boxes)
+    class_logits, class_deltas = model.detect(
+        stage.features, props.boxes, extent=stage.extent
+    )
     return jax.vmap(partial(proposals.postprocess, **config["postprocess"]))(
         props.boxes, props.valid, class_logits, class_deltas, batch.image_size
     )

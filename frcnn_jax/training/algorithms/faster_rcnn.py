@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from frcnn_jax import losses, proposals, ranges, targets
 from frcnn_jax.models import RPNOutput
+from frcnn_jax.ops import matching
 from frcnn_jax.training.algorithms import fast_rcnn
 from frcnn_jax.training.algorithms.fast_rcnn import detect as detect
 from frcnn_jax.types import Batch, Features, Proposals
@@ -28,6 +29,7 @@ class Stage(NamedTuple):
 
     features: Features
     rpn: RPNOutput
+    extent: Int[Array, "b 2"] | None = None  # of each image in pixels: `ops.extents`
 
 
 def loss_names(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -55,8 +57,9 @@ def check_rpn(config: Mapping[str, Any]) -> None:
 def first_stage(model: Any, batch: Batch, keys: Array | None = None) -> Stage:
     """Backbone, neck and RPN; `keys` only in training."""
     images = model.normalize(batch.image, batch.image_size)
-    out = model.rpn(images, None if keys is None else keys[:, 3])
-    return Stage(out.features, out)
+    extent = model.extent(batch.image_size)
+    out = model.rpn(images, extent, None if keys is None else keys[:, 3])
+    return Stage(out.features, out, extent)
 
 
 def image_losses(
@@ -91,7 +94,8 @@ def rpn_losses(
     lambda = 10 in `loss_weights.rpn_box`.
     """
     rpn = jax.vmap(
-        partial(targets.rpn_targets, **config["rpn_targets"]), (0, None, 0, 0, 0, 0)
+        partial(targets.rpn_targets, **config["rpn_targets"]),
+        (0, 0, 0, 0, 0, 0, 0, None),
     )(
         keys,
         out.anchors,
@@ -99,6 +103,8 @@ def rpn_losses(
         batch.gt_valid,
         batch.gt_ignore,
         batch.image_size,
+        out.inside,
+        out.places,
     )
     one_image = partial(
         losses.rpn_loss,
@@ -125,8 +131,8 @@ def rpn_proposals(
     """Proposals `[b, post_nms]` of the RPN; `kwargs` as for `select_proposals`.
 
     Table 2 leaves out one output of the RPN: without `use_scores` boxes come in a
-    random order (one draw for all images), without `use_deltas` they are the anchors.
-    `nms_iou=1` is no NMS.
+    random order (one draw for all images, the same on every canvas), without
+    `use_deltas` they are the anchors. `nms_iou=1` is no NMS.
     """
     ranges.check(
         "proposals",
@@ -134,11 +140,9 @@ def rpn_proposals(
         use_deltas=(use_deltas, ranges.TRUTH),
     )
     if not use_scores:
-        order = jax.random.uniform(jax.random.key(0), out.deltas.shape[1:2])
+        order = matching.priorities(jax.random.key(0), out.deltas.shape[1], out.places)
         out = out._replace(logits=jnp.broadcast_to(order, out.deltas.shape[:2]))
     if not use_deltas:
         out = out._replace(deltas=jnp.zeros_like(out.deltas))
     select = partial(proposals.select_proposals, level_sizes=out.level_sizes, **kwargs)
-    return jax.vmap(select, (None, 0, 0, 0))(
-        out.anchors, out.logits, out.deltas, image_size
-    )
+    return jax.vmap(select)(out.anchors, out.logits, out.deltas, image_size, out.inside)
