@@ -347,15 +347,10 @@ def norm(
     if kind == "group":
         return lambda x, extent=None: GroupNorm(
             math.gcd(32, x.shape[-1]), dtype=dtype, name=name
-<<<<<<< HEAD
-        )(x)
-    if kind == "layer":
-        return LayerNorm(eps, dtype=dtype, name=name)
-    return lambda x: x
-=======
         )(x, extent)
+    if kind == "layer":
+        return lambda x, extent=None: LayerNorm(eps, dtype=dtype, name=name)(x)
     return lambda x, extent=None: x
->>>>>>> 052fc69 (An image's extent: what surrounds it on its canvas changes nothing)
 
 
 def check_norm(group: str, kind: str, *, none: bool = True) -> None:

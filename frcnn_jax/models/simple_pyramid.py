@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from frcnn_jax import ranges
 from frcnn_jax.models import layers
@@ -74,15 +74,21 @@ class Neck(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: dict[int, Float[Array, "b _ _ _"]]
+        self,
+        features: dict[int, Float[Array, "b _ _ _"]],
+        extent: Int[Array, "b 2"] | None = None,
     ) -> dict[int, Float[Array, "b _ _ c"]]:
-        """Return the pyramid; each map is half as high as the one before."""
+        """Return the pyramid; each map is half as high as the one before.
+
+        `extent` of each image in pixels: cells beyond it change none inside.
+        """
         if len(features) != 1:
             raise ValueError(
                 f"simple_pyramid reads one map, the backbone gives {sorted(features)}: "
                 "use a plain backbone (vit), or fpn.name='fpn'"
             )
         ((stride, x),) = features.items()
+        whole = layers.cells(extent, stride)
         pyramid = {}
         for scale in sorted(self.scales, reverse=True):
             level = stride / scale
@@ -91,23 +97,28 @@ class Neck(nn.Module):
                     f"fpn.scales={self.scales} of stride {stride}: {level} is no whole "
                     "number of pixels; leave out that scale"
                 )
-            pyramid[int(level)] = self._level(x, scale, int(level))
+            pyramid[int(level)] = self._level(x, scale, int(level), whole)
         for _ in range(self.pool_levels):
             top = max(pyramid)
             pyramid[2 * top] = pyramid[top][:, ::2, ::2]
         return pyramid
 
-    def _level(self, x, scale, stride):
-        c = x.shape[-1]
+    def _level(self, x, scale, stride, extent):
+        """The level of one scale; `extent` in cells of `x`, of twice them, ..."""
+        c, twice = x.shape[-1], None if extent is None else 2 * extent
         if scale == 4:
             x = UpConv(c // 2, self.dtype, name=f"up{stride}_1")(x)
-            x = self._norm(x, f"up{stride}_norm")
+            x = self._norm(x, f"up{stride}_norm", twice)
             x = jax.nn.gelu(x, approximate=False)
             x = UpConv(c // 4, self.dtype, name=f"up{stride}_2")(x)
+            extent = None if twice is None else 2 * twice
         elif scale == 2:
             x = UpConv(c // 2, self.dtype, name=f"up{stride}_1")(x)
+            extent = twice
         elif scale == 0.5:
+            x = layers.inside(x, extent, -jnp.inf)
             x = layers.max_pool(x, window=2, stride=2, same=True)
+            extent = layers.cells(extent, 2)
         for size, name in ((1, f"lateral{stride}"), (3, f"output{stride}")):
             x = layers.Conv(
                 self.channels,
@@ -116,9 +127,10 @@ class Neck(nn.Module):
                 kernel_init=layers.xavier_uniform,
                 dtype=self.dtype,
                 name=name,
-            )(x)
-            x = self._norm(x, f"{name}_norm")
+            )(layers.inside(x, extent))
+            x = self._norm(x, f"{name}_norm", extent)
         return x
 
-    def _norm(self, x, name):
-        return layers.norm(self.norm, eps=1e-6, dtype=self.dtype, name=name)(x)
+    def _norm(self, x, name, extent):
+        norm = layers.norm(self.norm, eps=1e-6, dtype=self.dtype, name=name)
+        return norm(x, extent)

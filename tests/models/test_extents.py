@@ -11,6 +11,7 @@ from frcnn_jax.models import (
     swin,
     tiny,
     vgg,
+    vit,
     zf,
 )
 from frcnn_jax.models.checks import check_extent
@@ -49,6 +50,12 @@ def test_backbone_keeps_to_the_extent(name):
 @pytest.mark.parametrize("name", SLOW)
 def test_other_forms_keep_to_the_extent(name):
     check_extent(SLOW[name]())
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError)
+def test_plain_vit_has_no_extent_yet():
+    """Its positions are interpolated to the canvas, and all cells are its keys."""
+    check_extent(vit.Backbone(depth=1, width=32, heads=2, global_blocks=()))
 
 
 class Forgets(nn.Module):

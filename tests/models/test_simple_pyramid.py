@@ -83,3 +83,18 @@ def test_it_is_found_by_its_name_and_a_map_of_stride_14_has_its_scales():
         jax.eval_shape(wrong.init, jax.random.key(0), {8: x, 16: x})
     with pytest.raises(ValueError, match=r"fpn.scales=\(3,\): expected some of"):
         build("simple_pyramid", scales=(3,))
+
+
+@pytest.mark.parametrize("norm", ["layer", "none"])
+def test_what_lies_beyond_the_extent_changes_nothing_inside(norm, rng):
+    neck = simple_pyramid.Neck(channels=4, norm=norm)
+    small = rng.normal(size=(1, 3, 5, 16)).astype(np.float32)
+    large = np.full((1, 6, 8, 16), np.nan, np.float32)
+    large[:, :3, :5] = small
+    variables = neck.init(jax.random.key(0), {16: small})
+    variables = jax.tree.map(lambda x: x + 0.1, variables)  # a zero hides a mask
+    alone = neck.apply(variables, {16: small})
+    found = neck.apply(variables, {16: large}, jnp.array([[41, 80]]))
+    for stride, expected in alone.items():
+        h, w = expected.shape[1:3]
+        np.testing.assert_allclose(found[stride][:, :h, :w], expected, atol=1e-5)
