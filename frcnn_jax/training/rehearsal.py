@@ -80,7 +80,7 @@ def _named_loss(c: Mapping[str, Any], group: str, rows: Any) -> None:
 
 
 def _propose(anchors: Any, logits: Any, deltas: Any, sizes: Any, **kwargs: Any) -> Any:
-    out = RPNOutput({}, anchors, logits, deltas, (4,))
+    out = RPNOutput({}, anchors[None], logits, deltas, (4,))
     return rpn_proposals(out, sizes, **kwargs)
 
 

@@ -88,9 +88,8 @@ def test_it_is_found_by_its_name_and_a_map_of_stride_14_has_its_scales():
 @pytest.mark.parametrize("norm", ["layer", "none"])
 def test_what_lies_beyond_the_extent_changes_nothing_inside(norm, rng):
     neck = simple_pyramid.Neck(channels=4, norm=norm)
-    small = rng.normal(size=(1, 3, 5, 16)).astype(np.float32)
-    large = np.full((1, 6, 8, 16), np.nan, np.float32)
-    large[:, :3, :5] = small
+    small = jnp.float32(rng.normal(size=(1, 3, 5, 16)))
+    large = jnp.full((1, 6, 8, 16), jnp.nan).at[:, :3, :5].set(small)
     variables = neck.init(jax.random.key(0), {16: small})
     variables = jax.tree.map(lambda x: x + 0.1, variables)  # a zero hides a mask
     alone = neck.apply(variables, {16: small})
