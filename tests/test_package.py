@@ -72,8 +72,8 @@ PINNED = {
         "features, rois, *, stride, output_size=7, sampling_ratio=2, aligned=True, ..."
     ),
     "targets.rpn_targets": (
-        "key, anchors, gt_boxes, gt_valid, gt_ignore=None, image_size=None, valid=None, "
-        "places=None, ..."
+        "key, anchors, gt_boxes, gt_valid, gt_ignore=None, image_size=None, "
+        "valid=None, places=None, ..."
     ),
     "losses.rpn_loss": (
         "objectness_logits, box_deltas, labels, target_deltas, *, normalizer=None, "
