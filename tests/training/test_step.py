@@ -403,9 +403,8 @@ def test_rpn_without_its_parts_is_table_2s():
     anchors = np.concatenate([corner, corner + 20], 1).astype(np.float32)
     deltas = rng.normal(0, 0.1, (2, 50, 4)).astype(np.float32)
     logits = np.tile(np.linspace(3, -3, 50, dtype=np.float32), (2, 1))
-    out = models.RPNOutput(
-        {}, jnp.array(anchors), jnp.array(logits), jnp.array(deltas), (50,)
-    )
+    every = jnp.broadcast_to(anchors, (2, 50, 4))
+    out = models.RPNOutput({}, every, jnp.array(logits), jnp.array(deltas), (50,))
     size = jnp.full((2, 2), 80)
 
     def select(**changes):
