@@ -1,7 +1,7 @@
 """Detection with a trained model, in three lines.
 
 from frcnn_jax.detector import load
-detector = load("runs/demo")
+detector = load("runs/demo")       # or "detectron2/faster_rcnn_R_50_FPN_3x"
 detections = detector(images)      # RGB arrays or file names, of any size
 """
 
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from frcnn_jax.data import images as image_files
-from frcnn_jax.training import checkpoint
+from frcnn_jax.training import checkpoint, trained
 from frcnn_jax.training.compiling import Announced
 from frcnn_jax.training.step import predict_step
 from frcnn_jax.types import Batch, Detections
@@ -92,14 +92,19 @@ class Detector:
         return jax.tree.map(lambda x: x[:n], found)
 
 
-def load(path: str | pathlib.Path, *, batch_size: int = 1) -> Detector:
-    """The detector of a run's folder (its best checkpoint) or of one checkpoint.
+def load(
+    source: str | pathlib.Path, *, classes: Sequence[str] = (), batch_size: int = 1
+) -> Detector:
+    """The detector of a run, of a name, or of a file of torchvision, Detectron2, ....
 
-    Raises FileNotFoundError that says what was looked for.
+    `source` is what `training.trained` lists: a run's folder (its best checkpoint), a
+    name that `python -m frcnn_jax.weights` prints, a file, a URL, or
+    `hf:OWNER/REPOSITORY/FILE`. `classes` are the names of a file's classes, where it is
+    not COCO's and does not carry them. Raises FileNotFoundError that says what was
+    looked for or where to put what could not be downloaded.
     """
-    return Detector(
-        *checkpoint.load_model(checkpoint.find(path)), batch_size=batch_size
-    )
+    found = trained.load(source, classes=classes)
+    return Detector(found.model, found.variables, found.meta, batch_size=batch_size)
 
 
 def check_image(image: Any) -> np.ndarray:

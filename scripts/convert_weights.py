@@ -9,13 +9,13 @@ r"""A peer's detector -> a checkpoint, or a checkpoint -> a torchvision state di
 The checkpoint is one like any other: evaluate.py, predict.py and `--config.init_from`
 read it. Files of torchvision (`.pth`), Detectron2 and Detectron (`.pkl`), and either's
 arrays as `.safetensors` or `.npz`, are read without torch and without running anything
-that lies in them. The config must be that of the file: the error says which one fits,
-and a leaf that a flag sets (`--config.model.anchors.sizes=...`) is taken with a
-warning. Files of 80 or 90 classes are taken for COCO: of torchvision's 91 rows those of
-the 80 categories are kept (`--all_rows` keeps the ten unused ones, which count in its
-softmax). Other files take `--classes`, in the order of the rows after background.
-`--report` says of every array where it went and what was done to it; one without a
-place is an error.
+that lies in them. The config must be that of the file (without one, that which the
+package has for it): the error says which one fits, and a leaf that a flag sets
+(`--config.model.anchors.sizes=...`) is taken with a warning. Files of 80 or 90 classes
+are taken for COCO: of torchvision's 91 rows those of the 80 categories are kept
+(`--all_rows` keeps the ten unused ones, which count in its softmax). Other files take
+`--classes`, in the order of the rows after background. `--report` says of every array
+where it went and what was done to it; one without a place is an error.
 
 What is exported loads in torchvision, with `safetensors.torch.load_file(f)` or
 
@@ -33,10 +33,11 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from frcnn_jax.training import checkpoint, cli, pretrained
+from frcnn_jax.training import checkpoint, cli, pretrained, trained
+from frcnn_jax.training import config as configs
 from frcnn_jax.training.convert import convert
 from frcnn_jax.training.metrics import log_to_stderr
-from frcnn_jax.weights import torchvision
+from frcnn_jax.weights import coco, torchvision
 from frcnn_jax.weights.files import write_npz, write_safetensors
 
 CONFIG = cli.define_config("The experiment whose model it is: experiments/coco_*.py.")
@@ -56,23 +57,6 @@ ALL_ROWS = flags.DEFINE_bool(
 )
 REPORT = flags.DEFINE_bool("report", False, "Print the place of every array.")
 
-UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-COCO_IDS = tuple(i for i in range(1, 91) if i not in UNUSED)
-COCO = (
-    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck"),
-    *("boat", "traffic light", "fire hydrant", "stop sign", "parking meter", "bench"),
-    *("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra"),
-    *("giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
-    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove"),
-    *("skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup"),
-    *("fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange"),
-    *("broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
-    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse"),
-    *("remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink"),
-    *("refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier"),
-    "toothbrush",
-)
-
 
 def rows_and_classes(count: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The rows of the file that become classes 1..C, and their names.
@@ -86,29 +70,31 @@ def rows_and_classes(count: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
                 f"--classes has {len(CLASSES.value)} names, {WEIGHTS.value} {count}"
             )
         return rows, tuple(CLASSES.value)
-    if count == len(COCO):
-        return rows, COCO
+    if count == len(coco.CLASSES):
+        return rows, coco.CLASSES
     if count != 90:
         raise app.UsageError(
             f"{WEIGHTS.value} has {count} classes, COCO 80 or 90: give their --classes"
         )
     if not ALL_ROWS.value:
-        return COCO_IDS, COCO
-    names = dict(zip(COCO_IDS, COCO, strict=True))
+        return coco.IDS, coco.CLASSES
+    names = dict(zip(coco.IDS, coco.CLASSES, strict=True))
     return rows, tuple(names.get(row, f"unused {row}") for row in rows)
 
 
 def from_peer(weights: str) -> dict[str, Any]:
     """Write a checkpoint at step 0."""
     rows, classes = rows_and_classes(torchvision.count_classes(weights))
+    config = CONFIG.value or configs.from_json(trained.settings_of(weights))
+    changed = CONFIG.value and config_flags.get_override_values(flags.FLAGS["config"])
     report = convert(
         weights,
-        CONFIG.value,
+        config,
         OUTPUT.value,
         classes=classes,
-        category_ids=COCO_IDS if classes is COCO else rows,
+        category_ids=coco.IDS if classes is coco.CLASSES else rows,
         rows=rows,
-        set_by_flag=config_flags.get_override_values(flags.FLAGS["config"]),
+        set_by_flag=changed or (),
     )
     if REPORT.value:
         print("\n".join(report))
@@ -143,10 +129,10 @@ def main(_):
     log_to_stderr()
     if CHECKPOINT.value and not WEIGHTS.value:
         summary = to_torchvision(CHECKPOINT.value)
-    elif WEIGHTS.value and CONFIG.value and not CHECKPOINT.value:
+    elif WEIGHTS.value and not CHECKPOINT.value:
         summary = from_peer(WEIGHTS.value)
     else:
-        raise app.UsageError("give --config and --weights, or --checkpoint")
+        raise app.UsageError("give --weights or --checkpoint, and not both")
     print(f"{summary['arrays']} arrays -> {OUTPUT.value}")
     print(json.dumps(summary))
 

@@ -1,6 +1,8 @@
 r"""COCO and VOC metrics of a checkpoint, of a peer's weights, or of a detections file.
 
 python scripts/evaluate.py --checkpoint=runs/demo --split=test --pictures=12
+python scripts/evaluate.py --checkpoint=detectron2/faster_rcnn_R_50_FPN_3x \
+    --set=data.root=COCO
 python scripts/evaluate.py --config=experiments/coco_r50_fpn.py \
     --weights=model_final_b275ba.pkl --config.data.root=COCO
 python scripts/evaluate.py --detections=detections.json --annotations=annotations.json
@@ -28,13 +30,16 @@ from frcnn_jax.training import (
     devices,
     evaluate,
     lock,
+    trained,
     troubles,
 )
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
 
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run (its best checkpoint), RUN/last or a checkpoint."
+    "checkpoint",
+    None,
+    "A run (its best checkpoint), RUN/last, a checkpoint, a detector's name or file.",
 )
 CONFIG = cli.define_config("The experiment that fits the file of --weights.")
 WEIGHTS = flags.DEFINE_string(
@@ -83,9 +88,13 @@ def convert_weights(weights: str, folder: str) -> None:
     )
 
 
-def of_checkpoint(path: pathlib.Path, run: pathlib.Path) -> evaluate.Evaluated:
-    """Annotations and detections, left in --output or else in `run`."""
-    output = pathlib.Path(OUTPUT.value or run)
+def of_checkpoint(source: str, run: pathlib.Path | None = None) -> evaluate.Evaluated:
+    """Annotations and detections, left in --output or else in `run` or the run's."""
+    path: str | pathlib.Path = source
+    if trained.is_run(source):
+        path = checkpoint.find(source)
+        run = run or (path.parents[1] if path.parent.name == "checkpoints" else path)
+    output = pathlib.Path(OUTPUT.value or run or trained.folder_of(source))
     name = f".evaluation_{results.file_name(SPLIT.value or 'default')}_lock"
     cure = "wait for its end, or use another --output"
     with lock.held(output, "evaluated", name=name, cure=cure):
@@ -109,14 +118,12 @@ def main(_):
     log_to_stderr()
     devices.keep_compiled()
     if CHECKPOINT.value:
-        path = checkpoint.find(CHECKPOINT.value)
-        run = path.parents[1] if path.parent.name == "checkpoints" else path
-        found = of_checkpoint(path, run)
+        found = of_checkpoint(CHECKPOINT.value)
     elif WEIGHTS.value and CONFIG.value:
         with tempfile.TemporaryDirectory() as folder:
             convert_weights(WEIGHTS.value, folder)
             run = pathlib.Path("runs") / pathlib.Path(WEIGHTS.value).stem
-            found = of_checkpoint(checkpoint.find(folder), run)
+            found = of_checkpoint(folder, run)
     elif DETECTIONS.value and ANNOTATIONS.value:
         annotations = files.read_annotations(ANNOTATIONS.value)
         detections = files.read_detections(DETECTIONS.value, annotations)

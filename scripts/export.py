@@ -23,11 +23,14 @@ from absl import app, flags
 
 from frcnn_jax import detector, export
 from frcnn_jax.data import images
-from frcnn_jax.training import checkpoint, cli, devices
+from frcnn_jax.training import cli, devices, trained
 from frcnn_jax.training.metrics import log_to_stderr
 
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run's folder or a checkpoint.", required=True
+    "checkpoint",
+    None,
+    "A run's folder, a checkpoint, or a detector's name or file.",
+    required=True,
 )
 OUTPUT = flags.DEFINE_string("output", None, "A folder.", required=True)
 INPUT = flags.DEFINE_enum(
@@ -85,7 +88,7 @@ def main(_):
     check_flags()
     log_to_stderr()
     devices.keep_compiled()
-    model, variables, meta = checkpoint.load_model(checkpoint.find(CHECKPOINT.value))
+    model, variables, meta, _ = trained.load(CHECKPOINT.value)
     if SCORE.value is not None:
         meta.config.postprocess.score = SCORE.value
     config, data = meta.config.to_dict(), meta.config.data

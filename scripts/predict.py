@@ -1,12 +1,15 @@
 r"""Boxes for your images and videos: annotated pictures, a COCO-format JSON, a CSV.
 
 python scripts/predict.py --checkpoint=runs/demo --output=out photos a.jpg
+python scripts/predict.py --checkpoint=torchvision/fasterrcnn_resnet50_fpn \
+    --output=out photos
 python scripts/predict.py --checkpoint=runs/demo --output=out photos clip.mp4 \
     --score=0.7 --classes=star,circle --batch_size=8
 
-The checkpoint is enough: it contains the configuration and the class names. Arguments
-without a flag, or `--images`, are files, globs and folders (with all images and videos
-below them, whatever their names), each file taken once. Leaves in `--output`
+The checkpoint is enough: it contains the configuration and the class names. So does a
+name that `python -m frcnn_jax.weights` lists (a download), or a file of COCO classes.
+Arguments without a flag, or `--images`, are files, globs and folders (with all images
+and videos below them, whatever their names), each file taken once. Leaves in `--output`
 
     pictures/   an annotated picture an image      detections.json  COCO results
     videos/     an annotated video a video         images.json      their ids
@@ -43,7 +46,10 @@ from frcnn_jax.types import Detections
 
 log = logging.getLogger("frcnn_jax.predict")
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run's folder or a checkpoint.", required=True
+    "checkpoint",
+    None,
+    "A run's folder, a checkpoint, or a detector's name or file.",
+    required=True,
 )
 IMAGES = flags.DEFINE_multi_string(
     "images", [], "Files, folders or globs, as the arguments without a flag."

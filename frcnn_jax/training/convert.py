@@ -4,12 +4,10 @@ import pathlib
 from collections.abc import Collection, Sequence
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import optax
 
-from frcnn_jax import models
-from frcnn_jax.training import checkpoint, pretrained
+from frcnn_jax.training import checkpoint, pretrained, trained
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.state import initial_state
 from frcnn_jax.weights import torchvision
@@ -33,10 +31,7 @@ def convert(
     """
     c = configs.check(config)
     pretrained.check_detector(weights, c, set_by_flag=set_by_flag)
-    model = models.build_detector(num_classes=len(classes), **c["model"])
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    variables, report = torchvision.load_detector(weights, variables, classes=rows)
+    model, variables, report = trained.read_peer(weights, config, rows)
     state = initial_state(
         jax.random.key(0),
         (64, 64, 3),

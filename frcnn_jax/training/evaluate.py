@@ -18,8 +18,8 @@ from frcnn_jax.data.sources import coco
 from frcnn_jax.data.validate import check_trainable
 from frcnn_jax.evaluation import coco as coco_metrics
 from frcnn_jax.evaluation import draw, files, results
-from frcnn_jax.training import checkpoint, devices, troubles
 from frcnn_jax.training import config as configs
+from frcnn_jax.training import devices, trained, troubles
 from frcnn_jax.training.compiling import Announced
 from frcnn_jax.training.metrics import Countdown, duration
 from frcnn_jax.training.step import predict_step
@@ -164,14 +164,13 @@ def evaluate_checkpoint(
     pictures: int = 0,
     score: float = 0.5,
 ) -> Evaluated:
-    """COCO-format annotations and detections of a checkpoint on its evaluation data.
+    """COCO-format annotations and detections of a detector on its evaluation data.
 
-    Leaves both as JSON in `output`, and `pictures` annotated images with their ground
-    truth, all with the split in their names (`results.paths`). `changes` are config
-    values such as "data.root=DIR".
+    `path` is what `trained.load` takes. Leaves both as JSON in `output`, and `pictures`
+    annotated images with their ground truth, all with the split in their names
+    (`results.paths`). `changes` are config values such as "data.root=DIR".
     """
-    where = checkpoint.find(path)
-    model, variables, meta = checkpoint.load_model(where)
+    model, variables, meta, where = trained.load(path)
     configs.change(meta.config, changes)
     configs.check_code(meta.config, changes)
     c = configs.check(meta.config)

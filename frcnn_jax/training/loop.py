@@ -24,6 +24,7 @@ from frcnn_jax.training import (
     recipe,
     rehearsal,
     surroundings,
+    trained,
 )
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.compiling import Announced
@@ -281,13 +282,12 @@ def load_weights(
         variables = weights.load_backbone(path, variables)
         log.info("backbone initialised from %s", path)
     if c["init_from"]:
-        source = checkpoint.find(c["init_from"])
-        before = checkpoint.read_meta(source)
+        _, trained_ones, before, source = trained.load(c["init_from"])
         pretrained.check_run(
             source, before.config.to_dict(), c, set_by_flag=set_by_flag
         )
         variables, fresh = checkpoint.fine_tune(
-            checkpoint.read_variables(source),
+            trained_ones,
             variables,
             where=source,
             same_classes=before.classes == classes,

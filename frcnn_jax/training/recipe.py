@@ -175,8 +175,8 @@ def _weights(config: Mapping[str, Any], settle: Settle, trained: bool) -> None:
     path = str(config["model"]["backbone"].get("pretrained") or "")
     why, fixed = "no weights are named", {}
     if config.get("init_from"):
-        where = checkpoint.find(config["init_from"])
-        found = configs.leaves(checkpoint.read_meta(where).config.to_dict())
+        *_, meta, where = trained.load(config["init_from"])
+        found = configs.leaves(meta.config.to_dict())
         fixed = {k: found[k] for k in (*families.BACKBONE, *_NORM) if k in found}
         why = f"as {where} has it"
     elif path:

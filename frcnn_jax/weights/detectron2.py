@@ -66,10 +66,11 @@ PARTS = re.compile(
 )
 RECOGNISED = re.compile(r"(^|\.)stem\.conv1\.weight$|^conv1_w$")
 # No weights of a detector: classifiers, Caffe2's bias of conv1 (Detectron2 leaves it
-# out as well), and what the configuration says.
+# out as well), what the configuration says, and the branches of Mask and Keypoint R-CNN
+# beside the boxes.
 IGNORED = re.compile(
     r"^(stem\.fc\.|linear\.|fc\.|(fc1000|pred)_[wb]$|conv1_b$|pixel_(mean|std)$"
-    r"|anchor_generator\.cell_anchors)"
+    r"|anchor_generator\.cell_anchors|roi_heads\.(mask|keypoint)_head\.)"
 )
 
 

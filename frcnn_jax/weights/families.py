@@ -11,6 +11,7 @@ user's, and the readers put the background first.
 | --- | --- |
 | torchvision | `models/detection/faster_rcnn.py`, `mobilenetv3.py`, `ops/misc.py` |
 | Detectron2 | `config/defaults.py`, the zoo's `COCO-Detection/*.yaml` |
+| MMDetection | `configs/_base_/models/faster-rcnn_*.py`, `anchor_generator.py` |
 | Detectron | `core/config.py`, `modeling/generate_anchors.py` |
 | Keras | `applications/resnet.py`, `imagenet_utils.preprocess_input` (mode "caffe") |
 """
@@ -23,8 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from frcnn_jax.weights import detectron2, timm, vit
-from frcnn_jax.weights.files import read_arrays
+from frcnn_jax.weights import detectron2, mmdetection, timm, vit, zoo
+from frcnn_jax.weights.files import read_arrays, read_notes
 
 Fixed = dict[str, tuple[Any, ...]]
 
@@ -33,12 +34,14 @@ class Family(NamedTuple):
     """Who wrote a file, and what its arrays need.
 
     `fixed` has, for each leaf of an experiment, the values that fit; `experiment` is a
-    shipped one that has them.
+    shipped one that has them, `settings` the configuration of a detector in the package
+    (`zoo.settings`), where there is one.
     """
 
     name: str
     experiment: str
     fixed: Fixed
+    settings: str = ""
 
 
 IMAGENET: Fixed = {
@@ -104,9 +107,9 @@ V1: Fixed = {
     **_anchors(FPN, SIZES, "torchvision"),
     **_roi_align(4, 8, 16, 32, aligned=False),
 }
-# The published weights of v1 are older than the epsilon: their name ends in the start
-# of their SHA-256, and torchvision sets 0 for them.
-V1_WITHOUT_EPSILON = ("258fb6c6",)
+# The published weights of v1, Mask and Keypoint R-CNN are older than the epsilon: their
+# name ends in the start of their SHA-256, and torchvision sets 0 for them.
+V1_WITHOUT_EPSILON = ("258fb6c6", "bf2d0c1e", "fc266e95", "9f466800")
 MOBILENET: Fixed = {
     **TORCHVISION,
     "model.backbone.norm_eps": (1e-5,),
@@ -132,6 +135,11 @@ DETECTRON2: dict[str, Fixed] = {
         "model.backbone.dilated_c5": (True,),
     },
 }
+MMDETECTION: dict[str, Fixed] = {
+    kind: {**fixed, "model.anchors.rounding": ("none",)}
+    for kind, fixed in DETECTRON2.items()
+}
+MMDETECTION["FPN"]["model.anchors.rounding"] = ("detectron2", "none")
 KERAS = Family(
     "a classifier of Keras (ResNet50)",
     "experiments/bccd_r50_fpn.py",
@@ -168,6 +176,8 @@ def families(path: str | pathlib.Path) -> tuple[Family, ...]:
     arrays = read_arrays(path)
     if detectron2.recognises(arrays):
         return (_with_pixels_of_the_file(_detectron2(arrays), arrays),)
+    if mmdetection.recognises(arrays):
+        return (_mmdetection(path, arrays),)
     names = set(arrays)
     if any(name.startswith("roi_heads.") for name in names):
         return _torchvision_detector(path, names)
@@ -224,18 +234,62 @@ def _plain_vit(names: set[str]) -> tuple[Family, ...]:
 def _torchvision_detector(path: pathlib.Path, names: set[str]) -> tuple[Family, ...]:
     if "backbone.body.0.0.weight" in names:
         experiment = "experiments/coco_mobilenet_v3.py"
-        return (Family("torchvision's MobileNetV3 FPN", experiment, MOBILENET),)
+        name = "torchvision's MobileNetV3 FPN"
+        return (Family(name, experiment, MOBILENET, "torchvision_mobilenet_v3"),)
     if "backbone.body.conv1.weight" not in names:
         return ()
     if "roi_heads.box_head.0.0.weight" in names:
         experiment = "experiments/coco_r50_fpn_v2.py"
-        return (Family("torchvision's R50-FPN v2", experiment, {**V1, **_resnet()}),)
+        fixed, settings = {**V1, **_resnet()}, _if_50("torchvision_r50_fpn_v2", names)
+        return (Family("torchvision's R50-FPN v2", experiment, fixed, settings),)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     fixed, experiment = V1, "experiments/coco_r50_fpn_v1.py"
     if digest.startswith(V1_WITHOUT_EPSILON):
         fixed = {**V1, **_resnet(0.0)}
-    return (Family("torchvision's R50-FPN (v1)", experiment, fixed),)
+    settings = _if_50("torchvision_r50_fpn", names)
+    return (Family("torchvision's R50-FPN (v1)", experiment, fixed, settings),)
+
+
+def _depth(names: Collection[str]) -> int:
+    """50, 101, or 0 for another number of blocks of a ResNet's third stage."""
+    blocks = {n.split(".")[3] for n in names if n.startswith("backbone.body.layer3.")}
+    return {6: 50, 23: 101}.get(len(blocks), 0)
+
+
+def _if_50(settings: str, names: Collection[str]) -> str:
+    return settings if _depth(names) == 50 else ""
+
+
+def _mmdetection(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> Family:
+    """MMDetection's detectors, of pytorch and of caffe style."""
+    notes = read_notes(path)
+    bgr = mmdetection.is_bgr(path, notes)
+    known = mmdetection.to_torchvision(arrays, bgr=bgr)[0]
+    kernel = known.get("backbone.body.layer1.0.conv2.weight", np.zeros((64, 64)))
+    width, group = kernel.shape[:2]
+    resnext, depth = width != group, _depth(known)
+    caffe = bgr and not resnext
+    kind = "C4"
+    if any(name.startswith("roi_heads.box_head.") for name in known):
+        kind = "FPN" if "backbone.fpn.inner_blocks.0.0.weight" in known else "DC5"
+    fixed = {**(UNSCALED if caffe else IMAGENET), **STDS, **ADAPTIVE}
+    fixed.update({**_resnet(stride_in_1x1=caffe), **MMDETECTION[kind]})
+    found = mmdetection.pixels(notes, bgr=bgr)
+    fixed.update({f"model.{leaf}": (value,) for leaf, value in found.items()})
+    network = f"r{depth}" + "_caffe" * caffe
+    arg = [f"depth={depth}"] * (depth == 101) + ["caffe"] * caffe
+    if resnext:
+        network = f"x{depth}_{width // group}x{group}d"
+        arg = [f"network={network}"]
+    arg += [f"kind={kind.lower()}"] * (kind != "FPN")
+    settings = f"mmdetection_{network}_{kind.lower()}"
+    return Family(
+        f"MMDetection's {kind}" + " (caffe style)" * caffe,
+        "experiments/coco_mmdetection.py" + f":{','.join(arg)}" * bool(arg),
+        fixed,
+        settings if settings in zoo.all_settings() else "",
+    )
 
 
 def _detectron2(arrays: Mapping[str, np.ndarray]) -> Family:
@@ -262,7 +316,10 @@ def _detectron2(arrays: Mapping[str, np.ndarray]) -> Family:
     fixed.update({**STDS, **ADAPTIVE, **DETECTRON2[kind]})
     experiment = f"experiments/coco_r50_{kind.lower()}.py{arg}"
     if "conv1_w" not in arrays:
-        return Family(f"Detectron2's {kind}", experiment, fixed)
+        network = f"{'x' if resnext else 'r'}{_depth(known)}"
+        settings = f"detectron2_{network}_{kind.lower()}"
+        settings = settings if settings in zoo.all_settings() else ""
+        return Family(f"Detectron2's {kind}", experiment, fixed, settings)
     # Detectron: RoIAlign without the half pixel, anchors of its own rounding.
     fixed["model.roi_align.aligned"] = (False,)
     del fixed["model.anchors.rounding"]

@@ -1,5 +1,7 @@
 """Weight files of other frameworks as NumPy arrays: no PyTorch, no code that runs.
 
+All that decides what is read of a pickle stands here, in one place.
+
 | file | what it is |
 | --- | --- |
 | `.pth`, `.pt` | `torch.save` of a state dict: a zip, or a stream before torch 1.6 |
@@ -96,6 +98,27 @@ def read_arrays(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         ) from error
 
 
+def read_notes(path: str | pathlib.Path) -> dict[str, Any]:
+    """What a `.pth` or `.pt` file holds beside its arrays: texts, numbers, tuples.
+
+    Such as MMDetection's "meta". Other files have none. Raises as `read_arrays` does.
+    """
+    path = pathlib.Path(path)
+    if path.suffix not in (".pth", ".pt"):
+        return {}
+    with path.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                (index,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
+                tree = _load(io.BytesIO(archive.read(index)))
+        else:
+            file.seek(0)
+            *_, tree = (_load(file) for _ in range(4))
+    groups = ("state_dict", "model", "optimizer")
+    notes = tree if isinstance(tree, Mapping) else {}
+    return {str(name): x for name, x in notes.items() if name not in groups}
+
+
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     """All arrays of an archive; pickled objects are refused, not run."""
     return npz.read(path)
@@ -120,8 +143,31 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+class _Inert:
+    """Stands for what lies beside the tensors of a training run, and does nothing."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# The history of a run of MMEngine, as MMDetection 3 saves it; none of this is called.
+_HISTORY = ("mmengine.logging.history_buffer", "HistoryBuffer")
+_INERT = {
+    _HISTORY,
+    *(("builtins", "getattr"), ("__builtin__", "getattr"), ("_codecs", "encode")),
+    *(("numpy", "ndarray"), ("numpy", "dtype")),
+    *((f"numpy.{c}.multiarray", "_reconstruct") for c in ("core", "_core")),
+    *((f"numpy.{c}.multiarray", "scalar") for c in ("core", "_core")),
+}
+
+
 class _Unpickler(pickle.Unpickler):
     """Builds dicts of `_Tensor`; any other name in the pickle raises."""
+
+    history = False  # whether a run's history has been met
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what the known names mean here."""
@@ -133,6 +179,9 @@ class _Unpickler(pickle.Unpickler):
             return _rebuild_parameter
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
+        self.history |= (module, name) == _HISTORY
+        if self.history and (module, name) in _INERT:
+            return _Inert
         raise pickle.UnpicklingError(
             f"the pickle asks for {module}.{name}, but only tensors in dicts are read; "
             "save model.state_dict() alone"

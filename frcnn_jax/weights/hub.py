@@ -54,6 +54,16 @@ PREFIX = "hf:"
 NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w./-]+))?")
 
 
+def is_repository(name: str) -> bool:
+    """Whether a name of the hub has no file in it.
+
+    >>> is_repository("hf:me/mine"), is_repository("hf:me/mine/model.pth")
+    (True, False)
+    """
+    match = NAME.fullmatch(name)
+    return match is not None and match[3] is None
+
+
 def fetch(name: str) -> pathlib.Path:
     """Return the local file of a hub name, downloaded if it is not there yet.
 
@@ -64,7 +74,7 @@ def fetch(name: str) -> pathlib.Path:
     match = NAME.fullmatch(name)
     if match is None:
         raise ValueError(
-            f"backbone.pretrained={name!r}: expected hf:OWNER/REPOSITORY, then "
+            f"{name!r}: expected hf:OWNER/REPOSITORY, then "
             "@REVISION and /FILE where they are not main and model.safetensors"
         )
     repository, revision, file = match[1], match[2], match[3] or "model.safetensors"
@@ -73,7 +83,7 @@ def fetch(name: str) -> pathlib.Path:
         from huggingface_hub import errors
     except ImportError as error:
         raise ImportError(
-            f"backbone.pretrained={name!r} needs the package huggingface_hub: install "
+            f"{name!r} needs the package huggingface_hub: install "
             f"it, or download {file} of {repository} and give its path"
         ) from error
     try:
@@ -84,7 +94,7 @@ def fetch(name: str) -> pathlib.Path:
         url = huggingface_hub.hf_hub_url(repository, file, revision=revision)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
-            f"backbone.pretrained={name!r} is not in the cache and could not be "
+            f"{name!r} is not in the cache and could not be "
             f"downloaded ({reason}): check the name; or, where there is no network, "
             f"download {url} on another machine and give the path of that file"
         ) from error

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from frcnn_jax.weights import detectron2, timm
-from frcnn_jax.weights.files import read_arrays, shorten
+from frcnn_jax.weights import detectron2, mmdetection, timm
+from frcnn_jax.weights.files import read_arrays, read_notes, shorten
 from frcnn_jax.weights.tree import flatten, unflatten
 
 Key = tuple[str, ...]
@@ -51,10 +51,11 @@ OLD_NAMES = (
     (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
 )
 # What may lie in a file without a place here: counters, indices and masks that follow
-# from a window's size, and ImageNet classifiers with the norm before them.
+# from a window's size, ImageNet classifiers with the norm before them, and the branches
+# of Mask and Keypoint R-CNN beside the boxes.
 IGNORED = re.compile(
     r"(num_batches_tracked|attn\.relative_position_index|attn_mask)$"
-    r"|^(fc|classifier|head|norm)\."
+    r"|^(fc|classifier|head|norm)\.|^roi_heads\.(mask|keypoint)_(head|predictor)\."
 )
 # Parts of a block of ConvNeXt, and of Swin.
 PARTS = {
@@ -81,16 +82,17 @@ def load_detector(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return `variables` filled from a Faster R-CNN of a peer, and a report.
 
-    The peer is torchvision, Detectron2 or Detectron; the names tell. `classes` are the
-    rows of the file (0 is background) that become classes 1..C, as COCO's 80 categories
-    of torchvision's 91 rows; by default all. The report has a line for each array: used
-    and how, or ignored. Raises ValueError, naming them, for arrays that are missing,
-    have no place in the model, or do not fit.
+    The peer is torchvision, Detectron2, Detectron or MMDetection; the names tell. Of
+    Mask and Keypoint R-CNN the box branch is taken. `classes` are the rows of the file
+    (0 is background) that become classes 1..C, as COCO's 80 categories of torchvision's
+    91 rows; by default all. The report has a line for each array: used and how, or
+    ignored. Raises ValueError, naming them, for arrays that are missing, have no place
+    in the model, or do not fit.
     """
     model = flatten(variables)
     source = read_source(path)
     if not any(name.startswith("roi_heads.") for name in source.arrays):
-        raise ValueError(f"{path} holds no roi_heads: it is no detector of a peer")
+        raise ValueError(unknown(path, source))
     return _fill(path, model, places(model), source, classes)
 
 
@@ -99,8 +101,18 @@ def count_classes(path: str | pathlib.Path) -> int:
     name = "roi_heads.box_predictor.cls_score.bias"
     arrays = read_source(path).arrays
     if name not in arrays:
-        raise ValueError(f"{path} has no {name}: it is no detector of a peer")
+        raise ValueError(unknown(path, read_source(path)))
     return len(arrays[name]) - 1
+
+
+def unknown(path: Any, source: "Source") -> str:
+    """What to say of a file that holds no detector: names looked for, and found."""
+    found = ", ".join([source.origin.get(n, n) for n in source.arrays][:3])
+    return (
+        f"{path} holds no detector that is known: it has arrays such as {found}; "
+        "expected names of torchvision (roi_heads.box_predictor.*), Detectron2 "
+        "(proposal_generator.*), Detectron (cls_score_w) or MMDetection (rpn_head.*)"
+    )
 
 
 class Source(NamedTuple):
@@ -112,8 +124,14 @@ class Source(NamedTuple):
 
 
 def read_source(path: str | pathlib.Path) -> Source:
-    """Read a file of torchvision, timm, Detectron2 or Detectron."""
+    """Read a file of torchvision, timm, Detectron2, Detectron or MMDetection."""
     arrays = read_arrays(path)
+    if mmdetection.recognises(arrays):
+        bgr = mmdetection.is_bgr(path, read_notes(path))
+        try:
+            return Source(*mmdetection.to_torchvision(arrays, bgr=bgr))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     for names in (detectron2, timm):
         if names.recognises(arrays):
             return Source(*names.to_torchvision(arrays))

@@ -191,12 +191,24 @@ def test_what_does_not_fit_is_named_as_in_the_file(small, tmp_path):
     missing = {k: v for k, v in arrays.items() if k != name}
     with pytest.raises(ValueError, match="not in the file: .*layer4.0.conv2.weight"):
         torchvision.load_detector(write(tmp_path / "x.pkl", missing), variables)
-    more = {**arrays, "roi_heads.mask_head.deconv.weight": np.zeros((2, 2))}
-    with pytest.raises(ValueError, match="not in the model: roi_heads.mask_head"):
+    more = {**arrays, "roi_heads.other_head.deconv.weight": np.zeros((2, 2))}
+    with pytest.raises(ValueError, match="not in the model: roi_heads.other_head"):
         torchvision.load_detector(write(tmp_path / "x.pkl", more), variables)
     wrong = {**arrays, name: arrays[name][:3]}
     with pytest.raises(ValueError, match="res5.0.conv2.weight has shape"):
         torchvision.load_detector(write(tmp_path / "x.pkl", wrong), variables)
+
+
+@pytest.mark.parametrize("branch", ["mask_head", "keypoint_head"])
+def test_of_mask_and_keypoint_rcnn_the_box_branch_is_read(small, tmp_path, branch):
+    variables, arrays = small
+    ours, _ = torchvision.load_detector(write(tmp_path / "x.pkl", arrays), variables)
+    of_branch = f"roi_heads.{branch}.deconv.weight"
+    more = {**arrays, of_branch: np.zeros((2, 2), np.float32)}
+    file = write(tmp_path / "x.pkl", more)
+    loaded, report = torchvision.load_detector(file, variables)
+    jax.tree.map(np.testing.assert_array_equal, loaded, ours)
+    assert f"ignored {of_branch}" in report
 
 
 def caffe2_name(name):

@@ -1,0 +1,18 @@
+"""The 80 categories of COCO, and the rows that files of 90 have for them."""
+
+UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+IDS = tuple(i for i in range(1, 91) if i not in UNUSED)
+CLASSES = (
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck"),
+    *("boat", "traffic light", "fire hydrant", "stop sign", "parking meter", "bench"),
+    *("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra"),
+    *("giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
+    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove"),
+    *("skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup"),
+    *("fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange"),
+    *("broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
+    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse"),
+    *("remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink"),
+    *("refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier"),
+    "toothbrush",
+)
