@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-slow test-prepare test-wheel test-wheel-all lint docs check \
+.PHONY: help demo test test-slow test-prepare test-tools test-wheel test-wheel-all lint docs check \
     peer clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -40,6 +40,17 @@ test-prepare: .venv-prepare/.installed  ## the test that needs TensorFlow
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 	    "$$(.venv-prepare/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dev.pth"
 	.venv-prepare/bin/python -m pip install --quiet tensorflow-cpu
+	touch $@
+
+# Tools that bring opencv-python, in an environment of its own on top of the other.
+test-tools: .venv-tools/.installed  ## supervision, SAHI and FiftyOne with our detections
+	.venv-tools/bin/python -m pytest -rs -m tools tests/tools
+
+.venv-tools/.installed: $(VENV)/.installed
+	test -x .venv-tools/bin/python || $(BIN)/python -m venv .venv-tools
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	    "$$(.venv-tools/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dev.pth"
+	.venv-tools/bin/python -m pip install --quiet supervision==0.31.2 trackers==2.6.1 sahi==0.12.8 fiftyone
 	touch $@
 
 # The wheel in an environment of its own, the tests in a folder of their own: the pure
@@ -87,4 +98,4 @@ peer: .venv-peer/.installed  ## torch and torchvision in .venv-peer, to compare 
 	touch $@
 
 clean:  ## remove environments and runs
-	rm -rf $(VENV) .venv-peer .venv-prepare build runs
+	rm -rf $(VENV) .venv-peer .venv-prepare .venv-tools build runs

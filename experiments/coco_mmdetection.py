@@ -52,6 +52,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     c: Any = ml_collections.ConfigDict()
     c.update(common.detectron2(runlocal=args["runlocal"], schedule=args["schedule"]))
+    del c.data.reduced
+    c.data.reduced = False  # OpenCV's bilinear
     if args["schedule"] == "1x":
         del c.data.augment
     c.model = model(args["depth"], args["network"], args["caffe"], args["kind"])

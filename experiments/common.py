@@ -376,9 +376,10 @@ def detectron2(*, runlocal: bool, schedule: str) -> dict[str, Any]:
     """The groups that Detectron2's detectors share, and COCO as their data.
 
     `schedule`: "1x" (90k steps of 16 images) or "3x" (270k). L1 in both stages, short
-    sides 640 to 800 in training. Differences that remain: images without objects are
-    kept, anchors centred in the padding are not used, a cell of RoIAlign has at most 16
-    samples along an axis (docs/parity.md).
+    sides 640 to 800 in training; anchors in the padding are used, images are resized as
+    Pillow does in prediction. Differences that remain: images without objects are kept,
+    those that training augments are resized without smoothing, a cell of RoIAlign has
+    at most 16 samples along an axis (docs/parity.md).
     """
     schedules = {
         "1x": (90_000, (60_000.0, 80_000.0)),
@@ -388,6 +389,9 @@ def detectron2(*, runlocal: bool, schedule: str) -> dict[str, Any]:
         raise ValueError(f"config argument schedule={schedule}: expected 1x or 3x")
     steps, boundaries = schedules[schedule]
     groups = faster_rcnn()
+    groups["rpn_targets"]["exclude_padding"] = False
+    for group in groups["proposals"].values():
+        group["exclude_padding"] = False
     groups["proposals"]["train"]["post_nms"] = 1000
     groups["rpn_loss"]["beta"] = groups["detector_loss"]["beta"] = 0.0
     groups["postprocess"]["min_size"] = 0.0
@@ -404,6 +408,7 @@ def detectron2(*, runlocal: bool, schedule: str) -> dict[str, Any]:
         **groups,
         data=dict(
             coco(short_side=800, max_side=1333, multiple=32, runlocal=runlocal),
+            reduced="smooth",
             augment=short_sides(640, runlocal=runlocal),
         ),
         optimizer=dict(  # training.optimizer.make_optimizer

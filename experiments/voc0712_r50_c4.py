@@ -32,6 +32,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         train_split="2007_trainval+2012_trainval",
         eval_split="2007_test",
         max_boxes=64,
+        reduced="smooth",
         augment=common.short_sides(480, runlocal=local),
         **images,
     )

@@ -67,7 +67,7 @@ class Detector:
                 short_side=data.short_side,
                 max_side=data.max_side,
                 canvas=data.canvas,
-                reduced=data.get("reduced", True) and not data.get("augment"),
+                reduced=image_files.reduced_of(**data),
             )
             group = waiting.setdefault(pixels.shape, [])
             group.append((i, pixels, size, array.shape[:2]))

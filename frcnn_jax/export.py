@@ -82,23 +82,44 @@ def resize(
     size: Int[Array, "2"],
     *,
     canvas: tuple[int, int],
-    reduced: bool = True,
+    reduced: bool | str = True,
 ) -> UInt8[Array, "H W 3"]:
     """Bilinear resizing to `size` (h', w'), at the top left of a canvas of zeros.
 
     What `data.images.prepare` does: with `reduced`, means of n x n pixels come first
     where both sides are n = 2, 4 or 8 times as large as wanted; then output pixel i
     samples them at `(i + 1/2) h / (n h') - 1/2`. OpenCV's weights are in fixed point
-    there (1/32 pixel for n > 1), so a few levels may differ. `size` is a value, known
-    only when it runs.
+    there (1/32 pixel for n > 1), so a few levels may differ. With "smooth" the weights
+    are those of `data.smooth`, in float32: one level may differ. `size` is a value,
+    known only when it runs.
     """
+    down, across = (jnp.arange(n) for n in canvas)
+    inside = (down < size[0])[:, None] & (across < size[1])[None]
+    if reduced == images.SMOOTH:
+        pixels = _smooth(image, size, canvas)
+        return jnp.where(inside[..., None], pixels, 0).astype(jnp.uint8)
     times = jnp.min(jnp.stack(image.shape[:2]) // size) if reduced else jnp.int32(1)
     n = sum((times >= k).astype(jnp.int32) for k in (2, 4, 8))
     branches = [partial(_sample_means, n=k, canvas=canvas) for k in (1, 2, 4, 8)]
     pixels = jax.lax.switch(n, branches, image, size)
-    down, across = (jnp.arange(n) for n in canvas)
-    inside = (down < size[0])[:, None] & (across < size[1])[None]
     return jnp.where(inside[..., None], jnp.round(pixels), 0).astype(jnp.uint8)
+
+
+def _smooth(image, size, canvas) -> Float[Array, "H W 3"]:
+    """`data.smooth.smooth` as two products with matrices of triangles."""
+
+    def shares(length, wanted, count):
+        scale = jnp.asarray(length, jnp.float32) / wanted
+        centers = (jnp.arange(count) + 0.5) * scale
+        away = jnp.arange(length)[None] + 0.5 - centers[:, None]
+        found = jnp.maximum(1 - jnp.abs(away) / jnp.maximum(scale, 1.0), 0)
+        return found / jnp.maximum(found.sum(1, keepdims=True), 1e-6)
+
+    product = partial(jnp.einsum, precision="highest")
+    across = shares(image.shape[1], size[1], canvas[1])
+    down = shares(image.shape[0], size[0], canvas[0])
+    wide = jnp.round(product("hwc,Ww->hWc", image.astype(jnp.float32), across))
+    return jnp.round(product("hWc,Hh->HWc", wide, down))
 
 
 def _sample_means(image, size, *, n, canvas) -> Float[Array, "H W 3"]:
@@ -173,7 +194,7 @@ def detect_image(
     original = jnp.stack([jnp.asarray(side, jnp.int32) for side in image.shape[:2]])
     sides = {k: data[k] for k in ("short_side", "max_side", "canvas")}
     size = fit(original, **sides)
-    reduced = data.get("reduced", True) and not data.get("augment")
+    reduced = images.reduced_of(**data)
     pixels = resize(image, size, canvas=canvas, reduced=reduced)
     found = detect_batch(
         variables, pixels[None], size[None], model=model, config=config

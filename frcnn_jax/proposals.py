@@ -101,10 +101,11 @@ def postprocess(
 
     Every pair of RoI and class whose softmax probability exceeds `score` is a
     candidate; the best `pre_nms` of them are decoded, clipped, and dropped if a side is
-    below `min_size` pixels. If there are more candidates, those with the lowest scores
-    are dropped; this changes the result only if fewer than `max_detections` of the
-    others survive. Padded RoIs (`rois_valid` False, NaN allowed) give no candidates.
-    `class_deltas` are [r, C, 4], or [r, 1, 4] shared by all classes.
+    below `min_size` pixels. With `min_size` 0 boxes without area are dropped at last.
+    If there are more candidates, those with the lowest scores are dropped; this changes
+    the result only if fewer than `max_detections` of the others survive. Padded RoIs
+    (`rois_valid` False, NaN allowed) give no candidates. `class_deltas` are [r, C, 4],
+    or [r, 1, 4] shared by all classes.
 
     >>> rois = jnp.array([[0.0, 0, 10, 10], [20, 20, 30, 30]])
     >>> logits, deltas = jnp.array([[0.0, 9, 0], [9, 0, 0]]), jnp.zeros((2, 2, 4))
@@ -152,12 +153,32 @@ def postprocess(
         max_output=max_detections,
         classes=row,
     )
-    return Detections(
-        boxes=jnp.where(valid[:, None], modes.take(candidates, best), 0),
-        scores=jnp.where(valid, modes.take(top, best), 0),
-        classes=jnp.where(valid, modes.take(row, best) + 1, 0),
+    return _with_area(
+        Detections(
+            boxes=jnp.where(valid[:, None], modes.take(candidates, best), 0),
+            scores=jnp.where(valid, modes.take(top, best), 0),
+            classes=jnp.where(valid, modes.take(row, best) + 1, 0),
+            valid=valid,
+        )
+    )
+
+
+def _with_area(found: Detections) -> Detections:
+    """Detections less those without area, which stand at the end as unused slots.
+
+    They took part in NMS and in the best `max_detections`, as in Detectron2. There are
+    none where `min_size` is positive.
+    """
+    x1, y1, x2, y2 = found.boxes.T
+    valid = found.valid & (x2 > x1) & (y2 > y1)
+    order = jnp.argsort(~valid, stable=True)
+    kept = Detections(
+        boxes=jnp.where(valid[:, None], found.boxes, 0),
+        scores=jnp.where(valid, found.scores, 0),
+        classes=jnp.where(valid, found.classes, 0),
         valid=valid,
     )
+    return Detections(*(modes.take(x, order) for x in kept))
 
 
 def _of_objects(logits, count):

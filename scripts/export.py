@@ -153,7 +153,7 @@ def compare(file, whole, size, canvas):
                 data.short_side,
                 data.max_side,
                 canvas,
-                reduced=data.get("reduced", True) and not data.get("augment"),
+                reduced=images.reduced_of(**data),
             )
             b = BATCH.value or 1
             sizes = np.array([fitted] * b, np.int32)

@@ -242,7 +242,11 @@ def test_recipes_of_detectron2_change_what_they_say():
     assert x101["model"]["pixel_std"] == (58.395, 57.12, 57.375)
     for c in (c4, dc5, voc):
         assert c["proposals"]["train"] == dict(
-            pre_nms=12000, post_nms=2000, nms_iou=0.7, stds=(1.0,) * 4
+            pre_nms=12000,
+            post_nms=2000,
+            nms_iou=0.7,
+            stds=(1.0,) * 4,
+            exclude_padding=False,
         )
         assert c["proposals"]["eval"]["pre_nms"] == 6000
     assert c4["model"]["box_head"]["depth"] == c4["model"]["backbone"]["depth"] == 101

@@ -1,3 +1,4 @@
+import math
 from fractions import Fraction
 
 import jax
@@ -62,7 +63,8 @@ def test_sizes_are_those_of_the_pipeline(rng, sides):
             scale = min(
                 limit, Fraction(long, max(size)), Fraction(high, h), Fraction(wide, w)
             )
-            fitted = max(1, round(h * scale)), max(1, round(w * scale))
+            half = Fraction(1, 2)
+            fitted = tuple(max(1, math.floor(x * scale + half)) for x in size)
             found.append((fitted[0] * fitted[1], -high * wide, -i, fitted))
         return max(found)[-1]
 

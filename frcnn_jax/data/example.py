@@ -39,7 +39,7 @@ def make_steps(
     cut_short: str = "error",
     pixel_range: Sequence[float | int] = (),
     cache: bool = False,
-    reduced: bool = False,
+    reduced: bool | str = False,
     proposals: Mapping[str, proposal_files.Scored] | None = None,
     max_proposals: int = 0,
     whole: bool = False,
@@ -192,10 +192,10 @@ def _fitted(size: Size, *, sides: Size | None, canvas: Size) -> Size:
 
 
 def decode_resized(
-    example: Example, fitted: Callable[[Size], Size], *, reduced: bool, **how: Any
+    example: Example, fitted: Callable[[Size], Size], *, reduced: bool | str, **how: Any
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Size]:
     """The image of an example at the size `fitted(its own)`, and its own (h, w)."""
-    if reduced and not isinstance(example.image, np.ndarray):
+    if reduced is True and not isinstance(example.image, np.ndarray):
         found = load_reduced(example.image, fitted, name=name_of(example), **how)
         if found and example.size in (None, found[1]):
             return found

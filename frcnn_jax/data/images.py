@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 
 from frcnn_jax.data import headers
 from frcnn_jax.data.headers import Size
+from frcnn_jax.data.smooth import smooth
 
 MAX_PIXELS = int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", 1 << 28))
 Canvas = Size | Sequence[Size]  # one static shape, or several to choose from
@@ -288,16 +289,16 @@ def fit(size: Size, short_side: int, max_side: int, canvas: Size) -> Size:
 
 
 def rounded(numerator: Any, denominator: Any) -> Any:
-    """The integer nearest to a quotient of integers, of two the even one; no overflow.
+    """The integer nearest to a quotient of integers, of two the larger; no overflow.
 
-    Of Python's integers, or of arrays of them where `2 * numerator` fits their width.
+    As Detectron2 and MMDetection round sizes. Of Python's integers, or of arrays of
+    them where `2 * denominator` fits their width.
 
     >>> [rounded(n, 2) for n in (1, 2, 3, 5)]
-    [0, 1, 2, 2]
+    [1, 1, 2, 3]
     """
     whole, rest = numerator // denominator, numerator % denominator
-    half_way = 2 * rest == denominator
-    return whole + ((2 * rest > denominator) | (half_way & (whole % 2 == 1)))
+    return whole + (2 * rest >= denominator)
 
 
 def resize(
@@ -323,10 +324,29 @@ def resize(
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
+def reduced_of(reduced: bool | str = True, augment: Any = None, **_: Any) -> bool | str:
+    """`reduced` of `shrink` and `prepare`, of the group `data` of a configuration.
+
+    Means are off where training augments whole images.
+
+    >>> reduced_of(), reduced_of(augment={"jitter": (0.1, 2)}), reduced_of("smooth")
+    (True, False, 'smooth')
+    """
+    return reduced if reduced == SMOOTH else reduced and not augment
+
+
+SMOOTH = "smooth"
+
+
 def shrink(
-    image: UInt8[np.ndarray, "h w 3"], size: Size, *, reduced: bool
+    image: UInt8[np.ndarray, "h w 3"], size: Size, *, reduced: bool | str
 ) -> UInt8[np.ndarray, "i j 3"]:
-    """`resize`; `reduced`: of means of 2x2, 4x4 or 8x8 pixels where they suffice."""
+    """`resize`; `reduced`: of means of 2x2, 4x4 or 8x8 pixels where they suffice.
+
+    With "smooth" every pixel is a weighted mean of those it covers, as Pillow's.
+    """
+    if reduced == SMOOTH:
+        return smooth(image, size)
     h, w = image.shape[:2]
     if not reduced or (n := reduction((h, w), size)) == 1:
         return resize(image, size)
@@ -384,7 +404,7 @@ def prepare(
     max_side: int,
     canvas: Canvas,
     *,
-    reduced: bool = False,
+    reduced: bool | str = False,
 ) -> tuple[UInt8[np.ndarray, "i j 3"], Size]:
     """The network's input for one image: the canvas, and the (h, w) it fills of it.
 

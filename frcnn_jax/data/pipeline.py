@@ -38,7 +38,8 @@ Arguments of `build`, which are the group `data` of a configuration:
     cache: keep decoded and resized images in memory (of each worker).
     reduced: resize an image that is more than twice too large from means of 2x2,
         4x4 or 8x8 pixels, as which a JPEG is decoded faster; not with `augment`,
-        and not where every pixel should be as torchvision's.
+        and not where every pixel should be as torchvision's. "smooth": as Pillow's
+        bilinear, which Detectron2 uses; not where `augment` resizes.
     proposals: a file of proposals for every image (`data.proposal_files`), whose
         name may hold "{split}" where each split has its own; for a FastRCNN.
     max_proposals: slots for them; the best are taken.
@@ -70,7 +71,13 @@ from frcnn_jax.data.example import (
     proposals_of,
     train_row,
 )
-from frcnn_jax.data.images import Canvas, canvases, choose_canvas
+from frcnn_jax.data.images import (
+    SMOOTH,
+    Canvas,
+    canvases,
+    choose_canvas,
+    reduced_of,
+)
 from frcnn_jax.data.named import load_split, load_splits
 from frcnn_jax.data.source import Source, example_size
 from frcnn_jax.data.validate import validate
@@ -131,7 +138,7 @@ def build(
     pixel_range: Sequence[float | int] = (),
     merge_duplicates: bool = False,
     cache: bool = False,
-    reduced: bool = True,
+    reduced: bool | str = True,
     proposals: str = "",
     max_proposals: int = 2000,
     threads: int = 4,
@@ -152,7 +159,7 @@ def build(
         **source_kwargs,
     )
     common: dict[str, Any] = {name: given[name] for name in OF_BOTH}
-    common |= dict(canvas=canvases(canvas), reduced=reduced and not augment)
+    common |= dict(canvas=canvases(canvas), reduced=reduced_of(reduced, augment))
     own: list[dict[str, Any]] = [{}, {}]  # what only one of the splits has
     if proposals:
         common["max_proposals"] = max_proposals
@@ -196,7 +203,7 @@ def check_ranges(values: Mapping[str, Any]) -> None:
         flip=ranges.TRUTH,
         on_bad_image=ranges.one_of("error", "skip"),
         cache=ranges.TRUTH,
-        reduced=ranges.TRUTH,
+        reduced=ranges.either(ranges.TRUTH, ranges.one_of(SMOOTH)),
         proposals=ranges.TEXT,
         max_proposals=ranges.COUNT,
         threads=ranges.COUNT,

@@ -51,7 +51,9 @@ def _read() -> tuple[Entry, ...]:
     found = []
     for row in csv.DictReader(io.StringIO(text)):
         count = 1 if row["classes"] == "person" else len(coco.CLASSES)
-        entry: dict[str, Any] = dict(row, classes=coco.CLASSES[:count], category_ids=coco.IDS[:count])
+        entry: dict[str, Any] = dict(
+            row, classes=coco.CLASSES[:count], category_ids=coco.IDS[:count]
+        )
         entry.update(ap=float(row["ap"]), mib=float(row["mib"] or 0))
         found.append(Entry(**entry))
     return tuple(found)
