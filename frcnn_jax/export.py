@@ -118,8 +118,8 @@ def _smooth(image, size, canvas) -> Float[Array, "H W 3"]:
     product = partial(jnp.einsum, precision="highest")
     across = shares(image.shape[1], size[1], canvas[1])
     down = shares(image.shape[0], size[0], canvas[0])
-    wide = jnp.round(product("hwc,Ww->hWc", image.astype(jnp.float32), across))
-    return jnp.round(product("hWc,Hh->HWc", wide, down))
+    wide = jnp.floor(product("hwc,Ww->hWc", image.astype(jnp.float32), across) + 0.5)
+    return jnp.floor(product("hWc,Hh->HWc", wide, down) + 0.5)
 
 
 def _sample_means(image, size, *, n, canvas) -> Float[Array, "H W 3"]:

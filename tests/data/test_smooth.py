@@ -52,7 +52,7 @@ def test_the_exported_resizing_is_within_a_level():
         h, w = expected.shape[:2]
         found = resize(image, jnp.array([h, w]), canvas=(96, 128), reduced="smooth")
         apart = np.abs(np.int32(found[:h, :w]) - expected)
-        assert apart.max() <= 1 and (apart == 0).mean() > 0.999
+        assert apart.max() <= 1 and (apart == 0).mean() > 0.98
         assert not found[h:].any() and not found[:, w:].any()
 
 
