@@ -50,12 +50,11 @@ class SahiDetector(DetectionModel):
     def _create_object_prediction_list_from_original_predictions(
         self, shift_amount_list: Any = None, full_shape_list: Any = None
     ) -> None:
-        def first(value, default):
-            value = default if not value else value
-            return value[0] if isinstance(value[0], list | tuple) else value
+        def first(value: Any) -> Any:  # of one image, or of a list of them
+            return value[0] if value and isinstance(value[0], list | tuple) else value
 
-        shift = list(first(shift_amount_list, [0, 0]))
-        shape = full_shape_list and list(first(full_shape_list, None))
+        shift = list(first(shift_amount_list) or (0, 0))
+        shape = list(first(full_shape_list) or ())
         found = []
         for record in self._original_predictions:
             rows = zip(

@@ -55,7 +55,7 @@ class Record(NamedTuple):
 
         Needs the package supervision.
         """
-        import supervision
+        import supervision  # pyright: ignore[reportMissingImports]
 
         return supervision.Detections(
             xyxy=self.boxes.astype(np.float32),

@@ -71,7 +71,7 @@ def view(image: Any, found: Record | None, score: float, classes: list[str]) -> 
 def build(detector: Detector, *, score: float) -> Any:
     """The page, a `gradio.Blocks`."""
     try:
-        import gradio
+        import gradio  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             "scripts/demo.py needs the package gradio: pip install gradio"

@@ -354,3 +354,17 @@ def test_worst_cases_of_many_classes_equal_the_loop(rng, boxes, scores):
     assert_same_boxes(got, kept, 300)
     n = min(len(kept), 300)
     np.testing.assert_array_equal(got.classes[:n], [c for _, _, c in kept[:n]])
+
+
+def test_boxes_without_area_are_dropped_after_the_best_are_chosen():
+    """As Detectron2: one takes part in NMS and in the count, and is dropped at last."""
+    rois = jnp.array([[0.0, 0, 10, 10], [-30, 0, -20, 10], [30, 30, 40, 40]])
+    logits = jnp.array([[0.0, 3], [0, 4], [0, 2]])
+    given = (rois, jnp.ones(3, bool), logits, jnp.zeros((3, 1, 4)), jnp.array([50, 50]))
+    found = proposals.postprocess(*given, max_detections=2, min_size=0.0)
+    assert found.valid.tolist() == [True, False]
+    assert found.boxes.tolist() == [[0, 0, 10, 10], [0, 0, 0, 0]]
+    assert found.classes.tolist() == [1, 0] and float(found.scores[1]) == 0
+    both = proposals.postprocess(*given, max_detections=2)  # dropped before the choice
+    assert both.valid.tolist() == [True, True]
+    assert both.boxes[1].tolist() == [30, 30, 40, 40]

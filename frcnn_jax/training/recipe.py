@@ -40,6 +40,7 @@ from frcnn_jax.data.images import canvases, choose_canvas, fit
 from frcnn_jax.data.source import Source
 from frcnn_jax.training import checkpoint, devices, timing
 from frcnn_jax.training import config as configs
+from frcnn_jax.training.trained import load as load_trained
 from frcnn_jax.weights import families, hub
 
 log = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ def _weights(config: Mapping[str, Any], settle: Settle, trained: bool) -> None:
     path = str(config["model"]["backbone"].get("pretrained") or "")
     why, fixed = "no weights are named", {}
     if config.get("init_from"):
-        *_, meta, where = trained.load(config["init_from"])
+        *_, meta, where = load_trained(config["init_from"])
         found = configs.leaves(meta.config.to_dict())
         fixed = {k: found[k] for k in (*families.BACKBONE, *_NORM) if k in found}
         why = f"as {where} has it"
