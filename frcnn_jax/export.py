@@ -90,8 +90,8 @@ def resize(
     where both sides are n = 2, 4 or 8 times as large as wanted; then output pixel i
     samples them at `(i + 1/2) h / (n h') - 1/2`. OpenCV's weights are in fixed point
     there (1/32 pixel for n > 1), so a few levels may differ. With "smooth" the weights
-    are those of `data.smooth`, in float32: one level may differ. `size` is a value,
-    known only when it runs.
+    are those of `data.smooth`, in float32: a level or two may differ. `size` is a
+    value, known only when it runs.
     """
     down, across = (jnp.arange(n) for n in canvas)
     inside = (down < size[0])[:, None] & (across < size[1])[None]
