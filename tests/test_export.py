@@ -117,6 +117,38 @@ def test_export_batch_finds_what_the_detector_finds_for_any_batch(rng, detector)
             assert_same(found, expected, i)
 
 
+CANVASES = [
+    ((64, 96), (96, 64)),
+    ((64, 64), (64, 96), (96, 64)),
+    ((96, 96), (64, 128), (128, 64)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("canvases", CANVASES)
+def test_a_canvas_that_holds_several_gives_what_each_gives(rng, canvases, detector):
+    """Of images of 67 sizes; biases are not zero, so that padding would be seen."""
+    config = detector.config.copy_and_resolve_references()
+    config.data.update(canvas=canvases, short_side=64, max_side=96)
+    leaves, tree = jax.tree.flatten(detector.variables)
+    leaves = [x + rng.normal(0, 0.1, x.shape).astype(np.float32) for x in leaves]
+    variables = tree.unflatten(leaves)
+    meta = checkpoint.Meta(config, tuple("abcd"), (1, 2, 3, 4), 0, {}, None)
+    own = Detector(detector.model, variables, meta)
+    call = loaded(export.export_batch(detector.model, variables, config.to_dict()))
+    high, wide = export.canvas_of(config.to_dict())
+    for _ in range(67):
+        image = smooth(rng, tuple(rng.integers(20, 200, 2).tolist()))
+        pixels, size = images.prepare(image, 64, 96, canvases)
+        whole = np.zeros((1, high, wide, 3), np.uint8)
+        whole[0, : pixels.shape[0], : pixels.shape[1]] = pixels
+        found = call(whole, np.array([size], np.int32))
+        scale = (np.array(image.shape[:2]) / size)[[1, 0, 1, 0]]
+        found["boxes"] = found["boxes"] * scale
+        assert found["valid"].any()
+        assert_same(found, own([image]), 0, atol=0.02)
+
+
 @pytest.mark.slow
 def test_export_image_takes_any_size_and_answers_in_its_pixels(rng, detector):
     config = detector.config.to_dict()

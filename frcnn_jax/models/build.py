@@ -89,9 +89,10 @@ def build_detector(
     An image gets what it would get alone on a canvas of its size rounded up to
     `pad_to`; 0 is 32 with an FPN, as torchvision and Detectron2 pad, and 1 without.
 
-    `dtype` ("float32" or "bfloat16") is what the network computes in; parameters and
-    outputs stay float32. Raises TypeError for a misspelt key and ValueError for a value
-    that does not fit, each naming the group.
+    `dtype` is what the network computes in: "float32", "bfloat16", or "float64" (with
+    `jax_enable_x64`, for comparisons); parameters and outputs stay float32. Raises
+    TypeError for a misspelt key and ValueError for a value that does not fit, each
+    naming the group.
     """
     pixel = ranges.several(ranges.NOT_NEGATIVE, 3)
     ranges.check(
@@ -100,7 +101,7 @@ def build_detector(
         pad_to=(pad_to, ranges.COUNT_OR_NONE),
         pixel_mean=(_plain(pixel_mean), pixel),
         pixel_std=(_plain(pixel_std), ranges.several(ranges.POSITIVE, 3)),
-        dtype=(dtype, ranges.one_of("float32", "bfloat16")),
+        dtype=(dtype, ranges.one_of("float32", "bfloat16", "float64")),
     )
     compute = jnp.dtype(dtype)
     neck = None if fpn is None else build_neck(dtype=compute, **_plain(fpn))

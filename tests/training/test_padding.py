@@ -37,7 +37,7 @@ def on_canvas(seed, canvas, company):
 
 
 @functools.cache
-def network(rounding="none", parity=False):
+def network(rounding="none", parity=False, dtype="float32"):
     """A small detector with random biases, and its configuration."""
     c = small.config().to_dict()
     c["model"]["anchors"] |= dict(rounding=rounding)
@@ -45,11 +45,12 @@ def network(rounding="none", parity=False):
     c["postprocess"] |= dict(score=0.0)
     for group in (*c["proposals"].values(), c["rpn_targets"]):
         group["exclude_padding"] = not parity
+    c["model"]["dtype"] = dtype
     model = models.build_detector(num_classes=3, **c["model"])
     variables = init_variables(KEY, (*CANVASES[0], 3), model=model)
     rng = np.random.default_rng(0)
     leaves, tree = jax.tree.flatten(variables)
-    leaves = [x + rng.normal(0, 0.1, x.shape).astype(np.float32) for x in leaves]
+    leaves = [(x + rng.normal(0, 0.1, x.shape)).astype(dtype) for x in leaves]
     return model, tree.unflatten(leaves), c
 
 
@@ -73,9 +74,9 @@ def test_detections_are_those_of_the_smallest_canvas(parity):
     np.testing.assert_allclose(one.boxes, two.boxes, rtol=1e-4, atol=1e-3)
 
 
-def losses_and_gradient(batch, scale=1.0):
+def losses_and_gradient(batch, dtype="float32"):
     """The losses of the first image, and the gradient of their sum."""
-    model, variables, c = network()
+    model, variables, c = network(dtype=dtype)
 
     @jax.jit
     @partial(jax.grad, has_aux=True)
@@ -94,15 +95,25 @@ def losses_and_gradient(batch, scale=1.0):
 
 def test_losses_and_gradients_are_those_of_the_smallest_canvas():
     """Given its keys: the draws, too."""
+    compare_gradients("float32", 1e-3)
+
+
+@pytest.mark.slow
+def test_gradients_in_double_precision_are_those_of_the_smallest_canvas():
+    with jax.enable_x64(True):
+        compare_gradients("float64", 1e-5)
+
+
+def compare_gradients(dtype, tolerance):
     batches = [on_canvas(0, canvas, i) for i, canvas in enumerate(CANVASES)]
-    (one, by_one), (two, by_two) = map(losses_and_gradient, batches)
+    (one, by_one), (two, by_two) = (losses_and_gradient(b, dtype) for b in batches)
     for name, value in one.items():
         assert value > 0
         np.testing.assert_allclose(value, two[name], rtol=1e-5, err_msg=name)
 
     def close(path, a, b):
         scale = np.sqrt((np.asarray(a) ** 2).mean())
-        np.testing.assert_allclose(a, b, atol=1e-3 * scale, err_msg=str(path))
+        np.testing.assert_allclose(a, b, atol=tolerance * scale, err_msg=str(path))
 
     jax.tree_util.tree_map_with_path(close, by_one, by_two)
 
