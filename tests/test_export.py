@@ -144,7 +144,7 @@ def test_a_canvas_that_holds_several_gives_what_each_gives(rng, canvases, detect
         whole[0, : pixels.shape[0], : pixels.shape[1]] = pixels
         found = call(whole, np.array([size], np.int32))
         scale = (np.array(image.shape[:2]) / size)[[1, 0, 1, 0]]
-        found["boxes"] = found["boxes"] * scale
+        found["boxes"] = np.asarray(found["boxes"]) * scale[None, None]
         assert found["valid"].any()
         assert_same(found, own([image]), 0, atol=0.02)
 

@@ -147,7 +147,7 @@ class FasterRCNN(FastRCNN):
         levels = {s: features[s] for s in sorted(self.levels)}
         sizes = {s: f.shape[1:3] for s, f in levels.items()}
         logits, deltas = self.rpn_head(levels, extent)
-        k, b = self.rpn_head.num_anchors, len(logits)
+        k, b = self.rpn_head.num_anchors, logits.shape[0]
         if extent is None:
             anchors, inside = jnp.asarray(self.anchors(sizes))[None], None
         else:
@@ -186,7 +186,7 @@ def anchors_inside(
     """Which anchors stand at cells within the extents, on maps of `sizes` (h, w)."""
     levels = [extents.mask(jnp.stack(cells[s], -1), size) for s, size in sizes.items()]
     return jnp.concatenate(
-        [jnp.repeat(m.reshape((len(m), -1)), k, axis=1) for m in levels], axis=1
+        [jnp.repeat(m.reshape((m.shape[0], -1)), k, axis=1) for m in levels], axis=1
     )
 
 

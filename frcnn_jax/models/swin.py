@@ -338,7 +338,7 @@ def together(
         beyond = (place >= length - by) & (place < side - by)
         parts.append(jnp.where(place >= side - by, 1, 0) + jnp.where(beyond, 2, 0))
     region = 4 * parts[0][:, :, None] + parts[1][:, None]
-    b, (h, w) = len(region), (side // window for side in size)
+    b, (h, w) = region.shape[0], (side // window for side in size)
     region = region.reshape((b, h, window, w, window)).swapaxes(2, 3)
     region = region.reshape((b, h * w, window * window))
     return region[..., :, None] == region[..., None, :]
