@@ -40,6 +40,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from frcnn_jax import models, ranges
+from frcnn_jax.models.cascade import CascadeHead, CascadeRCNN
 from frcnn_jax.models.faster_rcnn import FasterRCNN, FastRCNN
 from frcnn_jax.models.rpn_head import RPNHead
 from frcnn_jax.ops import anchors as anchor_ops
@@ -77,6 +78,7 @@ def build_detector(
     box_head: Mapping[str, Any] | None = None,
     external_proposals: bool = False,
     pad_to: int = 0,
+    stages: int = 1,
     pixel_mean: tuple[Number, Number, Number] = (123.675, 116.28, 103.53),
     pixel_std: tuple[Number, Number, Number] = (58.395, 57.12, 57.375),
     dtype: str = "float32",
@@ -84,7 +86,8 @@ def build_detector(
     """Compose a FasterRCNN of `num_classes` (without background) from plain dicts.
 
     `roi_pool` replaces `roi_align`. `external_proposals` leaves out the RPN: a
-    FastRCNN, which has neither `anchors` nor `rpn`.
+    FastRCNN, which has neither `anchors` nor `rpn`. `stages` above 1 is a CascadeRCNN
+    of so many box heads, class-agnostic, each as `box_head` says.
 
     An image gets what it would get alone on a canvas of its size rounded up to
     `pad_to`; 0 is 32 with an FPN, as torchvision and Detectron2 pad, and 1 without.
@@ -99,42 +102,58 @@ def build_detector(
         "model",
         external_proposals=(external_proposals, ranges.TRUTH),
         pad_to=(pad_to, ranges.COUNT_OR_NONE),
+        stages=(stages, ranges.COUNT),
         pixel_mean=(_plain(pixel_mean), pixel),
         pixel_std=(_plain(pixel_std), ranges.several(ranges.POSITIVE, 3)),
         dtype=(dtype, ranges.one_of("float32", "bfloat16", "float64")),
     )
     compute = jnp.dtype(dtype)
     neck = None if fpn is None else build_neck(dtype=compute, **_plain(fpn))
+    head = dict(num_classes=num_classes, dtype=compute, **_plain(box_head or {}))
     parts: dict[str, Any] = dict(
         backbone=build_backbone(dtype=compute, **_plain(backbone)),
         fpn=neck,
-        box_head=build_box_head(
-            num_classes=num_classes, dtype=compute, **_plain(box_head or {})
-        ),
+        box_head=build_box_head(**head) if stages == 1 else _cascade(stages, head),
         pool=_pooling(roi_align, roi_pool),
         pixel_mean=_plain(pixel_mean),
         pixel_std=_plain(pixel_std),
         pad_to=pad_to or (1 if fpn is None else 32),
     )
     if external_proposals:
-        if anchors or rpn:
+        if anchors or rpn or stages > 1:
             raise ValueError(
-                "external_proposals=True builds no RPN: leave out anchors and rpn"
+                "external_proposals=True builds no RPN and no cascade: leave out "
+                "anchors, rpn and stages"
             )
         return FastRCNN(**parts)
+    network = FasterRCNN if stages == 1 else CascadeRCNN
+    return network(**parts, **_rpn(anchors, rpn, compute))
+
+
+def _rpn(anchors: Any, rpn: Any, dtype: Any) -> dict[str, Any]:
+    """What a FasterRCNN has besides a FastRCNN."""
     anchors = _keywords(
         "anchors", anchor_pyramid, anchors, given=("feature_sizes", "extent")
     )
     rpn = _keywords("rpn", RPNHead, rpn, given=("num_anchors", "dtype"))
-    return FasterRCNN(
-        **parts,
-        rpn_head=RPNHead(
-            num_anchors=anchors_per_place(**anchors), dtype=compute, **rpn
-        ),
+    count = anchors_per_place(**anchors)
+    return dict(
+        rpn_head=RPNHead(num_anchors=count, dtype=dtype, **rpn),
         anchors=partial(anchor_pyramid, **anchors),
         levels=anchors.get("levels")
         or anchors.get("strides", _default(anchor_pyramid, "strides")),
     )
+
+
+def _cascade(stages: int, head: Mapping[str, Any]) -> nn.Module:
+    """Box heads of their own parameters; ValueError for boxes of each class."""
+    fields = {"class_agnostic": True, **head}
+    if not fields["class_agnostic"]:
+        raise ValueError(
+            f"model.stages={stages} with box_head.class_agnostic=False: a cascade "
+            "refines one box a RoI; leave class_agnostic out"
+        )
+    return CascadeHead(stages=tuple(build_box_head(**fields) for _ in range(stages)))
 
 
 def with_defaults(model: Mapping[str, Any]) -> dict[str, Any]:

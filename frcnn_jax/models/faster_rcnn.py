@@ -102,10 +102,19 @@ class FastRCNN(nn.Module):
 
         RoIs are pooled from the cells within the `extent` (pixels).
         """
+        return self.box_head(self.pooled(features, rois, extent), keys)
+
+    def pooled(
+        self,
+        features: Features,
+        rois: Float[Array, "b r 4"],
+        extent: Int[Array, "b 2"] | None = None,
+    ) -> Float[Array, "b r o o c"]:
+        """Cut out the RoIs, from the cells within the `extent`: a box head's input."""
         sizes = None
         if extent is not None:
             sizes = {s: cells_of(extent, s) for s in features}
-        return self.box_head(self.pool(features, rois, extent=sizes), keys)
+        return self.pool(features, rois, extent=sizes)
 
     def __call__(
         self, images: Float[Array, "b h w 3"]

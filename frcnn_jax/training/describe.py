@@ -29,6 +29,7 @@ OWNERS = {
     "proposals.eval": "frcnn_jax.proposals.select_proposals",
     "rpn_loss": "frcnn_jax.losses.rpn_loss",
     "detector_loss": "frcnn_jax.losses.detector_loss",
+    "cascade": "frcnn_jax.training.algorithms.cascade_rcnn.later_stages",
     "postprocess": "frcnn_jax.proposals.postprocess",
 }
 

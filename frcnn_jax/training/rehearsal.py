@@ -14,7 +14,7 @@ import numpy as np
 from frcnn_jax import losses, models, proposals, ranges, roi_losses, targets
 from frcnn_jax.data.images import canvases
 from frcnn_jax.models import RPNOutput
-from frcnn_jax.training import named
+from frcnn_jax.training import algorithms, named
 from frcnn_jax.training.algorithms.faster_rcnn import rpn_proposals
 from frcnn_jax.training.optimizer import make_optimizer
 from frcnn_jax.training.validation import validate_step
@@ -62,6 +62,8 @@ def looks(c: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
     found["roi_cls_loss"] = partial(_named_loss, c, "roi_cls_loss", rows)
     rows = roi_losses.BoxRows(boxes, boxes, boxes, boxes, mask)  # pyright: ignore
     found["roi_box_loss"] = partial(_named_loss, c, "roi_box_loss", rows)
+    for group, owner in algorithms.of(c).GROUPS.items():
+        found[group] = partial(owner, **c[group])
     for group, (function, shapes) in traced.items():
         parent, _, part = group.partition(".")
         values = c[parent][part] if part else c[parent]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from frcnn_jax import losses, proposals, roi_losses, targets
+from frcnn_jax import cascade, losses, proposals, roi_losses, targets
 from frcnn_jax.ops import (
     anchors,
     boxes,
@@ -297,6 +297,15 @@ CASES = [
         losses.detector_loss,
         *(real("rk"), real("r34"), whole("r", -1, 3), real("r4")),
     ),
+    # cascade
+    case(cascade.refine, box("r"), flag("r"), real("r14"), size()),
+    case(
+        cascade.stage_targets,
+        *(box("r"), flag("r"), box("g"), whole("g", 1, 3), flag("g")),
+        gt_ignore=flag("g", share=0.2),
+        fg_iou=0.3,
+    ),
+    case(cascade.mean_logits, real("3rk")),
     # losses of the second stage
     case(
         roi_losses.box_rows,

@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from frcnn_jax import losses, ops, proposals, roi_losses, targets
+from frcnn_jax import cascade, losses, ops, proposals, roi_losses, targets
 from tests.modes.cases import CASES, FORMULATIONS, RULES
 
 # -- Value and gradient ----------------------------------------------------------------
@@ -397,7 +397,7 @@ def public_functions():
         for module in pkgutil.iter_modules(ops.__path__)
         if module.name != RULES
     ]
-    for module in (*modules, targets, losses, roi_losses, proposals):
+    for module in (*modules, targets, cascade, losses, roi_losses, proposals):
         for name, f in vars(module).items():
             ours = getattr(f, "__module__", None) == module.__name__
             function = callable(f) and not inspect.isclass(f)
