@@ -3,8 +3,9 @@ r"""Cascade R-CNN with ResNet-50 or ResNet-101 and FPN on COCO.
     python scripts/train.py --config=experiments/coco_cascade_r50_fpn.py \
         --workdir=runs/cascade --config.data.root=COCO \
         --config.model.backbone.pretrained=R-50.pkl
-    python scripts/evaluate.py --config=experiments/coco_cascade_r50_fpn.py:schedule=3x \
-        --weights=model_final_480dd8.pkl --config.data.root=COCO
+    python scripts/evaluate.py --weights=model_final_480dd8.pkl \
+        --config=experiments/coco_cascade_r50_fpn.py:schedule=3x \
+        --config.data.root=COCO
 
 Three box heads at IoU 0.5, 0.6 and 0.7 refine one box a RoI. Arguments: `:schedule=3x`
 (270k steps in place of 90k), `:depth=101`, `:mmdetection` for MMDetection's recipe
@@ -20,7 +21,7 @@ Published, box AP on COCO val2017 in %:
 
 | | 1x | 3x | its weights |
 | --- | --- | --- | --- |
-| Detectron2, Cascade Mask R50-FPN (trained with masks) | 42.1 | 44.3 | 480dd8 (3x) |
+| Detectron2, Cascade Mask R50-FPN (trained with masks) | 42.1 | 44.3 | e9d89b, 480dd8 |
 | Detectron2, Mask R50-FPN, for comparison | 38.6 | 41.0 | |
 | MMDetection, Cascade R50-FPN | 40.3 | | |
 | MMDetection, Faster R50-FPN, for comparison | 37.4 | | |

@@ -5,7 +5,7 @@ data (grain, OpenCV) and the prediction API are imported by their own names:
 `frcnn_jax.models`, `frcnn_jax.training`, `frcnn_jax.data`, `frcnn_jax.detector`.
 """
 
-from frcnn_jax import cascade, losses, proposals, roi_losses, targets, types
+from frcnn_jax import cascade, detections, losses, proposals, roi_losses, targets, types
 from frcnn_jax._version import __version__
 from frcnn_jax.ops import anchors, boxes, matching, nms, roi_align, roi_pool
 
@@ -14,6 +14,7 @@ __all__ = [
     "anchors",
     "boxes",
     "cascade",
+    "detections",
     "losses",
     "matching",
     "nms",

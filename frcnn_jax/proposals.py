@@ -3,7 +3,7 @@
 a anchors · n candidates that survive the top-k · r RoIs · C classes
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,9 +116,54 @@ def postprocess(
     """
     ranges.check(
         "postprocess",
-        score=(score, ranges.SHARE),
         nms_iou=(nms_iou, ranges.OVERLAP),
         max_detections=(max_detections, ranges.COUNT),
+    )
+    found = class_candidates(
+        *(rois, rois_valid, class_logits, class_deltas, image_size),
+        score=score,
+        stds=stds,
+        pre_nms=pre_nms,
+        min_size=min_size,
+    )
+    best, valid = nms_indices(
+        *(found.boxes, found.scores, found.usable),
+        iou_threshold=nms_iou,
+        max_output=max_detections,
+        classes=found.classes,
+    )
+    return chosen(found, best, modes.take(found.scores, best), valid)
+
+
+class Candidates(NamedTuple):
+    """Pairs of RoI and class by falling score; what is not `usable` may be anything."""
+
+    boxes: Float[Array, "n 4"]
+    scores: Float[Array, "n"]
+    classes: Int[Array, "n"]  # 1..C
+    usable: Bool[Array, "n"]
+
+
+def class_candidates(
+    rois: Float[Array, "r 4"],
+    rois_valid: Bool[Array, " r"],
+    class_logits: Float[Array, "r _"],
+    class_deltas: Float[Array, "r _ 4"],
+    image_size: Int[Array, "2"] | Float[Array, "2"],
+    *,
+    score: float = 0.05,
+    stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2),
+    pre_nms: int = 5000,
+    min_size: float = 1e-2,
+) -> Candidates:
+    """What a post-processing chooses from: boxes by class, before any suppression.
+
+    The first half of `postprocess`, which see; `n` is `pre_nms`, or r C if that is
+    less.
+    """
+    ranges.check(
+        "postprocess",
+        score=(score, ranges.SHARE),
         stds=(stds, ranges.STDS),
         pre_nms=(pre_nms, ranges.COUNT),
         min_size=(min_size, ranges.NOT_NEGATIVE),
@@ -143,32 +188,35 @@ def postprocess(
     place = index if class_deltas.shape[1] > 1 else roi
     deltas = modes.take(class_deltas.reshape(-1, 4), place)
     decoded = box_ops.decode(deltas, modes.take(rois, roi), stds=stds)
-    candidates = box_ops.clip(decoded, image_size)
-    usable = (top > -jnp.inf) & _large_enough(candidates, min_size)
-    best, valid = nms_indices(
-        candidates,
-        top,
-        usable,
-        iou_threshold=nms_iou,
-        max_output=max_detections,
-        classes=row,
+    boxes = box_ops.clip(decoded, image_size)
+    return Candidates(
+        boxes, top, row + 1, (top > -jnp.inf) & _large_enough(boxes, min_size)
     )
+
+
+def chosen(
+    found: Candidates,
+    best: Int[Array, "m"],
+    scores: Float[Array, "m"],
+    valid: Bool[Array, "m"],
+) -> Detections:
+    """The rows `best` of the candidates as detections; zeros where not `valid`.
+
+    Those without area, of which there are none where `min_size` is positive, are left
+    out at last, as in Detectron2: they took part in NMS and in the best.
+    """
     return _with_area(
         Detections(
-            boxes=jnp.where(valid[:, None], modes.take(candidates, best), 0),
-            scores=jnp.where(valid, modes.take(top, best), 0),
-            classes=jnp.where(valid, modes.take(row, best) + 1, 0),
+            boxes=jnp.where(valid[:, None], modes.take(found.boxes, best), 0),
+            scores=jnp.where(valid, scores, 0),
+            classes=jnp.where(valid, modes.take(found.classes, best), 0),
             valid=valid,
         )
     )
 
 
 def _with_area(found: Detections) -> Detections:
-    """Detections less those without area, which stand at the end as unused slots.
-
-    They took part in NMS and in the best `max_detections`, as in Detectron2. There are
-    none where `min_size` is positive.
-    """
+    """Detections less those without area, which stand at the end as unused slots."""
     x1, y1, x2, y2 = found.boxes.T
     valid = found.valid & (x2 > x1) & (y2 > y1)
     order = jnp.argsort(~valid, stable=True)

@@ -109,7 +109,8 @@ def build_detector(
     )
     compute = jnp.dtype(dtype)
     neck = None if fpn is None else build_neck(dtype=compute, **_plain(fpn))
-    head = dict(num_classes=num_classes, dtype=compute, **_plain(box_head or {}))
+    head: dict[str, Any] = _plain(box_head or {})
+    head = dict(head, num_classes=num_classes, dtype=compute)
     parts: dict[str, Any] = dict(
         backbone=build_backbone(dtype=compute, **_plain(backbone)),
         fpn=neck,

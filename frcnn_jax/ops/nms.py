@@ -14,6 +14,7 @@ float32, in that order; boxes without area neither suppress nor are suppressed.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +135,152 @@ def soft_nms_linear(
     Linear Soft-NMS (Bodla et al. 2017, Section 3). Padded boxes get 0.
     """
     return _rescore(boxes, scores, valid, _linear, iou_threshold)
+
+
+def smaller_nms_indices(
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    valid: Bool[Array, " n"] | None = None,
+    *,
+    threshold: float,
+    max_output: int,
+    classes: Int[Array, " n"] | None = None,
+) -> tuple[Int[Array, " m"], Bool[Array, " m"]]:
+    """`nms_indices` by the intersection over the smaller of two areas, not over both.
+
+    A part of an object that the border of a tile has cut off lies inside the whole
+    object: its IoU with it is small, this is 1. Greedy, a step for each box that is
+    kept. Boxes without area neither suppress nor are suppressed. Raises ValueError for
+    a threshold outside [0, 1].
+
+    >>> boxes = jnp.array([[0., 0., 10., 10.], [0., 0., 10., 3.]])
+    >>> scores = jnp.array([0.9, 0.8])
+    >>> smaller_nms_indices(boxes, scores, threshold=0.5, max_output=2)[1].tolist()
+    [True, False]
+    """
+    cut = _round_down(threshold)
+
+    def kept(pairs):
+        smaller = jnp.minimum(pairs.area, pairs.area_of_best)
+        some = smaller > 0
+        share = pairs.inter / jnp.where(some, smaller, 1)
+        return jnp.where(some & (share > cut), -jnp.inf, pairs.scores)
+
+    index, _, found = _pick(boxes, scores, valid, classes, kept, max_output)
+    return index, found
+
+
+def soft_nms_indices(
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    valid: Bool[Array, " n"] | None = None,
+    *,
+    sigma: float = 0.5,
+    max_output: int,
+    classes: Int[Array, " n"] | None = None,
+) -> tuple[Int[Array, " m"], Float[Array, " m"], Bool[Array, " m"]]:
+    """The first `max_output` boxes of `soft_nms`, their new scores, and which are real.
+
+    A box's score is final once it is the maximum, so only so many maxima are searched.
+    With `classes`, a maximum lowers the scores of its class alone. Unused slots hold
+    index 0 and score 0.
+
+    >>> twice = jnp.array([[0.0, 0.0, 10.0, 10.0]] * 2)
+    >>> index, new, _ = soft_nms_indices(twice, jnp.array([0.9, 0.8]), max_output=2)
+    >>> index.tolist(), f"{new[1]:.3f}"  # 0.8 exp(-1 / 0.5)
+    ([0, 1], '0.108')
+    """
+    return _pick(
+        *(boxes, scores, valid, classes),
+        lambda pairs: pairs.scores * _gaussian(_iou(pairs), sigma),
+        max_output,
+    )
+
+
+def soft_nms_linear_indices(
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    valid: Bool[Array, " n"] | None = None,
+    *,
+    iou_threshold: float = 0.3,
+    max_output: int,
+    classes: Int[Array, " n"] | None = None,
+) -> tuple[Int[Array, " m"], Float[Array, " m"], Bool[Array, " m"]]:
+    """`soft_nms_indices` of `soft_nms_linear`."""
+    return _pick(
+        *(boxes, scores, valid, classes),
+        lambda pairs: pairs.scores * _linear(_iou(pairs), iou_threshold),
+        max_output,
+    )
+
+
+class _Pairs(NamedTuple):
+    """All boxes beside the best of those that are left."""
+
+    scores: Array
+    area: Array
+    area_of_best: Array
+    inter: Array
+
+
+def _iou(pairs):
+    union = pairs.area + pairs.area_of_best - pairs.inter
+    return pairs.inter / jnp.where(union > 0, union, 1)
+
+
+def _pick(boxes, scores, valid, classes, change, max_output):
+    """Takes the best box, changes the scores of its class by it, and so on."""
+    modes.one_image(
+        "nms", boxes=(boxes, "n 4"), scores=(scores, "n"), classes=(classes, "n")
+    )
+    n = len(scores)
+    if n == 0 or max_output == 0:
+        return (
+            jnp.zeros(max_output, jnp.int32),
+            jnp.zeros(max_output, jnp.float32),
+            jnp.zeros(max_output, bool),
+        )
+    boxes, scores = jnp.asarray(boxes), jnp.asarray(scores, jnp.float32)
+    valid = jnp.ones(n, bool) if valid is None else jnp.asarray(valid)
+    classes = jnp.zeros(n, jnp.int32) if classes is None else jnp.asarray(classes)
+    boxes, scores = lax.stop_gradient((boxes, scores))
+    boxes = jnp.where(valid[:, None], boxes, 0).astype(jnp.float32)
+    scores = jnp.where(valid, scores, -jnp.inf)
+    empty = (
+        jnp.zeros(max_output, jnp.int32),
+        jnp.zeros(max_output, jnp.float32),
+        jnp.zeros(max_output, bool),
+    )
+    boxes, scores, classes, *out = modes.carry(
+        (boxes, scores, classes, *empty), (boxes, scores, classes, valid)
+    )
+    x1, y1, x2, y2 = boxes.T
+    area, place = (x2 - x1) * (y2 - y1), jnp.arange(n, dtype=jnp.int32)
+
+    def step(k, state):
+        scores, index, new, found = state
+        best = jnp.argmax(scores).astype(jnp.int32)
+        one = place == best
+        value, (bx1, by1, bx2, by2, at, of) = (
+            scores.max(),
+            (
+                jnp.where(one, column, 0).sum(dtype=column.dtype)
+                for column in (x1, y1, x2, y2, area, classes)
+            ),
+        )
+        w = jnp.maximum(jnp.minimum(x2, bx2) - jnp.maximum(x1, bx1), 0)
+        h = jnp.maximum(jnp.minimum(y2, by2) - jnp.maximum(y1, by1), 0)
+        changed = change(_Pairs(scores, area, at, w * h))
+        some = value > -jnp.inf
+        slot = jnp.where(some, k, max_output)
+        index = index.at[slot].set(best, mode="drop")
+        new = new.at[slot].set(value, mode="drop")
+        found = found.at[slot].set(True, mode="drop")
+        scores = jnp.where(classes == of, changed, scores)
+        return jnp.where(one | ~some, -jnp.inf, scores), index, new, found
+
+    state = lax.fori_loop(0, max_output, step, (scores, *out))
+    return state[1:]
 
 
 def _keep(boxes, scores, classes, valid, iou_threshold):

@@ -11,16 +11,21 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from frcnn_jax import ranges, roi_losses
+from frcnn_jax import detections, ranges, roi_losses
 
 HOMES: dict[str, ModuleType] = {
     "roi_cls_loss": roi_losses,
     "roi_box_loss": roi_losses,
+    "postprocess": detections,
 }
+# A keyword by which the functions that can be named differ from others of the module.
+MARKS = {roi_losses: "normalizer", detections: "max_detections"}
 
 
 def function(config: Mapping[str, Any], group: str) -> Callable[..., Any] | None:
     """The function that a group names, with its keyword arguments; None for no name.
+
+    A group `postprocess` without a name means `detections.nms`.
 
     Raises ValueError for an unknown name, TypeError for a misspelt argument, both with
     those that there are.
@@ -28,6 +33,8 @@ def function(config: Mapping[str, Any], group: str) -> Callable[..., Any] | None
     options = dict(config.get(group) or {})
     name = options.pop("name", "")
     ranges.check(group, name=(name, ranges.TEXT))
+    if not name and group == "postprocess":
+        name = "nms"
     if not name:
         if options:
             raise ValueError(
@@ -60,13 +67,13 @@ def look_up(group: str, name: str) -> Callable[..., Any]:
 
 
 def names(home: ModuleType) -> list[str]:
-    """The public functions of a module that can be named: those with a `normalizer`."""
+    """The public functions of a module that can be named, see `MARKS`."""
     return [
         name
         for name, value in vars(home).items()
         if inspect.isfunction(value)
         and not name.startswith("_")
-        and "normalizer" in _keywords(value)
+        and MARKS[home] in _keywords(value)
     ]
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from frcnn_jax import losses, models, proposals, ranges, roi_losses, targets
+from frcnn_jax import losses, models, ranges, roi_losses, targets
 from frcnn_jax.data.images import canvases
 from frcnn_jax.models import RPNOutput
 from frcnn_jax.training import algorithms, named
+from frcnn_jax.training.algorithms.fast_rcnn import postprocess_of
 from frcnn_jax.training.algorithms.faster_rcnn import rpn_proposals
 from frcnn_jax.training.optimizer import make_optimizer
 from frcnn_jax.training.validation import validate_step
@@ -50,8 +51,8 @@ def looks(c: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
         "proposals.eval": (_propose, (boxes, *rpn, sizes)),
         "rpn_loss": (losses.rpn_loss, (one, boxes, labels, boxes)),
         "detector_loss": (losses.detector_loss, (logits, deltas, labels, boxes)),
-        "postprocess": (proposals.postprocess, (boxes, mask, logits, deltas, size)),
     }
+    finish = boxes, mask, logits, deltas, size
     found: dict[str, Callable[[], Any]] = dict(
         model=lambda: models.build_detector(num_classes=1, **c["model"]),
         optimizer=lambda: make_optimizer(
@@ -62,6 +63,7 @@ def looks(c: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
     found["roi_cls_loss"] = partial(_named_loss, c, "roi_cls_loss", rows)
     rows = roi_losses.BoxRows(boxes, boxes, boxes, boxes, mask)  # pyright: ignore
     found["roi_box_loss"] = partial(_named_loss, c, "roi_box_loss", rows)
+    found["postprocess"] = lambda: _trace("postprocess", postprocess_of(c), {}, *finish)
     for group, owner in algorithms.of(c).GROUPS.items():
         found[group] = partial(owner, **c[group])
     for group, (function, shapes) in traced.items():

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from frcnn_jax import cascade, losses, proposals, roi_losses, targets
+from frcnn_jax import cascade, detections, losses, proposals, roi_losses, targets
 from frcnn_jax.ops import (
     anchors,
     boxes,
@@ -164,6 +164,16 @@ def props(axes: str) -> Input:
     return Input(draw, axes)
 
 
+def candidates() -> Input:
+    """What a post-processing chooses from."""
+
+    def draw(rng, sizes):
+        parts = box("5"), real("5"), whole("5", 1, 3), flag("5")
+        return proposals.Candidates(*(part.draw(rng, sizes) for part in parts))
+
+    return Input(draw, "")
+
+
 def rows_of_boxes() -> Input:
     """What a box loss by name takes."""
 
@@ -269,6 +279,14 @@ CASES = [
     case(nms.nms, box("n"), real("n"), flag("n"), iou_threshold=0.3),
     case(nms.classwise_nms, box("n"), real("n"), whole("n", 1, 2), iou_threshold=0.3),
     case(nms.nms_indices, box("n"), real("n"), iou_threshold=0.3, max_output=4),
+    case(nms.smaller_nms_indices, box("n"), real("n"), threshold=0.3, max_output=4),
+    case(nms.soft_nms_indices, box("n"), real("n", low=0.1), flag("n"), max_output=4),
+    case(
+        nms.soft_nms_linear_indices,
+        *(box("n"), real("n", low=0.1), flag("n")),
+        classes=whole("n", 1, 2),
+        max_output=4,
+    ),
     case(nms.soft_nms, box("n"), real("n", low=0.1), flag("n")),
     case(nms.soft_nms_linear, box("n"), real("n", low=0.1), flag("n")),
     # targets
@@ -333,6 +351,27 @@ CASES = [
     ),
     case(
         proposals.postprocess,
+        *(box("r"), flag("r"), real("rk"), real("r34"), size()),
+        max_detections=6,
+    ),
+    case(
+        proposals.class_candidates,
+        *(box("r"), flag("r"), real("rk"), real("r34"), size()),
+    ),
+    case(
+        proposals.chosen,
+        *(candidates(), whole("k", 0, 4), real("k"), flag("k")),
+    ),
+    *(
+        case(
+            function,
+            *(box("r"), flag("r"), real("rk"), real("r34"), size()),
+            max_detections=6,
+        )
+        for function in (detections.nms, detections.soft_nms)
+    ),
+    case(
+        detections.soft_nms_linear,
         *(box("r"), flag("r"), real("rk"), real("r34"), size()),
         max_detections=6,
     ),

@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from frcnn_jax import cascade, losses, ops, proposals, roi_losses, targets
+from frcnn_jax import cascade, detections, losses, ops, proposals, roi_losses, targets
 from tests.modes.cases import CASES, FORMULATIONS, RULES
 
 # -- Value and gradient ----------------------------------------------------------------
@@ -391,13 +391,16 @@ def test_function_runs_in(mode, case):
         mode(case)
 
 
+PURE = (targets, cascade, losses, roi_losses, proposals, detections)
+
+
 def public_functions():
     modules = [
         importlib.import_module(f"frcnn_jax.ops.{module.name}")
         for module in pkgutil.iter_modules(ops.__path__)
         if module.name != RULES
     ]
-    for module in (*modules, targets, cascade, losses, roi_losses, proposals):
+    for module in (*modules, *PURE):
         for name, f in vars(module).items():
             ours = getattr(f, "__module__", None) == module.__name__
             function = callable(f) and not inspect.isclass(f)

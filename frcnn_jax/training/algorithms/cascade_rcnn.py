@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from frcnn_jax import cascade, proposals, ranges
+from frcnn_jax import cascade, ranges
 from frcnn_jax.training.algorithms import fast_rcnn, faster_rcnn
 from frcnn_jax.training.algorithms.faster_rcnn import first_stage as first_stage
 from frcnn_jax.training.algorithms.faster_rcnn import propose as propose
@@ -116,8 +116,10 @@ def image_losses(
         terms |= {f"roi_cls_{i + 1}": cls, f"roi_box_{i + 1}": box}
         counts = fast_rcnn.counts(rois, class_logits)
         if i < len(later.stds):
-            follow = dict(stds=stds[i : i + 2], fg_iou=later.fg_iou[i])
-            rois = next_targets(rois, class_deltas, batch, **follow)
+            pair = stds[i], stds[i + 1]
+            rois = next_targets(
+                rois, class_deltas, batch, stds=pair, fg_iou=later.fg_iou[i]
+            )
     return terms, counts
 
 
@@ -179,6 +181,6 @@ def detect(
             step = partial(cascade.refine, stds=stds)
             boxes = jax.vmap(step)(boxes, props.valid, class_deltas, batch.image_size)
     class_logits = jax.vmap(cascade.mean_logits, 1)(jnp.stack(logits))
-    return jax.vmap(partial(proposals.postprocess, **config["postprocess"]))(
+    return jax.vmap(fast_rcnn.postprocess_of(config))(
         boxes, props.valid, class_logits, class_deltas, batch.image_size
     )

@@ -5,7 +5,7 @@ groups are the keyword arguments of the functions that they are named after. See
 `algorithms` for what each function is for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -128,7 +128,7 @@ def roi_loss(
     class_deltas: Float[Array, "r d 4"],
     *,
     config: Mapping[str, Any],
-    stds: tuple[float, ...],
+    stds: Sequence[float],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Both losses of one image: those of `losses.detector_loss`, or those named.
 
@@ -190,6 +190,17 @@ def detect(
     class_logits, class_deltas = model.detect(
         stage.features, props.boxes, extent=stage.extent
     )
-    return jax.vmap(partial(proposals.postprocess, **config["postprocess"]))(
+    return jax.vmap(postprocess_of(config))(
         props.boxes, props.valid, class_logits, class_deltas, batch.image_size
     )
+
+
+def postprocess_of(config: Mapping[str, Any]) -> Callable[..., Detections]:
+    """The post-processing of one image: `proposals.postprocess`, or the one named."""
+    if config["postprocess"].get("name"):
+        return named.function(config, "postprocess")  # pyright: ignore
+    return partial(proposals.postprocess, **_nameless(config["postprocess"]))
+
+
+def _nameless(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "name"}
