@@ -12,7 +12,8 @@ has moved), and annotations_SPLIT.json, detections_SPLIT.json (COCO format) and 
 folder pictures_SPLIT go to `--output`. What cannot be drawn is named; the exit code is
 then 1. `--weights` is a file of torchvision, Detectron2 or Detectron, as in
 convert_weights.py, and `--config` the experiment that it belongs to; the output is then
-left in runs/NAME unless told otherwise. The last line on stdout is one JSON object.
+left in runs/NAME unless told otherwise. `--annotations` of LVIS bring its federated AP
+too, as LVIS_AP, LVIS_APr, ... . The last line on stdout is one JSON object.
 """
 
 import json
@@ -22,7 +23,7 @@ import tempfile
 from absl import app, flags
 from ml_collections import config_flags
 
-from frcnn_jax.evaluation import coco, files, results, voc
+from frcnn_jax.evaluation import coco, files, lvis, results, voc
 from frcnn_jax.training import (
     checkpoint,
     cli,
@@ -142,6 +143,9 @@ def main(_):
         result[f"VOC{metric}"] = ap["mAP"]
         for name, values in ap["per_class"].items():
             result["per_class"][name][f"VOC{metric}"] = values["AP"]
+    if lvis.is_federated(annotations):
+        scores = lvis.evaluate(annotations, detections)
+        result |= {f"LVIS_{name}": value for name, value in scores.items()}
     print(coco.format_table(result))
     if found is not None:
         print(next_step(found))

@@ -6,6 +6,9 @@ python scripts/predict.py --checkpoint=torchvision/fasterrcnn_resnet50_fpn \
 python scripts/predict.py --checkpoint=runs/demo --output=out photos clip.mp4 \
     --score=0.7 --classes=star,circle --batch_size=8
 
+`--set` changes its configuration: `--set=views.tile=400` looks at tiles of 400 pixels
+too, `--set=views.flip=True` at mirrored images, `--set=postprocess.name=soft_nms`.
+
 The checkpoint is enough: it contains the configuration and the class names. So does a
 name that `python -m frcnn_jax.weights` lists (a download), or a file of COCO classes.
 Arguments without a flag, or `--images`, are files, globs and folders (with all images
@@ -60,6 +63,7 @@ OUTPUT = flags.DEFINE_string(
 SCORE = flags.DEFINE_float("score", 0.5, "The least score in pictures and CSV.")
 CLASSES = flags.DEFINE_list("classes", [], "Names of the classes to keep; default all.")
 BATCH = flags.DEFINE_integer("batch_size", 1, "Images of one batch.", lower_bound=1)
+SET = cli.define_changes()
 PICTURES = flags.DEFINE_bool("pictures", True, "Whether to draw pictures and videos.")
 
 # How the files begin that OpenCV decodes; each may have any name, or none.
@@ -336,7 +340,7 @@ def main(argv):
     paths, unread, others = find_files(wanted, OUTPUT.value)
     if not paths:
         raise app.UsageError(f"{wanted} matches no file that is an image or a video")
-    detector = load(CHECKPOINT.value, batch_size=BATCH.value)
+    detector = load(CHECKPOINT.value, batch_size=BATCH.value, changes=SET.value)
     output = pathlib.Path(OUTPUT.value)
     writer = Writer(output, detector, chosen_classes(detector.classes))
     try:

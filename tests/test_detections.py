@@ -114,7 +114,7 @@ def inputs(rng, r=30, classes=3):
 
 @pytest.mark.parametrize("name", ["soft_nms", "soft_nms_linear"])
 def test_post_processing_is_the_loop_on_the_same_candidates(rng, name):
-    """Candidates are those of `postprocess`, which has a loop of its own in its test."""
+    """Candidates are those of `postprocess`, whose own test has a loop for them."""
     rois, valid, logits, deltas = inputs(rng)
     found = proposals.class_candidates(rois, valid, logits, deltas, SIZE, score=0.02)
     use = np.asarray(found.usable)

@@ -195,11 +195,15 @@ def decode_resized(
     example: Example, fitted: Callable[[Size], Size], *, reduced: bool | str, **how: Any
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Size]:
     """The image of an example at the size `fitted(its own)`, and its own (h, w)."""
-    if reduced is True and not isinstance(example.image, np.ndarray):
+    from_file = not isinstance(example.image, np.ndarray) and not example.window
+    if reduced is True and from_file:
         found = load_reduced(example.image, fitted, name=name_of(example), **how)
         if found and example.size in (None, found[1]):
             return found
     image = decode(example, **how)
+    if example.window is not None:
+        x1, y1, x2, y2 = example.window
+        image = image[y1:y2, x1:x2]
     h, w = image.shape[:2]
     return shrink(image, fitted((h, w)), reduced=reduced), (h, w)
 

@@ -27,6 +27,8 @@ Arguments of `build`, which are the group `data` of a configuration:
     augment: keyword arguments of `augment.augment`; none for training as it is.
     sampling: `name` of a function of `sampling`, and its keyword arguments; none
         for every image once an epoch.
+    tiles: keyword arguments of `tiles.cut_source`: training sees tiles of the images;
+        none for whole images. (In prediction: the group `views`.)
     on_bad_image: "error", or "skip", which warns, reports and replaces the image:
         in training by the next readable one, in evaluation by a slot with
         `valid=False` (so that its objects count as missed).
@@ -80,6 +82,8 @@ from frcnn_jax.data.images import (
 )
 from frcnn_jax.data.named import load_split, load_splits
 from frcnn_jax.data.source import Source, example_size
+from frcnn_jax.data.tiles import check as tile_rules
+from frcnn_jax.data.tiles import cut_source
 from frcnn_jax.data.validate import validate
 
 
@@ -133,6 +137,7 @@ def build(
     flip: bool = True,
     augment: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Any] | None = None,
+    tiles: Mapping[str, Any] | None = None,
     on_bad_image: str = "error",
     cut_short: str = "error",
     pixel_range: Sequence[float | int] = (),
@@ -158,6 +163,8 @@ def build(
         merge_duplicates=merge_duplicates,
         **source_kwargs,
     )
+    if tiles:
+        train = cut_source(train, **tiles)
     common: dict[str, Any] = {name: given[name] for name in OF_BOTH}
     common |= dict(canvas=canvases(canvas), reduced=reduced_of(reduced, augment))
     own: list[dict[str, Any]] = [{}, {}]  # what only one of the splits has
@@ -212,6 +219,8 @@ def check_ranges(values: Mapping[str, Any]) -> None:
     ranges.check("data", **{name: (values[name], rules[name]) for name in rules})
     if values["augment"]:
         augmentation.check(**values["augment"])
+    if values.get("tiles"):
+        tile_rules(**values["tiles"])
 
 
 def split_of(data: Mapping[str, Any], split: str) -> Source:

@@ -24,7 +24,9 @@ class Example(NamedTuple):
     """One annotated image; `ignore` marks boxes that are neither object nor background.
 
     `size` is (h, w) as the annotation states it, `area` what a metric should take for
-    the objects' areas (COCO's are those of the masks); both may be unknown.
+    the objects' areas (COCO's are those of the masks); both may be unknown. `window` is
+    (x1, y1, x2, y2) of the pixels that are taken of a larger image (`tiles`); the boxes
+    are in its pixels then, and `size` is that of the larger image.
     """
 
     image: str | bytes | UInt8[np.ndarray, "h w 3"]  # a path, a file's bytes, or RGB
@@ -34,6 +36,7 @@ class Example(NamedTuple):
     ignore: Bool[np.ndarray, "n"]
     size: Size | None = None
     area: Float32[np.ndarray, "n"] | None = None
+    window: tuple[int, int, int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +135,11 @@ def name_of(example: Example) -> str:
 
 
 def example_size(example: Example) -> Size:
-    """(h, w) as annotated, or of the image itself."""
+    """(h, w) as annotated, or of the image itself; of a tile that of its window."""
     image = example.image
+    if example.window is not None:
+        x1, y1, x2, y2 = example.window
+        return y2 - y1, x2 - x1
     if example.size is not None:
         return example.size
     if isinstance(image, np.ndarray):

@@ -84,13 +84,13 @@ def evaluate(annotations: dict, detections: list[dict]) -> dict:
     if curves is None:
         return dict.fromkeys(METRICS) | {"per_class": {}}
     result: dict = {
-        name: _mean(np.asarray(curves[what])[threshold, ..., area, kept])
+        name: mean(np.asarray(curves[what])[threshold, ..., area, kept])
         for name, (what, threshold, area, kept) in METRICS.items()
     }
     precision = np.asarray(curves["precision"])[..., 0, 2]
     return result | {
         "per_class": {
-            name: {"AP": _mean(precision[..., k]), "AP50": _mean(precision[0, :, k])}
+            name: {"AP": mean(precision[..., k]), "AP50": mean(precision[0, :, k])}
             for k, name in enumerate(names)
         }
     }
@@ -133,14 +133,14 @@ def _accumulate(annotations: dict, detections: list[dict]) -> dict | None:
     files.check_detections(detections, annotations)
     if not annotations["categories"] or not annotations["images"]:
         return None
-    truth = COCO(_numbered(annotations))
+    truth = COCO(numbered(annotations))
     run = COCOeval(truth, truth.load_res(_results(annotations, detections)), "bbox")
     run.evaluate()
     run.accumulate()  # summarize() would print
     return run.eval or {}
 
 
-def _numbered(annotations: dict) -> dict:
+def numbered(annotations: dict) -> dict:
     """Number images, categories and annotations 1, 2, ...; keep what is needed."""
     entries = annotations["annotations"]
     table = files.to_table(entries, annotations)
@@ -175,7 +175,7 @@ def _results(annotations: dict, detections: list[dict]) -> np.ndarray:
     return np.column_stack([table.image + 1, boxes, scores, table.category + 1])
 
 
-def _mean(values: np.ndarray) -> float | None:
+def mean(values: np.ndarray) -> float | None:
     """Mean over what is defined; -1 stands for a class without objects."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None

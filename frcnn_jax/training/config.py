@@ -34,6 +34,7 @@ OPTIONAL: dict[str, Any] = {
     "minutes": 0.0,  # instead of open `total_steps`, see `recipe`
     "roi_cls_loss": {"name": ""},  # a term of `detector_loss`, see `named`
     "roi_box_loss": {"name": ""},
+    "views": {},  # of prediction, see `views`
 }
 GROUPS = {
     *("data", "model", "optimizer", "rpn_targets", "roi_targets", "proposals"),
@@ -161,8 +162,9 @@ def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) 
 
 
 def is_named(name: str) -> bool:
-    """Whether a leaf belongs to a group whose function is found by name."""
-    return name.count(".") == 1 and name.partition(".")[0] in named.HOMES
+    """Whether a leaf is of `views`, or of a group whose function is found by name."""
+    group = name.partition(".")[0]
+    return name.count(".") == 1 and (group in named.HOMES or group == "views")
 
 
 def _admit_named(config: ml_collections.ConfigDict, name: str) -> None:
@@ -173,7 +175,8 @@ def _admit_named(config: ml_collections.ConfigDict, name: str) -> None:
             config[parent] = {}
         group: Any = config[parent]
         if leaf not in group:
-            group[leaf] = "" if leaf == "name" else config_dict.placeholder(object)
+            text = leaf == "name" or name == "views.merge"
+            group[leaf] = "" if text else config_dict.placeholder(object)
 
 
 def load_experiment(path: str | pathlib.Path) -> ModuleType:

@@ -21,6 +21,7 @@ from frcnn_jax.training import config as configs
 OWNERS = {
     "data": "frcnn_jax.data.pipeline.build",
     "data.augment": "frcnn_jax.data.augment.augment",
+    "data.tiles": "frcnn_jax.data.tiles.cut_source",
     "model": "frcnn_jax.models.build.build_detector",
     "optimizer": "frcnn_jax.training.optimizer.make_optimizer",
     "rpn_targets": "frcnn_jax.targets.rpn_targets",

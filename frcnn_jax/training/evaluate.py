@@ -19,7 +19,7 @@ from frcnn_jax.data.validate import check_trainable
 from frcnn_jax.evaluation import coco as coco_metrics
 from frcnn_jax.evaluation import draw, files, results
 from frcnn_jax.training import config as configs
-from frcnn_jax.training import devices, trained, troubles
+from frcnn_jax.training import devices, trained, troubles, views
 from frcnn_jax.training.compiling import Announced
 from frcnn_jax.training.metrics import Countdown, duration
 from frcnn_jax.training.step import predict_step
@@ -115,6 +115,37 @@ def predict_all(predict: Callable, variables: Any, data: pipeline.Data) -> list[
     return everything
 
 
+def predict_views(
+    predict: Callable, variables: Any, data: pipeline.Data, c: Mapping[str, Any]
+) -> list[dict]:
+    """`predict_all` of the images as they are or of the group `views`, merged.
+
+    `predict` maps variables and a Batch to Detections. Warns of what was skipped.
+    """
+    wanted = views.of(c)
+    streams, places = [data], None
+    if wanted.several:
+        grown, places = views.expand(data.eval, wanted)
+        streams = [
+            _build(dict(c, data={**c["data"], **size, "tiles": None}), (grown, grown))
+            for size in views.sides(c["data"], wanted)
+        ]
+    ways = [predict] + [views.mirrored(predict)] * wanted.flip
+    ways = [Announced(devices.parallel(f, in_axes=(None, 0)), NAME) for f in ways]
+    parts = []
+    for stream in streams:
+        parts += [predict_all(way, variables, stream) for way in ways]
+        for line in stream.skipped():
+            log.warning("data: %s", line)
+    if places is None:
+        return parts[0]
+    ids, count = image_ids(data.eval), c["postprocess"]["max_detections"]
+    return views.merge_rows(parts, places, ids, views=wanted, count=count)
+
+
+NAME = "the evaluation"
+
+
 def validate(
     p_validate: Callable,
     state: tuple[Any, jax.Array],
@@ -181,13 +212,8 @@ def evaluate_checkpoint(
             f"{data.eval.classes}"
         )
     log.info("%s: step %d, %d images", where, meta.step, len(data.eval))
-    predict = devices.parallel(
-        partial(predict_step, model=model, config=c), in_axes=(None, 0)
-    )
-    predict = Announced(predict, "the evaluation")
-    detections = predict_all(predict, devices.replicated(variables), data)
-    for line in data.skipped():
-        log.warning("data: %s", line)
+    predict = partial(predict_step, model=model, config=c)
+    detections = predict_views(predict, devices.replicated(variables), data, c)
     output, split = pathlib.Path(output), c["data"]["eval_split"]
     annotations = write_results(
         *(output, detections, data), split=split, step=meta.step, checkpoint=str(where)

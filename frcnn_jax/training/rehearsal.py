@@ -14,7 +14,7 @@ import numpy as np
 from frcnn_jax import losses, models, ranges, roi_losses, targets
 from frcnn_jax.data.images import canvases
 from frcnn_jax.models import RPNOutput
-from frcnn_jax.training import algorithms, named
+from frcnn_jax.training import algorithms, named, views
 from frcnn_jax.training.algorithms.fast_rcnn import postprocess_of
 from frcnn_jax.training.algorithms.faster_rcnn import rpn_proposals
 from frcnn_jax.training.optimizer import make_optimizer
@@ -64,6 +64,7 @@ def looks(c: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
     rows = roi_losses.BoxRows(boxes, boxes, boxes, boxes, mask)  # pyright: ignore
     found["roi_box_loss"] = partial(_named_loss, c, "roi_box_loss", rows)
     found["postprocess"] = lambda: _trace("postprocess", postprocess_of(c), {}, *finish)
+    found["views"] = partial(views.of, c)
     for group, owner in algorithms.of(c).GROUPS.items():
         found[group] = partial(owner, **c[group])
     for group, (function, shapes) in traced.items():

@@ -27,6 +27,8 @@ ZERO = {  # 0 turns something off, or is an end of the range
     *("pixel_mean", "canonical_level", "norm_eps", "sampling_ratio"),
     "stochastic_depth",
 }
+ZERO |= {f"roi_{kind}_{i}" for kind in ("cls", "box") for i in (1, 2, 3)}
+ZERO |= {"feature_gradient"}
 NEGATIVE = {"offset"}
 INFINITE = {"straddle"}  # all anchors
 EMPTY = {"frozen", "boundaries", "short_sides", "jitter", "levels", "convs"}

@@ -5,7 +5,9 @@ with an empty `images` they are found by name below `root`.
 
 COCO's boxes `(x, y, w, h)` are continuous already. Category ids may have gaps: classes
 1..C follow the order of the ids. Crowds are kept as `ignore`, images without
-annotations are kept, and masks are not read.
+annotations are kept, and masks are not read. LVIS' files, whose images have a
+`coco_url` and no name, are read with an empty `images`: folder and file are those of
+the address, `train2017/000000391895.jpg`.
 """
 
 import collections
@@ -294,6 +296,10 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
             raise ValueError(
                 f"{file} has no list {key!r}: is it a COCO instances file?"
             )
+    for entry in found["images"]:  # LVIS' have no name, but an address
+        url = entry.get("coco_url") if isinstance(entry, dict) else None
+        if isinstance(url, str) and "file_name" not in entry:
+            entry["file_name"] = "/".join(url.split("/")[-2:])
     return found
 
 

@@ -64,6 +64,7 @@ GROUPS: dict[str, Any] = {"cascade": later_stages}
 def loss_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Those of the RPN, and two a box head."""
     count = config["model"].get("stages", 1)
+    ranges.check("config.model", stages=(count, ranges.number(2, whole=True)))
     pairs = [(f"roi_cls_{i}", f"roi_box_{i}") for i in range(1, count + 1)]
     return "rpn_cls", "rpn_box", *(name for pair in pairs for name in pair)
 
