@@ -7,6 +7,8 @@ name the class, a detection that meets no object counts neither way. An image ha
 most 300 detections, of all classes together. The matching is hotcoco's.
 """
 
+from typing import Any
+
 import numpy as np
 from hotcoco import COCO, LVISEval, LVISResults
 
@@ -91,7 +93,7 @@ def _numbered(annotations: dict) -> dict:
 def _results(annotations: dict, detections: list[dict]) -> list[dict]:
     """Detections with the numbers of `coco.numbered`, best first."""
     table = files.to_table(detections, annotations)
-    rows = [
+    rows: list[dict[str, Any]] = [
         dict(
             image_id=int(image) + 1,
             category_id=int(category) + 1,
@@ -102,4 +104,5 @@ def _results(annotations: dict, detections: list[dict]) -> list[dict]:
             detections, table.image, table.category, strict=True
         )
     ]
-    return sorted(rows, key=lambda row: -row["score"])
+    order = np.argsort([-row["score"] for row in rows], kind="stable")
+    return [rows[k] for k in order]

@@ -120,7 +120,7 @@ def sides(data: Mapping[str, Any], views: Views) -> list[dict[str, Any]]:
 def expand(source: Source, views: Views) -> tuple[Source, Int[np.ndarray, "v 3"]]:
     """A source of all views, without objects; of each its image and corner (x, y)."""
     none = np.zeros(0, np.int32)
-    nothing = dict(boxes=np.zeros((0, 4), np.float32), classes=none)
+    nothing: dict[str, Any] = dict(boxes=np.zeros((0, 4), np.float32), classes=none)
     nothing |= dict(ignore=none.astype(bool), area=None)
     examples: list[Example] = []
     places = []
