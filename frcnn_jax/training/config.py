@@ -19,7 +19,7 @@ from ml_collections import config_dict
 
 from frcnn_jax import ranges
 from frcnn_jax.data import recognise
-from frcnn_jax.training import algorithms, named
+from frcnn_jax.training import algorithms, named, views
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +162,11 @@ def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) 
 
 
 def is_named(name: str) -> bool:
-    """Whether a leaf is of `views`, or of a group whose function is found by name."""
-    group = name.partition(".")[0]
-    return name.count(".") == 1 and (group in named.HOMES or group == "views")
+    """Whether `views`, or a group whose function is found by name, takes this leaf."""
+    group, _, leaf = name.partition(".")
+    if group == "views":
+        return leaf in views.Views._fields
+    return group in named.HOMES and leaf in named.leaves(group)
 
 
 def _admit_named(config: ml_collections.ConfigDict, name: str) -> None:

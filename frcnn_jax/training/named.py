@@ -66,6 +66,16 @@ def look_up(group: str, name: str) -> Callable[..., Any]:
     return found
 
 
+def leaves(group: str) -> set[str]:
+    """What a group may hold: `name`, and the keywords of all functions of its module.
+
+    Those of a function of your own stand in the experiment's file.
+    """
+    home = HOMES[group]
+    keywords = (_keywords(vars(home)[name]) for name in names(home))
+    return {"name", *(k for found in keywords for k in found)} - {"normalizer"}
+
+
 def names(home: ModuleType) -> list[str]:
     """The public functions of a module that can be named, see `MARKS`."""
     return [

@@ -30,12 +30,29 @@ def test_change_sets_leaves_of_any_depth():
     assert (c.data.name, c.postprocess.score, c.batch_size) == ("voc", 0.2, 8)
 
 
+def test_leaves_of_what_is_found_by_name_need_not_be_there():
+    c = small.config()
+    changes = ["postprocess.name=soft_nms", "postprocess.sigma=0.4", "views.tile=(3,4)"]
+    changes += [
+        "views.merge=smaller",
+        "roi_cls_loss.name=focal",
+        "roi_cls_loss.gamma=1",
+    ]
+    configs.change(c, changes)
+    assert (c.postprocess.name, c.postprocess.sigma) == ("soft_nms", 0.4)
+    assert (c.views.tile, c.views.merge) == ((3, 4), "smaller")
+    assert c.roi_cls_loss.to_dict() == dict(name="focal", gamma=1)
+    configs.check(c)
+
+
 @pytest.mark.parametrize(
     "item, message",
     [
         ("batch_size", "expected NAME=VALUE"),
         ("dta.name=voc", "no group 'dta'"),
         ("postprocess.scor=0.1", "no 'scor'.*'score'"),
+        ("views.tiles=400", "no group 'views'|no 'tiles'"),
+        ("roi_box_loss.betta=1.0", "no 'betta'"),
         ("batch_size=many", "expected a value like 2"),
     ],
 )
