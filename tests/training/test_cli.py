@@ -15,7 +15,7 @@ DEMO = "--config=experiments/shapes_demo.py"
 
 
 MISTAKES = [
-    (("train",), "give --config=FILE: there are experiments/{bccd_paper, "),
+    (("train",), "give --config=FILE: there are experiments/{bccd_cascade, "),
     (("train", DEMO), "give --workdir: The folder"),
     (
         ("train", "--config=experiments/shape_demo.py", "--workdir=x"),
