@@ -195,8 +195,8 @@ def decode_resized(
     example: Example, fitted: Callable[[Size], Size], *, reduced: bool | str, **how: Any
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Size]:
     """The image of an example at the size `fitted(its own)`, and its own (h, w)."""
-    from_file = not isinstance(example.image, np.ndarray) and not example.window
-    if reduced is True and from_file:
+    whole = example.window is None
+    if reduced is True and whole and not isinstance(example.image, np.ndarray):
         found = load_reduced(example.image, fitted, name=name_of(example), **how)
         if found and example.size in (None, found[1]):
             return found

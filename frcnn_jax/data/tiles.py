@@ -80,8 +80,8 @@ def cut(
     ([[0.0, 0.0, 20.0, 10.0]], [0.5])
     """
     x1, y1, x2, y2 = window
-    moved = boxes - np.float32([x1, y1, x1, y1])
-    inside = np.clip(moved, 0, np.float32([x2 - x1, y2 - y1] * 2))
+    moved = boxes - np.array([x1, y1, x1, y1], np.float32)
+    inside = np.clip(moved, 0, np.array([x2 - x1, y2 - y1] * 2, np.float32))
     area = (moved[:, 2:] - moved[:, :2]).prod(1)
     left = (inside[:, 2:] - inside[:, :2]).prod(1)
     return inside, left / np.where(area > 0, area, 1)
