@@ -120,7 +120,11 @@ def cascade(c: Any, *, detectron2: bool = False) -> None:
     the paper's code and of MMDetection; Detectron2's are 1, but a third of their
     gradient reaches the features.
     """
-    stds = ((0.05, 0.05, 0.1, 0.1), (1 / 30, 1 / 30, 1 / 15, 1 / 15))
+    last = (1 / 30, 1 / 30, 1 / 15, 1 / 15)
+    stds = (
+        (0.05, 0.05, 0.1, 0.1),
+        last if detectron2 else (0.033, 0.033, 0.067, 0.067),
+    )
     c.algorithm, c.model.stages = "cascade_rcnn", 3
     c.cascade = dict(  # algorithms.cascade_rcnn.later_stages
         fg_iou=(0.6, 0.7),

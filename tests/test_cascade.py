@@ -202,6 +202,7 @@ def test_a_step_learns_in_every_stage():
 def test_losses_and_detections_are_those_of_the_parts_by_hand():
     """Each stage's RoIs, targets and loss from the stage before, image by image."""
     c = config()
+    stds = (STDS[0], *c["cascade"]["stds"])
     model, _, state = setup(c)
     batch = jax.tree.map(jnp.asarray, small.batch(1))
     keys = image_keys(KEY, jnp.int32(0), batch.index)
@@ -213,7 +214,9 @@ def test_losses_and_detections_are_those_of_the_parts_by_hand():
         rois = faster_rcnn.fast_rcnn.sample(props, batch, keys[:, 1], c)
         hand = {}
         for i in range(3):
-            logits, deltas = model.detect_stage(stage.features, rois.boxes, i)
+            logits, deltas = model.detect_stage(
+                stage.features, rois.boxes, i, extent=stage.extent
+            )
             rows = []
             for image in range(2):
                 t = RoITargets(*(x[image] for x in rois))
@@ -229,14 +232,14 @@ def test_losses_and_detections_are_those_of_the_parts_by_hand():
                     (batch.gt_boxes[image], batch.gt_classes[image]),
                 )
                 boxes = cascade.refine(
-                    t.boxes, valid, deltas[image], batch.image_size[image], stds=STDS[i]
+                    t.boxes, valid, deltas[image], batch.image_size[image], stds=stds[i]
                 )
                 if i < 2:
                     rows.append(
                         cascade.stage_targets(
                             *(boxes, valid, *gt, batch.gt_valid[image]),
                             fg_iou=(0.6, 0.7)[i],
-                            stds=STDS[i + 1],
+                            stds=stds[i + 1],
                         )
                     )
             if i < 2:

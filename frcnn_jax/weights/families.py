@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from frcnn_jax.weights import detectron2, mmdetection, timm, vit, zoo
+from frcnn_jax.weights import cascade, detectron2, mmdetection, timm, vit, zoo
 from frcnn_jax.weights.files import read_arrays, read_notes
 
 Fixed = dict[str, tuple[Any, ...]]
@@ -174,6 +174,8 @@ def families(path: str | pathlib.Path) -> tuple[Family, ...]:
     """
     path = pathlib.Path(path)
     arrays = read_arrays(path)
+    if cascade.stages(arrays):
+        return (_cascade(path, arrays),)
     if detectron2.recognises(arrays):
         return (_with_pixels_of_the_file(_detectron2(arrays), arrays),)
     if mmdetection.recognises(arrays):
@@ -325,6 +327,29 @@ def _detectron2(arrays: Mapping[str, np.ndarray]) -> Family:
     del fixed["model.anchors.rounding"]
     experiment += " --config.model.roi_align.aligned=False"
     return Family(f"Detectron's {kind}", experiment, fixed)
+
+
+def _cascade(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> Family:
+    """The family of the Faster R-CNN of the first stage, but for the box head."""
+    one, experiment = cascade.single(arrays, 0), "experiments/coco_cascade_r50_fpn.py"
+    if mmdetection.recognises(one):
+        found, last = _mmdetection(path, one), cascade.LAST_STDS["roi_head"]
+        args = ["mmdetection"]
+    else:
+        found = _with_pixels_of_the_file(_detectron2(one), one)
+        last, args = cascade.LAST_STDS["roi_heads"], []
+    known = detectron2.to_torchvision(one)[0] if not args else one
+    blocks = {re.sub(r".*layer3\.(\d+)\..*", r"\1", n) for n in known if "layer3." in n}
+    args += ["depth=101"] * (len(blocks) == 23)
+    fixed = dict(found.fixed)
+    fixed["model.stages"] = (cascade.stages(arrays),)
+    fixed["cascade.stds"] = (((0.05, 0.05, 0.1, 0.1), last),)
+    fixed["postprocess.stds"] = (last,)
+    return Family(
+        found.name.replace("'s ", "'s Cascade "),
+        experiment + f":{','.join(args)}" * bool(args),
+        fixed,
+    )
 
 
 def _with_pixels_of_the_file(

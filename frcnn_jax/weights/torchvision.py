@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from frcnn_jax.weights import detectron2, mmdetection, timm
+from frcnn_jax.weights import cascade, detectron2, mmdetection, timm
 from frcnn_jax.weights.files import read_arrays, read_notes, shorten
 from frcnn_jax.weights.tree import flatten, unflatten
 
@@ -87,13 +87,43 @@ def load_detector(
     (0 is background) that become classes 1..C, as COCO's 80 categories of torchvision's
     91 rows; by default all. The report has a line for each array: used and how, or
     ignored. Raises ValueError, naming them, for arrays that are missing, have no place
-    in the model, or do not fit.
+    in the model, or do not fit. A model with several box heads is a Cascade R-CNN's.
     """
+    heads = sorted(n for n in variables["params"]["box_head"] if n[:7] == "stages_")
+    found = cascade.stages(read_arrays(path))
+    if found != len(heads):
+        raise ValueError(
+            f"{path} has {found or 1} box heads, the model {len(heads) or 1}: "
+            "experiments/coco_cascade_r50_fpn.py has three, a Cascade R-CNN; "
+            "coco_r50_fpn.py has one"
+        )
+    if heads:
+        return _load_cascade(path, variables, heads, classes)
     model = flatten(variables)
     source = read_source(path)
     if not any(name.startswith("roi_heads.") for name in source.arrays):
         raise ValueError(unknown(path, source))
     return _fill(path, model, places(model), source, classes)
+
+
+def _load_cascade(
+    path: str | pathlib.Path,
+    variables: Mapping[str, Any],
+    heads: Sequence[str],
+    classes: Sequence[int] | None,
+) -> tuple[dict[str, Any], list[str]]:
+    """`load_detector`, of each box head as of a Faster R-CNN with that one."""
+    params, filled, lines = variables["params"], {}, []
+    for stage, head in enumerate(heads):
+        part = {**params, "box_head": params["box_head"][head]}
+        model = flatten({**variables, "params": part})
+        source = read_source(path, stage=stage)
+        one, report = _fill(path, model, places(model), source, classes)
+        filled[head] = one["params"]["box_head"]
+        shown = [x.replace("/box_head/", f"/box_head/{head}/") for x in report]
+        lines += [x for x in shown if not stage or f"/box_head/{head}/" in x]
+    one["params"]["box_head"] = filled
+    return one, lines
 
 
 def count_classes(path: str | pathlib.Path) -> int:
@@ -123,9 +153,14 @@ class Source(NamedTuple):
     ignored: list[str]  # names of the file that are no weights
 
 
-def read_source(path: str | pathlib.Path) -> Source:
-    """Read a file of torchvision, timm, Detectron2, Detectron or MMDetection."""
+def read_source(path: str | pathlib.Path, *, stage: int = 0) -> Source:
+    """Read a file of torchvision, timm, Detectron2, Detectron or MMDetection.
+
+    Of a Cascade R-CNN the Faster R-CNN of one `stage`, counted from 0.
+    """
     arrays = read_arrays(path)
+    if cascade.stages(arrays):
+        arrays = cascade.single(arrays, stage)
     if mmdetection.recognises(arrays):
         bgr = mmdetection.is_bgr(path, read_notes(path))
         try:
@@ -329,6 +364,8 @@ def _from_torch(
     if layout in ("logits", "deltas"):
         rows = array if layout == "logits" else array.reshape((-1, 4, *array.shape[1:]))
         chosen = list(range(1, len(rows)) if classes is None else classes)
+        if layout == "deltas" and len(rows) == 2:  # one box for all classes
+            chosen = [1]
         rows = rows[[0, *chosen] if layout == "logits" else chosen]
         return rows.reshape((-1, *array.shape[1:])).T
     if layout == "pooled":
