@@ -139,7 +139,7 @@ def test_a_canvas_that_holds_several_gives_what_each_gives(rng, canvases, detect
     high, wide = export.canvas_of(config.to_dict())
     for _ in range(67):
         image = smooth(rng, tuple(rng.integers(20, 200, 2).tolist()))
-        pixels, size = images.prepare(image, 64, 96, canvases)
+        pixels, size = images.prepare(image, 64, 96, canvases, reduced=True)
         whole = np.zeros((1, high, wide, 3), np.uint8)
         whole[0, : pixels.shape[0], : pixels.shape[1]] = pixels
         found = call(whole, np.array([size], np.int32))
