@@ -104,8 +104,8 @@ def stage_targets(
     gt_boxes, gt_classes, gt_valid, gt_ignore = matching.at_least_one_slot(
         gt_boxes, gt_classes, gt_valid, gt_ignore
     )
-    boxes, gt_boxes = jax.lax.stop_gradient((boxes, gt_boxes))
-    boxes = jnp.where(valid[:, None], boxes, 0.0)
+    gt_boxes = jax.lax.stop_gradient(gt_boxes)
+    boxes = jnp.where(valid[:, None], jax.lax.stop_gradient(boxes), 0.0)
     valid &= box_ops.area(boxes) > 0
     matches = matching.match(
         *(boxes, gt_boxes, gt_valid, gt_ignore),
@@ -115,8 +115,7 @@ def stage_targets(
         valid=valid,
     )
     found = matches.labels >= 1
-    objects = modes.take(gt_boxes, matches.gt_index)
-    deltas = box_ops.encode(objects, boxes, stds=stds)
+    deltas = box_ops.encode(modes.take(gt_boxes, matches.gt_index), boxes, stds=stds)
     classes = modes.take(gt_classes, matches.gt_index).astype(jnp.int32)
     return RoITargets(
         boxes=jnp.where(valid[:, None], boxes, 0.0),

@@ -176,23 +176,26 @@ def rpn_loss(
         target_deltas=target_deltas.shape[:-1],
     )
     sampled, found = labels >= 0, labels >= 1
-    if objectness_logits.shape == labels.shape:
-        z = jnp.where(sampled, box_ops.as_float32(objectness_logits), 0.0)
-        loss = -jax.nn.log_sigmoid(jnp.where(found, z, -z))
-        cls = jnp.where(sampled, loss, 0.0)
-    elif objectness_logits.shape == (*labels.shape, 2):
-        cls = _log_loss(objectness_logits, labels, sampled)
-    else:
-        raise ValueError(
-            f"objectness_logits has shape {objectness_logits.shape}, expected that of "
-            f"labels, {labels.shape} (sigmoid), or {(*labels.shape, 2)} (softmax): all "
-            "arrays have the same leading axes, those of a batch after jax.vmap of "
-            "rpn_targets too."
-        )
+    cls = _objectness_loss(objectness_logits, labels, sampled)
     box = _box_loss(box_deltas, target_deltas, found, beta)
     n_cls = _number_of(sampled) if normalizer is None else normalizer
     n_reg = n_cls if box_normalizer is None else box_normalizer
     return _mean(cls, n_cls), _mean(box, n_reg)
+
+
+def _objectness_loss(logits, labels, sampled):
+    """The log loss of each anchor, 0 where not sampled; ValueError for other shapes."""
+    if logits.shape == labels.shape:
+        z = jnp.where(sampled, box_ops.as_float32(logits), 0.0)
+        loss = -jax.nn.log_sigmoid(jnp.where(labels >= 1, z, -z))
+        return jnp.where(sampled, loss, 0.0)
+    if logits.shape == (*labels.shape, 2):
+        return _log_loss(logits, labels, sampled)
+    raise ValueError(
+        f"objectness_logits has shape {logits.shape}, expected that of labels, "
+        f"{labels.shape} (sigmoid), or {(*labels.shape, 2)} (softmax): all arrays have "
+        "the same leading axes, those of a batch after jax.vmap of rpn_targets too."
+    )
 
 
 def detector_loss(

@@ -66,12 +66,7 @@ def check(
         rows = list(pool.map(examine, range(len(source))))
     examples = [row.example for row in rows]
     readable = [(row.example, row.size) for row in rows if not row.error]
-    options = canvases(canvas)
-    buckets = [choose_canvas(s, short_side, max_side, options) for _, s in readable]
-    sizes = [
-        fit(size, short_side, max_side, options[bucket])
-        for (_, size), bucket in zip(readable, buckets, strict=True)
-    ]
+    buckets, sizes = _fitted(readable, short_side, max_side, canvases(canvas))
     boxes, image_sizes = _as_seen(readable, sizes)
     sides = boxes[:, 2:] - boxes[:, :2]
     twice = [(e.image, n) for e in examples if (n := duplicates(e))]
@@ -277,6 +272,16 @@ def _digest(image: Any) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     content = image.tobytes() if isinstance(image, np.ndarray) else image
     return hashlib.sha256(content).digest()
+
+
+def _fitted(readable, short_side, max_side, options) -> tuple[list[int], list[Size]]:
+    """Of each image the position of its canvas, and its size there."""
+    buckets = [choose_canvas(s, short_side, max_side, options) for _, s in readable]
+    sizes = [
+        fit(size, short_side, max_side, options[bucket])
+        for (_, size), bucket in zip(readable, buckets, strict=True)
+    ]
+    return buckets, sizes
 
 
 def _as_seen(

@@ -58,16 +58,7 @@ def make_steps(
             raise ValueError(f"data.{key}={value!r}: expected one of {known}")
     if pixel_range:
         check_pixel_range(pixel_range)
-    known = set(source.report)
-    if isinstance(source.examples, list | tuple):  # nothing is drawn or decoded
-        for example in source.examples:
-            if pick_boxes(example, max_boxes, on_overflow).size < len(example.boxes):
-                line = (
-                    f"{name_of(example)}: dropped the smallest of {len(example.boxes)} "
-                    f"boxes (data.max_boxes={max_boxes})"
-                )
-                if line not in known:  # both splits may be one source
-                    source.report.append(line)
+    _report_overflow(source, max_boxes, on_overflow)
     read = functools.partial(
         _attempt,
         source,
@@ -89,6 +80,20 @@ def make_steps(
         max_proposals=max_proposals,
     )
     return read, pad
+
+
+def _report_overflow(source: Source, max_boxes: int, on_overflow: str) -> None:
+    """Reports the images whose boxes do not fit; ValueError where that is an error."""
+    known = set(source.report)
+    if isinstance(source.examples, list | tuple):  # nothing is drawn or decoded
+        for example in source.examples:
+            if pick_boxes(example, max_boxes, on_overflow).size < len(example.boxes):
+                line = (
+                    f"{name_of(example)}: dropped the smallest of {len(example.boxes)} "
+                    f"boxes (data.max_boxes={max_boxes})"
+                )
+                if line not in known:  # both splits may be one source
+                    source.report.append(line)
 
 
 class Row(NamedTuple):

@@ -172,9 +172,7 @@ def build(
         common["max_proposals"] = max_proposals
         both = (train_split, train), (eval_split, evaluation)
         own = [dict(proposals=read_proposals(proposals, *s)) for s in both]
-    drawn: dict[str, Any] = dict(
-        seed=seed, flip=flip, augment=augment, sampling=sampling
-    )
+    drawn = {name: given[name] for name in ("seed", "flip", "augment", "sampling")}
     train_stream = train_dataset(
         train, batch_size=batch_size, **drawn, **common, **own[0]
     )

@@ -97,20 +97,18 @@ def build_detector(
     TypeError for a misspelt key and ValueError for a value that does not fit, each
     naming the group.
     """
-    pixel = ranges.several(ranges.NOT_NEGATIVE, 3)
     ranges.check(
         "model",
         external_proposals=(external_proposals, ranges.TRUTH),
         pad_to=(pad_to, ranges.COUNT_OR_NONE),
         stages=(stages, ranges.COUNT),
-        pixel_mean=(_plain(pixel_mean), pixel),
+        pixel_mean=(_plain(pixel_mean), ranges.several(ranges.NOT_NEGATIVE, 3)),
         pixel_std=(_plain(pixel_std), ranges.several(ranges.POSITIVE, 3)),
         dtype=(dtype, ranges.one_of("float32", "bfloat16", "float64")),
     )
     compute = jnp.dtype(dtype)
     neck = None if fpn is None else build_neck(dtype=compute, **_plain(fpn))
-    head: dict[str, Any] = _plain(box_head or {})
-    head = dict(head, num_classes=num_classes, dtype=compute)
+    head = {**_plain(box_head or {}), "num_classes": num_classes, "dtype": compute}
     parts: dict[str, Any] = dict(
         backbone=build_backbone(dtype=compute, **_plain(backbone)),
         fpn=neck,
@@ -123,8 +121,7 @@ def build_detector(
     if external_proposals:
         if anchors or rpn or stages > 1:
             raise ValueError(
-                "external_proposals=True builds no RPN and no cascade: leave out "
-                "anchors, rpn and stages"
+                "external_proposals=True: leave out anchors and rpn (no RPN), and stages"
             )
         return FastRCNN(**parts)
     network = FasterRCNN if stages == 1 else CascadeRCNN

@@ -112,6 +112,12 @@ def rate_schedule(
 
     Boundaries up to 1 are shares of `total_steps`, larger ones are step numbers.
     """
+    _check(
+        boundaries=boundaries,
+        decay=decay,
+        warmup_steps=warmup_steps,
+        warmup_factor=warmup_factor,
+    )
     if schedule not in ("step", "cosine", "constant"):
         raise ValueError(
             f"schedule={schedule!r}: expected 'step', 'cosine' or 'constant'"
@@ -164,32 +170,20 @@ def make_optimizer(
     have 2). `layers` are those of a backbone, first to last, as tuples of path
     prefixes: each learns `layer_decay` times as fast as the next (`scale_by_layer`).
     """
-    ranges.check(
-        "optimizer",
-        learning_rate=(learning_rate, ranges.POSITIVE),
-        reference_batch=(reference_batch, ranges.COUNT_OR_NONE),
-        momentum=(momentum, ranges.number(0, below=1)),
-        weight_decay=(weight_decay, ranges.NOT_NEGATIVE),
-        clip_norm=(clip_norm, ranges.NOT_NEGATIVE),
-        bias_rate=(bias_rate, ranges.NOT_NEGATIVE),
-        decay_biases=(decay_biases, ranges.TRUTH),
-        layer_decay=(layer_decay, ranges.number(above=0, most=1)),
-        layers=(layers, ranges.several(ranges.several(ranges.WORDS), least=0)),
-        boundaries=(boundaries, ranges.several(ranges.POSITIVE, least=0)),
-        decay=(decay, ranges.SHARE),
-        warmup_steps=(warmup_steps, ranges.COUNT_OR_NONE),
-        warmup_factor=(warmup_factor, ranges.SHARE),
+    _check(
+        learning_rate=learning_rate,
+        reference_batch=reference_batch,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        bias_rate=bias_rate,
+        decay_biases=decay_biases,
+        layer_decay=layer_decay,
+        layers=layers,
     )
-    if reference_batch:
-        if batch_size < 1:
-            raise ValueError(
-                f"batch_size={batch_size}: reference_batch={reference_batch} scales "
-                "the rate with it, so it must be given"
-            )
-        learning_rate *= batch_size / reference_batch
     rate = rate_schedule(
         total_steps,
-        base=learning_rate,
+        base=learning_rate * _times(batch_size, reference_batch),
         schedule=schedule,
         boundaries=boundaries,
         decay=decay,
@@ -197,15 +191,7 @@ def make_optimizer(
         warmup_factor=warmup_factor,
     )
     mask = partial(decay_mask, biases=decay_biases)
-    if name == "sgd":
-        update = optax.chain(
-            optax.add_decayed_weights(weight_decay, mask),
-            optax.sgd(rate, momentum=momentum),
-        )
-    elif name == "adamw":
-        update = optax.adamw(rate, b1=momentum, weight_decay=weight_decay, mask=mask)
-    else:
-        raise ValueError(f"optimizer.name={name!r}: expected 'sgd' or 'adamw'")
+    update = _named(name, rate, momentum, weight_decay, mask)
     if bias_rate != 1:
         update = optax.chain(update, optax.masked(optax.scale(bias_rate), bias_mask))
     if layer_decay != 1:
@@ -213,3 +199,47 @@ def make_optimizer(
     if clip_norm > 0:
         update = optax.chain(optax.clip_by_global_norm(clip_norm), update)
     return update, rate
+
+
+def _check(**values: Any) -> None:
+    """ValueError names the first argument that is out of its range."""
+    rules = dict(
+        learning_rate=ranges.POSITIVE,
+        reference_batch=ranges.COUNT_OR_NONE,
+        momentum=ranges.number(0, below=1),
+        weight_decay=ranges.NOT_NEGATIVE,
+        clip_norm=ranges.NOT_NEGATIVE,
+        bias_rate=ranges.NOT_NEGATIVE,
+        decay_biases=ranges.TRUTH,
+        layer_decay=ranges.number(above=0, most=1),
+        layers=ranges.several(ranges.several(ranges.WORDS), least=0),
+        boundaries=ranges.several(ranges.POSITIVE, least=0),
+        decay=ranges.SHARE,
+        warmup_steps=ranges.COUNT_OR_NONE,
+        warmup_factor=ranges.SHARE,
+    )
+    ranges.check("optimizer", **{k: (v, rules[k]) for k, v in values.items()})
+
+
+def _times(batch_size: int, reference_batch: int) -> float:
+    """How often the reference fits into a batch; ValueError without a batch."""
+    if not reference_batch:
+        return 1.0
+    if batch_size < 1:
+        raise ValueError(
+            f"batch_size={batch_size}: reference_batch={reference_batch} scales the "
+            "rate with it, so it must be given"
+        )
+    return batch_size / reference_batch
+
+
+def _named(name, rate, momentum, weight_decay, mask) -> optax.GradientTransformation:
+    """Optax's sgd or adamw; ValueError for another name."""
+    if name == "sgd":
+        return optax.chain(
+            optax.add_decayed_weights(weight_decay, mask),
+            optax.sgd(rate, momentum=momentum),
+        )
+    if name == "adamw":
+        return optax.adamw(rate, b1=momentum, weight_decay=weight_decay, mask=mask)
+    raise ValueError(f"optimizer.name={name!r}: expected 'sgd' or 'adamw'")

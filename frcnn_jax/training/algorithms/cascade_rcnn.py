@@ -79,6 +79,7 @@ def check(config: Mapping[str, Any]) -> None:
             "fg_iou: expected one for every box head after the first"
         )
     last = config["postprocess"].get("stds", fast_rcnn.STDS)
+    ranges.check("config.postprocess", stds=(last, ranges.STDS))
     if tuple(last) != tuple(later.stds[-1]):
         raise ValueError(
             f"config.cascade.stds ends in {later.stds[-1]} but config.postprocess.stds="
