@@ -66,7 +66,8 @@ def check(
         rows = list(pool.map(examine, range(len(source))))
     examples = [row.example for row in rows]
     readable = [(row.example, row.size) for row in rows if not row.error]
-    buckets, sizes = _fitted(readable, short_side, max_side, canvases(canvas))
+    options = canvases(canvas)
+    buckets, sizes = _fitted(readable, short_side, max_side, options)
     boxes, image_sizes = _as_seen(readable, sizes)
     sides = boxes[:, 2:] - boxes[:, :2]
     twice = [(e.image, n) for e in examples if (n := duplicates(e))]

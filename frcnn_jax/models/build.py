@@ -121,7 +121,7 @@ def build_detector(
     if external_proposals:
         if anchors or rpn or stages > 1:
             raise ValueError(
-                "external_proposals=True: leave out anchors and rpn (no RPN), and stages"
+                "external_proposals=True: leave out anchors and rpn, and stages"
             )
         return FastRCNN(**parts)
     network = FasterRCNN if stages == 1 else CascadeRCNN
