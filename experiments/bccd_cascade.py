@@ -12,6 +12,7 @@ weights 1, 1/2, 1/4. GIoU in place of smooth L1: `--config.roi_box_loss.name=gio
 Ours: not run here yet.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -68,3 +69,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     common.cascade(c)
     return c
+
+
+def sweep_seeds() -> Iterator[dict[str, Any]]:
+    """Three runs that differ by chance alone."""
+    for seed in (0, 1, 2):
+        yield {"seed": seed}
+
+
+def sweep_prediction() -> Iterator[dict[str, Any]]:
+    """One checkpoint: Soft-NMS, mirrored images, another size."""
+    yield from common.prediction()

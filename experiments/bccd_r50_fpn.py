@@ -18,10 +18,15 @@ Measured (`:runlocal`, two Xeon cores, 2026-11-24, one run): val AP 0.595, AP50 
 after 1000 steps, 56 min on a busy machine (43 min of CPU time); 0.579, 0.902 after 700
 steps in 23 min. Full size: not run here, no GPU at hand.
 
+`sweep_seeds` are three seeds with smooth L1 and three with GIoU, `bccd_cascade.py` has
+three of a cascade: `scripts/sweep.py --sweep=seeds`; then `scripts/bench/prediction.py`
+for each checkpoint. Not run here yet.
+
 Peer, measured on the same two cores from the same weights: torchvision, 300 pixels,
 batch 2, 560 steps, stem to layer2 frozen, SGD 0.005: val AP 0.592, AP50 0.907, 39 min.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -77,3 +82,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         warmup_steps=50 if local else 200,
     )
     return c
+
+
+def sweep_seeds() -> Iterator[dict[str, Any]]:
+    """Three runs that differ by chance alone, and three more with GIoU."""
+    for loss in ("", "giou"):
+        for seed in (0, 1, 2):
+            weight = 10.0 if loss else 1.0  # of the box loss, MMDetection's for GIoU
+            yield {
+                "seed": seed,
+                "roi_box_loss.name": loss,
+                "loss_weights.roi_box": weight,
+            }
+
+
+def sweep_prediction() -> Iterator[dict[str, Any]]:
+    """One checkpoint: Soft-NMS, mirrored images, another size."""
+    yield from common.prediction()

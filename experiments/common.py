@@ -208,6 +208,16 @@ def vgg16_rpn(*scales: int, runlocal: bool) -> dict[str, Any]:
     )
 
 
+def prediction() -> Iterator[dict[str, Any]]:
+    """Changes that cost no training: Soft-NMS, mirrored images, another size, all."""
+    soft = {"postprocess.name": "soft_nms", "postprocess.score": 0.001}
+    yield {}
+    yield soft
+    yield {"views.flip": True}
+    yield {"views.flip": True, "views.short_sides": "(300, 400)"}
+    yield {**soft, "views.flip": True, "views.short_sides": "(300, 400)"}
+
+
 def proposal_counts(*counts: int) -> Iterator[dict[str, Any]]:
     """Changes that give the number of proposals in testing, NMS and all."""
     for count in counts:
