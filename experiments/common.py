@@ -525,6 +525,59 @@ def swin(size: str, *, runlocal: bool) -> dict[str, Any]:
     )
 
 
+def vit(size: str, *, runlocal: bool) -> dict[str, Any]:
+    """The group `model.backbone`: ViTDet's ViT of `size` "s" or "b" (a narrow one)."""
+    widths = {"s": (384, 6), "b": (768, 12)}
+    if size not in widths:
+        raise ValueError(f"config argument size={size}: expected s or b")
+    width, heads = (64, 2) if runlocal else widths[size]
+    return dict(
+        name="vit",
+        depth=4 if runlocal else 12,
+        width=width,
+        heads=heads,
+        window=5 if runlocal else 14,
+        global_blocks=(1, 3) if runlocal else (2, 5, 8, 11),
+        positions=14,
+        relative=16 if runlocal else 64,
+        stochastic_depth=0.1,
+        norm_eps=1e-6,
+        remat=not runlocal,
+        pretrained="",
+    )
+
+
+def dinov2(size: str, *, runlocal: bool) -> dict[str, Any]:
+    """The group `model`: one level of stride 14 on DINOv2's ViT, `size` "s" or "b"."""
+    backbone = vit(size, runlocal=runlocal)
+    backbone.update(
+        patch=14,
+        window=0,
+        positions=37,
+        relative=0,
+        class_token=True,
+        layer_scale=1e-5,
+        out_norm=True,
+        stochastic_depth=0.0,
+        remat=False,
+    )
+    anchors = dict(one_level_anchors(), strides=(14,))
+    return dict(  # models.build_detector
+        backbone=backbone,
+        dtype="float32",
+        anchors=anchors,
+        rpn=dict(channels=64 if runlocal else 256),
+        roi_align=dict(strides=(14,), sampling_ratio=0),
+        box_head=dict(widths=(64, 64) if runlocal else (1024, 1024)),
+    )
+
+
+def vit_layers(depth: int) -> tuple[tuple[str, ...], ...]:
+    """The layers of a ViT: patches and positions, then each block (Detectron2's)."""
+    blocks = [(f"backbone/block{i}",) for i in range(depth)]
+    return (("backbone/embed", "backbone/positions"), *blocks)
+
+
 def convnext_layers(depths: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:
     """The layers of a ConvNeXt by MMDetection's count: of stage 3 three blocks each."""
     third = [

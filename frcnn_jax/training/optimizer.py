@@ -42,10 +42,14 @@ def _under(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix.rstrip("/") + "/")
 
 
+NOT_DECAYED = re.compile(r"(^|/)(bias|scale|(\w+_)?positions?|class_token)$")
+
+
 def decay_mask(params: PyTree, biases: bool = False) -> PyTree:
     """True for the leaves that weight decay acts on: kernels, not norms and biases.
 
-    `biases`: also those of layers with a kernel, never a norm's.
+    Positions (`positions`, `row_positions`, a Swin's table) and class tokens do not
+    decay either. `biases`: also those of layers with a kernel, never a norm's.
     """
     found = jax.tree_util.tree_leaves_with_path(params)
     kernels = {name for p, _ in found if (name := path_name(p)).endswith("kernel")}
@@ -54,7 +58,7 @@ def decay_mask(params: PyTree, biases: bool = False) -> PyTree:
         name = path_name(path)
         if biases and name.endswith("bias"):
             return name.removesuffix("bias") + "kernel" in kernels
-        return re.search(r"(^|/)(bias|scale)$", name) is None
+        return NOT_DECAYED.search(name) is None
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -164,11 +168,12 @@ def make_optimizer(
     `learning_rate` is that of a batch of `reference_batch`; other batches have a rate
     in proportion (the linear scaling rule, Goyal et al. 2017). `reference_batch` 0 uses
     the rate for every batch. "sgd" is momentum SGD with L2 decay added to the gradient
-    (as the peers), "adamw" is Adam with decoupled decay. Decay skips norms and, unless
-    `decay_biases` (torchvision and Detectron2 decay them), biases; `clip_norm` > 0
-    clips the gradient's global norm; biases learn `bias_rate` times as fast (Caffe's
-    have 2). `layers` are those of a backbone, first to last, as tuples of path
-    prefixes: each learns `layer_decay` times as fast as the next (`scale_by_layer`).
+    (as the peers), "adamw" is Adam with decoupled decay. Decay skips norms, positions
+    (`decay_mask`) and, unless `decay_biases` (torchvision and Detectron2 decay them),
+    biases; `clip_norm` > 0 clips the gradient's global norm; biases learn `bias_rate`
+    times as fast (Caffe's have 2). `layers` are those of a backbone, first to last, as
+    tuples of path prefixes: each learns `layer_decay` times as fast as the next
+    (`scale_by_layer`).
     """
     _check(
         learning_rate=learning_rate,

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from frcnn_jax.models.build import build_backbone
 from frcnn_jax.training.optimizer import (
     decay_mask,
     make_optimizer,
@@ -98,6 +99,31 @@ def test_decay_skips_norms_and_biases():
         },
         "head": {"kernel": True},
     }
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("convnext", dict(depths=(1, 1, 1, 1), width=8)),
+        ("swin", dict(depths=(1, 1, 1, 1), width=32)),
+        ("vit", dict(depth=1, width=8, heads=2)),
+        (
+            "vit",
+            dict(depth=1, width=8, heads=2, window=0, relative=0)
+            | dict(class_token=True, layer_scale=0.1),
+        ),
+    ],
+)
+def test_of_the_backbones_of_today_kernels_alone_decay(name, fields):
+    model = build_backbone(name, **fields)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    for decays, shape in zip(
+        jax.tree.leaves(decay_mask(params)),
+        jax.tree_util.tree_leaves_with_path(params),
+        strict=True,
+    ):
+        assert decays == (shape[0][-1].key == "kernel"), shape
 
 
 def test_biases_learn_at_their_own_rate():
