@@ -17,6 +17,7 @@ allocator gave out).
 
     cpu      detectors, training steps and parts of the network, a fresh pair of
              processes for each case
+    backbones  ConvNeXt-T and Swin-T beside torchvision's, in the same detector
     ops      NMS, matching, RoIAlign, top-k, post-processing; worst cases, growth
     compile  first compile, from a cache; memory of a training step
     gpu      bfloat16 against AMP, and the operations that count there
@@ -47,9 +48,7 @@ sys.path.append(str(ROOT))
 from scripts.bench import suites  # noqa: E402
 
 PEER_SIDE = ROOT / "tests/parity/peer_speed.py"
-SUITE = flags.DEFINE_enum(
-    "suite", "cpu", ["cpu", "gpu", "ops", "compile"], "The suite of cases."
-)
+SUITE = flags.DEFINE_enum("suite", "cpu", list(suites.SUITES), "The suite of cases.")
 CASES = flags.DEFINE_string("cases", "", "Only cases that this expression finds.")
 LIST = flags.DEFINE_bool("list", False, "Print the names of the cases and stop.")
 ROUNDS = flags.DEFINE_integer(

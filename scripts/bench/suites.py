@@ -33,6 +33,22 @@ def cpu_cases() -> dict[str, Case]:
     }
 
 
+def backbone_cases() -> dict[str, Case]:
+    """The same detector, torchvision's R50-FPN (v1), on other backbones."""
+    size = (480, 640)
+    cases = {
+        f"infer_{name.removesuffix('_fpn')}_fpn_480x640": network(
+            "infer", name, size, 1
+        )
+        for name in ("r50_fpn", "convnext_t", "swin_t")
+    }
+    for name in ("convnext_t", "swin_t"):
+        cases[f"part_backbone_fpn_{name}_480x640"] = network(
+            "part", name, size, 1, part="backbone_fpn"
+        )
+    return cases
+
+
 PARTS = (
     *("backbone_fpn", "rpn_head", "proposals", "roi_align", "box_head"),
     "postprocess",
@@ -130,4 +146,10 @@ def shrunk(case: Case) -> Case:
     return case
 
 
-SUITES = dict(cpu=cpu_cases, gpu=gpu_cases, ops=ops_cases, compile=compile_cases)
+SUITES = dict(
+    cpu=cpu_cases,
+    backbones=backbone_cases,
+    gpu=gpu_cases,
+    ops=ops_cases,
+    compile=compile_cases,
+)

@@ -57,6 +57,12 @@ EXPERIMENTS = {  # the peer's name: our experiment and its argument
     "r50_fpn_v2": ("coco_r50_fpn_v2", ""),
     "mobilenet_v3": ("coco_mobilenet_v3", ""),
     "mobilenet_v3_low": ("coco_mobilenet_v3", "low"),
+    "convnext_t": ("coco_r50_fpn_v1", ""),  # with another backbone
+    "swin_t": ("coco_r50_fpn_v1", ""),
+}
+BACKBONES = {
+    "convnext_t": dict(name="convnext", out_norm=False),
+    "swin_t": dict(name="swin", out_norm=False),
 }
 CLASSES = 90
 # The last layers, and the deviation of their outputs that gives NMS something to do.
@@ -94,6 +100,8 @@ def build(name: str, dtype: str = "float32") -> tuple[Any, dict[str, Any]]:
     module, arg = EXPERIMENTS[name]
     experiment = importlib.import_module(f"experiments.{module}")
     config = experiment.get_config(arg).to_dict()
+    if name in BACKBONES:
+        config["model"]["backbone"] = BACKBONES[name]
     options = {**config["model"], "dtype": dtype}
     return models.build_detector(num_classes=CLASSES, **options), config
 

@@ -20,6 +20,8 @@ import torch
 import torchvision
 from torch import nn
 from torchvision.models import detection
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import boxes as box_ops
 from torchvision.ops.misc import FrozenBatchNorm2d
@@ -30,12 +32,18 @@ MODELS = {  # name: (constructor, epsilon of the backbone's frozen norms)
     "mobilenet_v3": (detection.fasterrcnn_mobilenet_v3_large_fpn, 1e-5),
     "mobilenet_v3_low": (detection.fasterrcnn_mobilenet_v3_large_320_fpn, 1e-5),
 }
+BODIES = {  # name: (classifier, channels of its first map)
+    "convnext_t": (torchvision.models.convnext_tiny, 96),
+    "swin_t": (torchvision.models.swin_t, 96),
+}
 COORDINATE_TRICK = box_ops._batched_nms_coordinate_trick
 _cache = {}
 
 
 def build(name):
     """The model as its published weights are used: frozen norms unless it is v2."""
+    if name in BODIES and name not in _cache:
+        _cache[name] = on_body(*BODIES[name])
     if name not in _cache:
         make, eps = MODELS[name]
         model = make(weights=None, weights_backbone=None)
@@ -43,6 +51,26 @@ def build(name):
             freeze(model.backbone.body, eps)
         _cache[name] = model
     return _cache[name]
+
+
+class NCHW(IntermediateLayerGetter):
+    """The maps of a classifier's stages, Swin's with their channels first."""
+
+    def forward(self, x):
+        maps = super().forward(x)
+        if isinstance(self["0"][-1], nn.LayerNorm):  # Swin
+            maps = {k: v.permute(0, 3, 1, 2) for k, v in maps.items()}
+        return maps
+
+
+def on_body(make, width):
+    """torchvision's R50-FPN (v1) with the stages of another classifier."""
+    stages = {str(2 * i + 1): str(i) for i in range(4)}
+    features = make(weights=None).features
+    widths = [width * 2**i for i in range(4)]
+    backbone = BackboneWithFPN(features, stages, widths, 256)
+    backbone.body = NCHW(features, stages)
+    return detection.FasterRCNN(backbone, num_classes=91)
 
 
 def freeze(module, eps):
@@ -58,7 +86,8 @@ def load(model, file):
     with np.load(str(file)) as weights:
         state = {name: torch.from_numpy(weights[name]) for name in weights.files}
     missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    buffers = ("num_batches_tracked", "relative_position_index")
+    missing = [name for name in missing if not name.endswith(buffers)]
     if missing or unexpected:
         raise ValueError(f"missing {missing[:5]}, unexpected {unexpected[:5]}")
 
