@@ -29,11 +29,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from frcnn_jax import ranges
 from frcnn_jax.models import layers
 from frcnn_jax.models.swin import joined, windows
+from frcnn_jax.ops import extents
 from frcnn_jax.ops import positions as position_ops
 
 DINOV2: dict[str, Any] = dict(
@@ -52,7 +53,8 @@ class Attention(nn.Module):
 
     With a `table`, the rows that tables have for a grid of so many cells a side, the
     bias of query (y, x) and key (y', x') is `q . R[y - y'] + q . C[x - x']` (Li et al.
-    2022, MViTv2, eq. (4)); other maps have the tables interpolated.
+    2022, MViTv2, eq. (4)); other maps have the tables interpolated. Cells beyond the
+    extent are attended to by none.
     """
 
     heads: int
@@ -61,9 +63,15 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n t c"], size: tuple[int, int]
+        self,
+        x: Float[Array, "n t c"],
+        size: tuple[int, int],
+        extent: Int[Array, "n 2"] | None = None,
     ) -> Float[Array, "n t c"]:
-        """Return the mixed cells; the last h w of the t are a map of `size` (h, w)."""
+        """Return the mixed cells; the last h w of the t are a map of `size` (h, w).
+
+        `extent` in its cells.
+        """
         n, t, c = x.shape
         d = c // self.heads
 
@@ -75,23 +83,37 @@ class Attention(nn.Module):
         q, k, v = jnp.moveaxis(qkv.reshape((n, t, 3, self.heads, d)), 2, 0)
         logits = jnp.einsum("ntad,nsad->nats", q * d**-0.5, k).astype(jnp.float32)
         if self.table:
-            logits = logits + self._bias(q, size).astype(jnp.float32)
+            logits = logits + self._bias(q, size, extent).astype(jnp.float32)
+        if extent is not None:
+            seen = extents.mask(extent, size).reshape((n, 1, 1, -1))
+            token = t - size[0] * size[1]
+            seen = jnp.pad(seen, ((0, 0),) * 3 + ((token, 0),), constant_values=True)
+            logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits).astype(self.dtype)
         y = jnp.einsum("nats,nsad->ntad", weights, v).reshape((-1, c))
         return dense(c, "project")(y).reshape((n, t, c))
 
-    def _bias(self, q, size):
+    def _bias(self, q, size, extent):
         """B for queries `[n, t, a, d]`: `[n, a, t, t]`."""
         (h, w), (n, t, a, d) = size, q.shape
         shape, zeros = (2 * self.table - 1, d), nn.initializers.zeros
         q = q.reshape((n, h, w, a, d))
         found = []
-        for name, side, form in (
-            ("row_positions", h, "nhwad,hkd->nahwk"),
-            ("column_positions", w, "nhwad,wkd->nahwk"),
+        for axis, (name, side) in enumerate(
+            (("row_positions", h), ("column_positions", w))
         ):
             table = jnp.asarray(self.param(name, zeros, shape), self.dtype)
-            found.append(jnp.einsum(form, q, position_ops.relative(table, side)))
+            if extent is None:
+                offsets = position_ops.relative(table, side)[None]
+            else:
+                offsets = jax.vmap(
+                    lambda count, table=table, side=side: position_ops.relative(
+                        table, side, count
+                    )
+                )(extent[:, axis])
+            offsets = jnp.broadcast_to(offsets, (n, *offsets.shape[1:]))
+            form = ("nhwad,nhkd->nahwk", "nhwad,nwkd->nahwk")[axis]
+            found.append(jnp.einsum(form, q, offsets))
         rows, columns = found
         return (rows[..., :, None] + columns[..., None, :]).reshape((n, a, t, t))
 
@@ -115,6 +137,7 @@ class Block(nn.Module):
         self,
         x: Float[Array, "b t c"],
         size: tuple[int, int],
+        extent: Int[Array, "b 2"] | None,
         factors: Float[Array, "b 2"] | None,
     ) -> Float[Array, "b t c"]:
         """Return cells of the same shape; `factors` of both branches, or None."""
@@ -132,9 +155,9 @@ class Block(nn.Module):
         attention = Attention(self.heads, self.table, self.dtype, name="attention")
         y = norm("norm1")(x)
         if self.window:
-            y = self._in_windows(attention, y, size)
+            y = self._in_windows(attention, y, size, extent)
         else:
-            y = attention(y, size)
+            y = attention(y, size, extent)
         x = layers.add_branch(x, scaled(y, "scale1"), first)
         y = norm("norm2")(x).reshape((-1, c))  # two axes: the fast form, see ops
         y = nn.Dense(4 * c, dtype=self.dtype, kernel_init=start, name="mlp_expand")(y)
@@ -142,10 +165,11 @@ class Block(nn.Module):
         y = nn.Dense(c, dtype=self.dtype, kernel_init=start, name="mlp_project")(y)
         return layers.add_branch(x, scaled(y.reshape(x.shape), "scale2"), second)
 
-    def _in_windows(self, attention, x, size):
+    def _in_windows(self, attention, x, size, extent):
         side, (b, _, c), (h, w) = self.window, x.shape, size
-        x = layers.pad_to_multiple(x.reshape((b, h, w, c)), side)
-        full = x.shape[1:3]
+        x = layers.inside(x.reshape((b, h, w, c)), extent)
+        x = layers.pad_to_multiple(x, side)
+        full = (x.shape[1], x.shape[2])
         y = windows(x, side).reshape((-1, side * side, c))
         y = attention(y, (side, side)).reshape((-1, side, side, c))
         return joined(y, full)[:, :h, :w].reshape((b, h * w, c))
@@ -215,11 +239,15 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "b h w 3"], keys: Array | None = None
+        self,
+        images: Float[Array, "b h w 3"],
+        extent: Int[Array, "b 2"] | None = None,
+        keys: Array | None = None,
     ) -> dict[int, Float[Array, "b _ _ _"]]:
         """Return the map of stride `patch`, `ceil(h / patch)` cells high.
 
-        `keys` `[b]` turn stochastic depth on.
+        What lies beyond the `extent` of an image, in pixels, changes nothing inside;
+        its positions are those of its extent. `keys` `[b]` turn stochastic depth on.
         """
         x = layers.PatchConv(
             self.width,
@@ -227,12 +255,19 @@ class Backbone(nn.Module):
             kernel_init=layers.truncated_normal,
             dtype=self.dtype,
             name="embed",
-        )(images)
+        )(layers.inside(images, extent))
+        extent = layers.cells(extent, self.patch)
         b, h, w, c = x.shape
         if side := self.positions:
             start = layers.truncated_normal
             table = self.param("positions", start, (side, side, c))
-            x = x + position_ops.absolute(table, (h, w)).astype(self.dtype)[None]
+            if extent is None:
+                places = position_ops.absolute(table, (h, w))[None]
+            else:
+                places = jax.vmap(lambda e: position_ops.absolute(table, (h, w), e))(
+                    extent
+                )
+            x = x + places.astype(self.dtype)
         x = x.reshape((b, h * w, c))
         if self.class_token:
             x = self._with_class_token(x)
@@ -252,7 +287,7 @@ class Backbone(nn.Module):
                 self.norm_eps,
                 self.dtype,
                 name=f"block{i}",
-            )(x, (h, w), own)
+            )(x, (h, w), extent, own)
         if self.out_norm:
             x = layers.LayerNorm(self.norm_eps, dtype=self.dtype, name="out_norm")(x)
         return {self.patch: x[:, -h * w :].reshape((b, h, w, c))}

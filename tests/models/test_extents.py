@@ -16,12 +16,14 @@ from frcnn_jax.models import (
 )
 from frcnn_jax.models.checks import check_extent
 
+PLAIN = dict(depth=2, width=32, heads=2, patch=8, positions=4)
 BACKBONES = dict(
     tiny=lambda: tiny.Backbone(widths=(8, 16), groups=4),
     resnet=lambda: resnet.Backbone(depth=10, out_strides=(4, 8)),
     zf=lambda: zf.Backbone(),
     convnext=lambda: convnext.Backbone(depths=(1, 1, 1, 1), width=8),
     swin=lambda: swin.Backbone(depths=(2, 2, 1, 1), width=32, out_strides=(4, 8)),
+    vit=lambda: vit.Backbone(**PLAIN, relative=5, window=2, global_blocks=(1,)),
 )
 SLOW = dict(
     bottlenecks=lambda: resnet.Backbone(depth=50, stride_in_1x1=True),
@@ -37,6 +39,10 @@ SLOW = dict(
     convnext_remat=lambda: convnext.Backbone(
         depths=(1, 1, 2, 1), width=8, out_norm=False, remat=True
     ),
+    vit_remat=lambda: vit.Backbone(
+        **PLAIN, relative=5, window=3, global_blocks=(0,), remat=True
+    ),
+    dinov2=lambda: vit.Backbone(**(vit.DINOV2 | PLAIN)),
     swin_remat=lambda: swin.Backbone(depths=(2, 2, 2, 2), width=32, remat=True),
 )
 
@@ -50,12 +56,6 @@ def test_backbone_keeps_to_the_extent(name):
 @pytest.mark.parametrize("name", SLOW)
 def test_other_forms_keep_to_the_extent(name):
     check_extent(SLOW[name]())
-
-
-@pytest.mark.xfail(strict=True, raises=TypeError)
-def test_plain_vit_has_no_extent_yet():
-    """Its positions are interpolated to the canvas, and all cells are its keys."""
-    check_extent(vit.Backbone(depth=1, width=32, heads=2, global_blocks=()))
 
 
 class Forgets(nn.Module):

@@ -48,11 +48,11 @@ def test_attention_is_that_of_a_loop_over_windows(rng):
     c = a * d
     x = rng.normal(size=(1, h * w, c)).astype(np.float32)
     block = vit.Block(a, side, side, 0.0, 1e-6, jnp.float32)
-    start = block.init(jax.random.key(0), jnp.asarray(x), (h, w), None)
+    start = block.init(jax.random.key(0), jnp.asarray(x), (h, w), None, None)
     variables = jax.tree.map(lambda p: p + 0.3 * rng.normal(size=p.shape), start)
     variables = jax.tree.map(jnp.float32, variables)
     run = jax.jit(block.apply, static_argnums=2)
-    found = run(variables, jnp.asarray(x), (h, w), None)
+    found = run(variables, jnp.asarray(x), (h, w), None, None)
     p = jax.tree.map(np.float64, variables["params"])
 
     def norm(x, p):
