@@ -25,11 +25,11 @@ def check_extent(
 ) -> None:
     """ValueError if what surrounds an image changes its maps or the gradients.
 
-    Two images of `size` (h, w) alone on canvases of that size are compared with the
-    same on a larger `canvas`, in one batch with other images and with NaN beyond their
-    extents. Parameters are random, biases included, since a zero bias hides a missing
-    mask. Maps may differ by `tolerance` of their root mean square, gradients of a sum
-    over cells inside by ten times that.
+    An image of `size` (h, w) alone on a canvas of that size is compared with itself on
+    a larger `canvas`, in one batch with another image and with NaN beyond its extent.
+    Biases are not zero, since a zero hides a missing mask. Maps may differ by
+    `tolerance` of their root mean square, gradients of a sum over cells inside by ten
+    times that.
     """
     rng = np.random.default_rng(0)
     image = rng.normal(size=(1, *size, 3)).astype(np.float32)
@@ -39,7 +39,8 @@ def check_extent(
     extent = np.array([size, canvas], np.int32)
     start = jax.jit(backbone.init)(jax.random.key(0), image)
     leaves, tree = jax.tree.flatten(start)
-    leaves = [x + rng.uniform(0, 0.2, x.shape).astype(np.float32) for x in leaves]
+    noise = [rng.uniform(0, 0.2, x.shape).astype(np.float32) for x in leaves]
+    leaves = [x + n if x.ndim < 2 else x for x, n in zip(leaves, noise, strict=True)]
     variables = tree.unflatten(leaves)
     run = jax.jit(lambda *args: _run(backbone, gradients, size, *args))
     alone, by_alone = run(variables, image, None)

@@ -59,7 +59,8 @@ class Block(nn.Module):
     ) -> Float[Array, "b h2 w2 c2"]:
         """Return the block's map, `ceil(h / stride)` high; `extent` in cells of `x`.
 
-        Beyond its extent the map is zero if `x` is.
+        Only 3x3 convolutions mix cells. Without bottlenecks `x` is zero beyond its
+        extent, and so is the map.
         """
         out, whole = self.out, extent
         extent = layers.cells(whole, self.stride)
@@ -75,28 +76,29 @@ class Block(nn.Module):
                 dtype=self.dtype,
                 name=conv,
             )(x)
-            x = layers.norm(self.norm, name=norm, eps=self.norm_eps, dtype=self.dtype)(
-                x, extent
+            norm = layers.norm(
+                self.norm, name=norm, eps=self.norm_eps, dtype=self.dtype
             )
-            return layers.inside(x, extent)
+            return norm(x, extent)
 
         if self.bottleneck:
             first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-            y = conv_norm(
-                x,
-                *(self.width, 1, first, "conv1", "bn1"),
-                extent=layers.cells(whole, first),
-            )
-            y = layers.relu(y)
+            middle = layers.cells(whole, first)
+            y = conv_norm(x, self.width, 1, first, "conv1", "bn1", extent=middle)
+            y = layers.relu(layers.inside(y, middle))
             y = conv_norm(y, self.width, 3, second, "conv2", "bn2", self.groups)
             y = layers.relu(y)
             y = conv_norm(y, out, 1, 1, "conv3", "bn3")
         else:
-            y = layers.relu(conv_norm(x, out, 3, self.stride, "conv1", "bn1"))
+            y = conv_norm(x, out, 3, self.stride, "conv1", "bn1")
+            y = layers.relu(layers.inside(y, extent))
             y = conv_norm(y, out, 3, 1, "conv2", "bn2")
         if self.stride > 1 or x.shape[-1] != out:
             x = conv_norm(x, out, 1, self.stride, "shortcut", "shortcut_bn")
-        return layers.relu(x + y)
+        total = x + y
+        if not self.bottleneck:  # the next block begins with a 3x3
+            total = layers.inside(total, extent)
+        return layers.relu(total)
 
 
 class Stage(nn.Module):
@@ -124,7 +126,7 @@ class Stage(nn.Module):
     ) -> Float[Array, "b h2 w2 c2"]:
         """Return the stage's map; stage 1 keeps the resolution, the others halve it.
 
-        `extent` in cells of `x`, which is zero beyond it.
+        `extent` in cells of `x`, which is zero beyond it where blocks begin with a 3x3.
         """
         blocks, bottleneck = STAGES[self.depth]
         halves = self.index > 1 and not self.dilated
