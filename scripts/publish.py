@@ -8,7 +8,8 @@ Leaves in `--output`
     model.safetensors   the best checkpoint's arrays
     frcnn_jax.json      configuration, classes and their ids, metrics, checksum
     README.md           the card: data, recipe, command, metrics by class
-    report.html         the page of scripts/report.py, unless --noreport
+    report.html         the page of scripts/report.py, unless --noreport; it shows the
+                        whole configuration, your paths too
 
 `load(FOLDER)` reads it, and `load("hf:OWNER/NAME")` once it is on the hub, as do the
 scripts that take a checkpoint. `--push` uploads it (huggingface_hub; log in with

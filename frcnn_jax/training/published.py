@@ -63,7 +63,7 @@ def write(
         metrics=dict(meta.metrics),
         sha256=_digest(folder / ARRAYS),
         **more,
-        config=json.loads(meta.config.to_json()),
+        config=_without_paths(json.loads(meta.config.to_json())),
     )
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
     return about
@@ -110,6 +110,17 @@ def load(
     checkpoint.check_same_arrays(shapes, variables, folder)
     checkpoint.check_finite(variables, folder)
     return model, variables, meta
+
+
+def _without_paths(value: Any) -> Any:
+    """A configuration whose absolute paths, which mean nothing elsewhere, are names."""
+    if isinstance(value, Mapping):
+        return {k: _without_paths(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(v) for v in value]
+    if isinstance(value, str) and value.startswith(("/", "~")):
+        return pathlib.PurePath(value).name
+    return value
 
 
 def _digest(path: pathlib.Path) -> str:

@@ -101,3 +101,31 @@ def test_a_folder_of_other_files_is_left_alone(shapes, tmp_path):
     done = publish(shapes, f"--output={tmp_path}", code=2)
     assert "is a folder with other files" in done.stderr
     assert not (tmp_path / published.ABOUT).exists()
+
+
+@pytest.mark.slow
+def test_a_detector_of_blood_cells_has_its_report_and_its_data(shared, tmp_path):
+    """Trained for two steps on BCCD, evaluated, published with its report page."""
+    from frcnn_jax.training.loop import train_and_evaluate
+    from tests.training import small
+
+    config = small.config(total_steps=2, eval_every=2, checkpoint_every=2)
+    config.data = dict(
+        name="voc",
+        root=str(shared / "data" / "bccd"),
+        classes=(),
+        **dict(train_split="train[:6]", eval_split="val[:3]"),
+        **dict(short_side=64, max_side=96, canvas=(64, 96), max_boxes=64, flip=True),
+    )
+    train_and_evaluate(config, tmp_path / "bccd")
+    done = publish(tmp_path / "bccd", f"--output={tmp_path / 'cells'}")
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["files"][-1] == "report.html"
+    assert (tmp_path / "cells" / "report.html").stat().st_size > 10_000
+    text = (tmp_path / "cells" / "README.md").read_text()
+    found = trained.load(tmp_path / "cells")
+    assert set(found.meta.classes) == {"RBC", "WBC", "Platelets"}
+    for part in ("| RBC |", "`data.name` | voc", "`optimizer.name` | sgd", "bccd"):
+        assert part in text
+    about = (tmp_path / "cells" / "frcnn_jax.json").read_text()
+    assert str(shared) not in text + about
