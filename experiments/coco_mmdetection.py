@@ -86,8 +86,10 @@ def model(depth: int, network: str, caffe: bool, kind: str) -> dict[str, Any]:
     if kind == "dc5":
         return dict(
             common.msra_resnet(depth, out_strides=(16,), dilated_c5=True),
+            pad_to=32,  # whatever the network
             anchors=anchors,
             rpn=dict(channels=2048),
             roi_align=dict(strides=(16,), sampling_ratio=0),
         )
-    return dict(common.detectron2_c4(depth=depth)["model"], anchors=anchors)
+    c4 = common.detectron2_c4(depth=depth)["model"]
+    return dict(c4, pad_to=32, anchors=anchors)

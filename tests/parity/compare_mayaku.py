@@ -33,6 +33,11 @@ from frcnn_jax.weights.files import write_npz
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
+from tests.parity.detections import (  # noqa: E402
+    differing,
+    ours_as_dict,
+    picked,
+)
 from tests.parity.random_weights import random_image, random_weights  # noqa: E402
 from tests.weights.test_detectron2 import zoo_shapes  # noqa: E402
 
@@ -79,17 +84,19 @@ def compiled(name: str):
 
     @jax.jit
     def rpn(variables, images, size):
-        out = model.apply(variables, images, method="rpn")
+        extent = model.extent(size[None])
+        out = model.apply(variables, images, extent, method="rpn")
         found = proposals.select_proposals(
-            *(out.anchors, out.logits[0], out.deltas[0], size),
+            *(out.anchors[0], out.logits[0], out.deltas[0], size, out.inside[0]),
             level_sizes=out.level_sizes,
             **config["proposals"]["eval"],
         )
         return out._replace(level_sizes=()), found
 
     @jax.jit
-    def detect(variables, features, rois):
-        return model.apply(variables, features, rois[None], method="detect")
+    def detect(variables, features, rois, size):
+        arguments = features, rois[None], None, model.extent(size[None])
+        return model.apply(variables, *arguments, method="detect")
 
     @jax.jit
     def post(rois, valid, logits, deltas, size):
@@ -131,18 +138,19 @@ def calibrated(name: str, seed: int, size: tuple[int, int], file: pathlib.Path) 
     """Write the file of a seed, spread on its image, and return our variables."""
     rpn, detect, _, shapes = compiled(name)
     weights, image = weights_of(name, seed), random_image(seed, size)
+    hw = jnp.array(size)
 
     def load():
         write_pkl(file, weights)
         return torchvision.load_detector(file, shapes)[0]
 
-    out, _ = rpn(load(), image, jnp.array(size))
+    out, _ = rpn(load(), image, hw)
     logits, deltas = (np.asarray(x) for x in (out.logits, out.deltas))
     spread(weights, f"{RPN}.objectness_logits", logits.reshape(-1, 3))
     spread(weights, f"{RPN}.anchor_deltas", deltas.reshape(-1, 12))
     variables = load()
-    out, props = rpn(variables, image, jnp.array(size))
-    logits, deltas = detect(variables, out.features, props.boxes)
+    out, props = rpn(variables, image, hw)
+    logits, deltas = detect(variables, out.features, props.boxes, hw)
     valid = np.asarray(props.valid)
     logits, deltas = (np.asarray(x)[0][valid] for x in (logits, deltas))
     spread(weights, f"{ROI}.cls_score", np.roll(logits, -1, axis=-1))  # ours is first
@@ -175,18 +183,6 @@ class Peer:
             return {name: file[name] for name in file.files}
 
 
-def unmatched(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> int:
-    """Detections of `a` without one of `b`: same label, 0.01 pixels, 1e-4 of score."""
-    alone, free = 0, np.ones(len(b["boxes"]), bool)
-    for box, label, score in zip(a["boxes"], a["labels"], a["scores"], strict=True):
-        fits = free & (b["labels"] == label) & (np.abs(b["scores"] - score) <= 1e-4)
-        fits &= np.abs(b["boxes"] - box[None]).max(1, initial=0) <= 0.01
-        alone += not fits.any()
-        if fits.any():
-            free[np.argmax(fits)] = False
-    return alone
-
-
 def relative(ours: Any, theirs: np.ndarray) -> float:
     """The largest difference, over the root mean square of the peer's."""
     ours = np.asarray(ours, np.float64)
@@ -206,11 +202,8 @@ def compare_seed(name: str, seed: int, size: tuple[int, int], peer: Peer) -> dic
         sizes=np.array([size]),
     )
     out, props = rpn(variables, image, hw)
-    logits, deltas = detect(variables, out.features, props.boxes)
+    logits, deltas = detect(variables, out.features, props.boxes, hw)
     found = post(props.boxes, props.valid, logits[0], deltas[0], hw)
-    n = np.asarray(found.valid)
-    fields = dict(boxes=found.boxes, labels=found.classes, scores=found.scores)
-    ours = {k: np.asarray(x)[n] for k, x in fields.items()}
     row: dict[str, Any] = dict(seed=seed, size=size)
     row["features"] = max(
         relative(out.features[stride], theirs[f"features/{i}"])
@@ -218,7 +211,7 @@ def compare_seed(name: str, seed: int, size: tuple[int, int], peer: Peer) -> dic
     )
     row["proposals"] = len(theirs["proposals"])
     row["detections"] = len(theirs["boxes"])
-    row["differing"] = max(unmatched(ours, theirs), unmatched(theirs, ours))
+    row["differing"] = differing(ours_as_dict(found), picked(theirs))
     return row
 
 
@@ -240,17 +233,17 @@ def main(_):
             print(json.dumps(row), file=sys.stderr, flush=True)
         peer.process.communicate()
     total = sum(row["detections"] for row in rows)
-    differing = sum(row["differing"] for row in rows)
+    apart = sum(row["differing"] for row in rows)
     summary = dict(
         model=MODEL.value,
         seeds=len(rows),
         features=max(row["features"] for row in rows),
         detections=total,
-        differing=differing,
+        differing=apart,
         equal=sum(not row["differing"] for row in rows),
     )
     print(
-        f"{MODEL.value}: {total - differing} of {total} detections agree, "
+        f"{MODEL.value}: {total - apart} of {total} detections agree, "
         f"{summary['equal']} of {len(rows)} seeds in all"
     )
     print(json.dumps(summary))
