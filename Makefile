@@ -43,14 +43,16 @@ test-prepare: .venv-prepare/.installed  ## the test that needs TensorFlow
 	touch $@
 
 # Tools that bring opencv-python, in an environment of its own on top of the other.
-test-tools: .venv-tools/.installed  ## supervision, SAHI and FiftyOne with our detections
+test-tools: .venv-tools/.installed  ## supervision, SAHI, FiftyOne, gradio's page in Chromium
 	.venv-tools/bin/python -m pytest -rs -m tools tests/tools
 
 .venv-tools/.installed: $(VENV)/.installed
 	test -x .venv-tools/bin/python || $(BIN)/python -m venv .venv-tools
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 	    "$$(.venv-tools/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dev.pth"
-	.venv-tools/bin/python -m pip install --quiet supervision==0.31.2 trackers==2.6.1 sahi==0.12.8 fiftyone
+	.venv-tools/bin/python -m pip install --quiet supervision==0.31.2 trackers==2.6.1 sahi==0.12.8 gradio
+	@# FiftyOne brings a database of its own; its test says so where that is missing.
+	.venv-tools/bin/python -m pip install --quiet fiftyone || echo "FiftyOne cannot be installed here"
 	touch $@
 
 # The wheel in an environment of its own, the tests in a folder of their own: the pure

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from frcnn_jax import models
-from frcnn_jax.training import checkpoint, published
+from frcnn_jax.training import checkpoint, pretrained, published
 from frcnn_jax.training import config as configs
 from frcnn_jax.weights import coco, download, families, files, hub, torchvision, zoo
 from frcnn_jax.weights.mmdetection import classes as classes_in
@@ -175,6 +175,7 @@ def _of_file(
     if entry is None:
         rows, names, ids = rows_and_classes(path, classes)
     else:
+        pretrained.check_detector(path, config.to_dict(), set_by_flag=())
         names, ids = entry.classes, entry.category_ids
         count = torchvision.count_classes(path)
         rows = ids if count == 90 else tuple(range(1, len(names) + 1))

@@ -97,6 +97,18 @@ def test_a_keypoint_detector_has_one_class_and_its_own_annotations(
     assert "person_keypoints" in found.meta.config.data.annotations
 
 
+def test_a_name_whose_file_is_of_another_family_is_an_error(
+    server, settings, monkeypatch
+):
+    wrong = json.loads(settings)
+    wrong["model"]["pixel_std"] = [1.0, 1.0, 1.0]
+    monkeypatch.setattr(zoo, "settings", lambda name: wrong)
+    write_pth(server.folder / "x.pth", state_dict())
+    name = named(monkeypatch, f"{server.url}/x.pth")
+    with pytest.raises(ValueError, match="model.pixel_std: found"):
+        trained.load(name)
+
+
 def test_what_is_left_out_is_named(server, settings, monkeypatch, caplog):
     more = {"roi_heads.mask_predictor.mask_fcn_logits.bias": np.zeros(2, np.float32)}
     path = write_pth(server.folder / "x.pth", {**state_dict(), **more})
