@@ -52,7 +52,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.proposals.train.post_nms = 2000
     if other:
         c.rpn_loss.beta, c.detector_loss.beta = 1 / 9, 1.0
-        del c.data.augment
+        del c.data.augment, c.data.reduced
+        c.data.reduced = False  # OpenCV's bilinear
         if args["schedule"] == "1x" and not local:  # epochs 8 and 11 of 12
             c.total_steps, c.optimizer.boundaries = 87_948, (58_632.0, 80_619.0)
             c.optimizer.warmup_steps = 500

@@ -345,10 +345,12 @@ def _cascade(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> Family:
     fixed["model.stages"] = (cascade.stages(arrays),)
     fixed["cascade.stds"] = (((0.05, 0.05, 0.1, 0.1), last),)
     fixed["postprocess.stds"] = (last,)
+    settings = found.settings.replace("_r", "_cascade_r", 1)
     return Family(
         found.name.replace("'s ", "'s Cascade "),
         experiment + f":{','.join(args)}" * bool(args),
         fixed,
+        settings if settings in zoo.all_settings() else "",
     )
 
 
