@@ -18,8 +18,8 @@ from frcnn_jax.data.sources import coco
 from frcnn_jax.data.validate import check_trainable
 from frcnn_jax.evaluation import coco as coco_metrics
 from frcnn_jax.evaluation import draw, files, results
+from frcnn_jax.training import algorithms, devices, trained, troubles, views
 from frcnn_jax.training import config as configs
-from frcnn_jax.training import devices, trained, troubles, views
 from frcnn_jax.training.compiling import Announced
 from frcnn_jax.training.metrics import Countdown, duration
 from frcnn_jax.training.step import predict_step
@@ -124,6 +124,11 @@ def predict_views(
     """
     wanted = views.of(c)
     streams, places = [data], None
+    if wanted.several and not algorithms.of(c).PROPOSES:
+        raise ValueError(
+            "config.views needs a network that proposes its own RoIs: the proposals of "
+            "a file are those of the whole image"
+        )
     if wanted.several:
         grown, places = views.expand(data.eval, wanted)
         streams = [

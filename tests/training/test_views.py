@@ -244,5 +244,12 @@ def test_views_that_cannot_be_are_refused(group, kind, message):
         views.check(**group)
 
 
+def test_proposals_of_a_file_have_no_views():
+    c = config(dict(flip=True)).to_dict()
+    c["algorithm"] = "fast_rcnn"
+    with pytest.raises(ValueError, match="proposes its own RoIs"):
+        evaluate.predict_views(network, {}, None, c)
+
+
 def test_no_views_is_what_there_was():
     assert not views.of({}).several
