@@ -211,7 +211,7 @@ def vgg16_rpn(*scales: int, runlocal: bool) -> dict[str, Any]:
 def prediction() -> Iterator[dict[str, Any]]:
     """Changes that cost no training: Soft-NMS, mirrored images, another size, all."""
     soft = {"postprocess.name": "soft_nms", "postprocess.score": 0.001}
-    yield {}
+    yield {"views.flip": False}  # as it is
     yield soft
     yield {"views.flip": True}
     yield {"views.flip": True, "views.short_sides": "(300, 400)"}

@@ -74,7 +74,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
 def sweep_views() -> Iterator[dict[str, Any]]:
     """The same weights on whole photographs, and with tiles."""
-    yield {}
+    yield {"views.tile": 0}
     yield {"views.tile": 400}
     yield {"views.tile": 400, "views.whole": False}
     yield {"views.tile": 400, "views.merge": "smaller", "views.iou": 0.6}

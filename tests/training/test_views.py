@@ -4,6 +4,8 @@ The network is replaced by one that finds the bounding box of each colour: what 
 find in any view follows from the picture.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -248,7 +250,7 @@ def test_proposals_of_a_file_have_no_views():
     c = config(dict(flip=True)).to_dict()
     c["algorithm"] = "fast_rcnn"
     with pytest.raises(ValueError, match="proposes its own RoIs"):
-        evaluate.predict_views(network, {}, None, c)
+        inspect.unwrap(evaluate.predict_views)(network, {}, None, c)
 
 
 def test_no_views_is_what_there_was():
