@@ -504,3 +504,42 @@ def test_unknown_norm_is_refused():
         layers.check_norm("fpn", "x")
     with pytest.raises(ValueError, match="backbone.norm='none'.*'frozen', 'batch'"):
         layers.check_norm("backbone", "none", none=False)
+
+
+def test_synchronised_norm_counts_the_cells_inside_on_devices_with_unequal_counts(rng):
+    """Two devices of one image each; what lies beyond the extents is not a number."""
+    x = np.full((2, 1, 4, 5, 3), np.nan, np.float32)
+    extent = np.array([[[4, 5]], [[1, 2]]], np.int32)
+    first, second = rng.normal(size=(4, 5, 3)), rng.normal(3, 2, (1, 2, 3))
+    x[0, 0], x[1, 0, :1, :2] = first, second
+    layer = layers.BatchNorm(axis_name="batch")
+    variables = layer.init(jax.random.key(0), jnp.ones((1, 4, 5, 3)))
+
+    def apply(x, extent):
+        return layer.apply(variables, x, extent, mutable=["batch_stats"])
+
+    y, stored = jax.vmap(apply, axis_name="batch")(jnp.asarray(x), jnp.asarray(extent))
+    cells = np.concatenate([first.reshape(-1, 3), second.reshape(-1, 3)])
+    mean, var = cells.mean(0), cells.var(0)
+    expected = (first - mean) / np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(y[0, 0], expected, rtol=1e-4, atol=1e-5)
+    expected = (second - mean) / np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(y[1, 0, :1, :2], expected, rtol=1e-4, atol=1e-5)
+    for found in stored["batch_stats"]["mean"]:
+        np.testing.assert_allclose(found, 0.1 * mean, rtol=1e-4)
+    for found in stored["batch_stats"]["var"]:
+        np.testing.assert_allclose(found, 0.9 + 0.1 * var, rtol=1e-4)
+
+
+def test_group_norm_and_mean_count_the_cells_inside(rng):
+    x = np.full((1, 4, 5, 8), np.nan, np.float32)
+    x[0, :2, :3] = part = np.float32(rng.normal(1, 2, (2, 3, 8)))
+    extent = jnp.array([[2, 3]])
+    layer = layers.GroupNorm(2)
+    y, _ = layer.init_with_output(jax.random.key(0), jnp.asarray(x), extent)
+    groups = part.reshape(6, 2, 4)
+    mean, var = (f((0, 2), keepdims=True) for f in (groups.mean, groups.var))
+    expected = ((groups - mean) / np.sqrt(var + 1e-6)).reshape(2, 3, 8)
+    np.testing.assert_allclose(y[0, :2, :3], expected, rtol=1e-4, atol=1e-5)
+    found = layers.mean_inside(jnp.asarray(x), extent)
+    np.testing.assert_allclose(found[0, 0, 0], part.mean((0, 1)), rtol=1e-5)
