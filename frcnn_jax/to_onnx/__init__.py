@@ -23,7 +23,7 @@ from frcnn_jax import export  # noqa: E402
 from frcnn_jax.to_onnx.detection import with_operators  # noqa: E402
 from frcnn_jax.to_onnx.lower import lower  # noqa: E402
 
-__all__ = ["batch_model", "image_model", "lower"]
+__all__ = ["batch_model", "image_model", "lower", "shape_of"]
 
 OUTPUTS = ("boxes", "scores", "classes", "count")
 
@@ -78,6 +78,11 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model, after the strict checker and shape inference."""
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def shape_of(value: onnx.ValueInfoProto) -> list[int]:
+    """The shape of an input or output."""
+    return [side.dim_value for side in value.type.tensor_type.shape.dim]
 
 
 def _outputs(found):

@@ -1,0 +1,105 @@
+"""Eight-bit whole numbers in place of floats, by onnxruntime's static quantisation.
+
+    small = quantize(model, feeds)      # feeds: inputs of images like those to come
+
+Weights are symmetric int8 with a scale a channel, what lies between layers uint8 with a
+scale of the range that it has over `feeds`. Convolutions, matrix products, the sums of
+residual blocks and pooling are quantised. Normalisation, the layers that give scores
+and deltas, and all that follows from these (boxes, NMS, RoIAlign) stay in float32.
+"""
+
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+
+from frcnn_jax import extras
+
+# What changes the shape or the place of values and not their meaning.
+_PLACE = {"Add", "Concat", "Identity", "Reshape", "Slice", "Transpose"}
+_LAYERS = {"Conv", "MatMul"}
+_OF_A_NETWORK = {*_LAYERS, "HardSwish", "MaxPool", "Relu", "Resize", "RoiAlign"}
+
+
+def quantize(
+    model: onnx.ModelProto, feeds: Iterable[Mapping[str, np.ndarray]]
+) -> onnx.ModelProto:
+    """The model with quantised layers; `feeds` are read once.
+
+    Raises ValueError where there is no feed.
+    """
+    extras.need("onnx", "onnxruntime")
+    from onnxruntime import quantization
+
+    reader = _reader(quantization.CalibrationDataReader, feeds)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, small = (pathlib.Path(folder) / name for name in ("whole", "small"))
+        onnx.save(model, str(whole))
+        quantization.quantize_static(
+            str(whole),
+            str(small),
+            reader,
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_quantize=quantized_nodes(model),
+            op_types_to_quantize=["Add", "Conv", "MatMul", "MaxPool"],
+        )
+        found = onnx.load(str(small))
+    onnx.checker.check_model(found)
+    return found
+
+
+def quantized_nodes(model: onnx.ModelProto) -> list[str]:
+    """The nodes that `quantize` changes, by name."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    constants = {x.name for x in model.graph.initializer}
+
+    def leads_on(node):
+        """Whether another layer reads it, with nothing but its place changed."""
+        following = [x for name in node.output for x in readers.get(name, ())]
+        return any(
+            x.op_type in _OF_A_NETWORK or (x.op_type in _PLACE and leads_on(x))
+            for x in following
+        )
+
+    found = []
+    for node in model.graph.node:
+        if node.op_type in _LAYERS and leads_on(node):
+            found.append(node.name)
+        elif node.op_type == "MaxPool":
+            found.append(node.name)
+        elif node.op_type == "Add" and not constants & set(node.input):
+            # The sum of two maps; sums of coordinates lead to no layer.
+            of_maps = [_producer(model, x) for x in node.input]
+            if all(x in _OF_A_NETWORK for x in of_maps):
+                found.append(node.name)
+    return found
+
+
+def _producer(model, name) -> str:
+    for node in model.graph.node:
+        if name in node.output:
+            return node.op_type
+    return ""
+
+
+def _reader(base: Any, feeds: Iterable[Mapping[str, np.ndarray]]) -> Any:
+    iterator: Iterator = iter(feeds)
+    first = next(iterator, None)
+    if first is None:
+        raise ValueError("quantize: there is no image to calibrate with")
+    waiting: list = [first]
+
+    class Reader(base):
+        def get_next(self):
+            return waiting.pop() if waiting else next(iterator, None)
+
+    return Reader()

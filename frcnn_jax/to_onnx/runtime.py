@@ -1,0 +1,75 @@
+"""An ONNX file in onnxruntime on the CPU, fed with a run's data.
+
+session = Session("model.onnx")
+found = session(image, image_size)     # {"boxes": [b, n, 4], "scores", ...}
+"""
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from frcnn_jax import export
+from frcnn_jax.training import evaluate
+from frcnn_jax.types import Batch, Detections
+
+
+class Session:
+    """Calls the file with arrays in the order of its inputs; `threads` 0: all cores."""
+
+    def __init__(self, file: str | pathlib.Path, *, threads: int = 0):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(
+            str(file), options, providers=["CPUExecutionProvider"]
+        )
+        self.inputs = {x.name: x.shape for x in self.session.get_inputs()}
+        self.outputs = [x.name for x in self.session.get_outputs()]
+
+    def __call__(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs by name."""
+        given = dict(zip(self.inputs, arrays, strict=True))
+        found: list[Any] = list(self.session.run(None, given))
+        return dict(zip(self.outputs, found, strict=True))
+
+
+def detections(found: Mapping[str, np.ndarray]) -> Detections:
+    """What a file of batches gives, as `Detections` `[b, n]`."""
+    valid = np.arange(found["scores"].shape[1])[None] < found["count"][:, None]
+    return Detections(found["boxes"], found["scores"], found["classes"], valid)
+
+
+def prepared(batch: Batch, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """`image` and `image_size` of a batch, on the canvas that holds all of its run's.
+
+    >>> small = np.zeros((1, 2, 2, 3), np.uint8)
+    >>> prepared(Batch(small, np.int32([[2, 2]]), *[None] * 7), (4, 6))[0].shape
+    (1, 4, 6, 3)
+    """
+    below, right = (c - s for c, s in zip(canvas, batch.image.shape[1:3], strict=True))
+    image = np.pad(batch.image, ((0, 0), (0, below), (0, right), (0, 0)))
+    return image, np.asarray(batch.image_size, np.int32)
+
+
+def training_feeds(
+    config: Mapping[str, Any], batch_size: int, count: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Inputs of the first `count` images of the run's training split, or of fewer.
+
+    They are read as for an evaluation, nothing is flipped or changed. Batches are full.
+    """
+    data = dict(config["data"], eval_split=config["data"]["train_split"])
+    data |= dict(augment={}) if "augment" in data else {}
+    built = evaluate.build_eval_data(
+        dict(config, data=data, eval_batch_size=batch_size)
+    )
+    left = count
+    for batch in built.eval_batches():
+        if left <= 0:
+            break
+        if batch.valid.all():
+            image, size = prepared(batch, export.canvas_of(config))
+            yield dict(image=image, image_size=size)
+            left -= batch_size
