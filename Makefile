@@ -95,7 +95,7 @@ peer: .venv-peer/.installed  ## torch, torchvision and mayaku in .venv-peer, to 
 
 .venv-peer/.installed: Makefile
 	test -x .venv-peer/bin/python || $(PYTHON) -m venv .venv-peer
-	.venv-peer/bin/python -m pip install --quiet torch==2.15.0 torchvision==0.29.2 mayaku==2.0.1 numpy==2.4.6
+	.venv-peer/bin/python -m pip install --quiet torch==2.15.0 torchvision==0.29.2 mayaku==2.0.1 numpy==2.4.6 onnx onnxscript
 	.venv-peer/bin/python -c "import torch, torchvision; print(torch.__version__, torchvision.__version__, torchvision.ops.nms(torch.eye(4), torch.ones(4), .5).shape)"
 	touch $@
 

@@ -1,6 +1,8 @@
-"""COCO's metrics of an ONNX file on the data of the run that it was exported from.
+r"""COCO's metrics of an ONNX file on the data of the run that it was exported from.
 
 python scripts/evaluate_onnx.py --checkpoint=runs/demo --onnx=model.onnx --split=test
+python scripts/evaluate_onnx.py --checkpoint=runs/demo --onnx=int8.onnx \
+    --against=model.onnx
 
 The file is that of `scripts/export.py --format=onnx`, quantised or not, for a batch of
 prepared images. Compare with `scripts/evaluate.py --checkpoint=runs/demo`: the same

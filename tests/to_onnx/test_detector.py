@@ -13,7 +13,8 @@ from tests.training import small
 
 def detector(**parts):
     config = small.config()
-    config.model.update(parts)
+    whole = config.model.to_dict() | parts
+    config.model = {name: part for name, part in whole.items() if part is not None}
     config.postprocess.score = 0.0  # of a model that has learnt nothing
     model = models.build_detector(num_classes=4, **config.model.to_dict())
     variables = init_variables(jax.random.key(0), (64, 64, 3), model=model)
