@@ -18,8 +18,8 @@ import onnx
 
 from frcnn_jax import extras
 
-# What changes the shape or the place of values and not their meaning.
-_PLACE = {"Add", "Concat", "Identity", "Reshape", "Slice", "Transpose"}
+# What chooses among the values of a last layer: no layer reads on from here.
+_CHOICES = {"GatherND", "NonMaxSuppression", "TopK"}
 _LAYERS = {"Conv", "MatMul"}
 _OF_A_NETWORK = {*_LAYERS, "HardSwish", "MaxPool", "Relu", "Resize", "RoiAlign"}
 
@@ -56,23 +56,20 @@ def quantize(
 
 def quantized_nodes(model: onnx.ModelProto) -> list[str]:
     """The nodes that `quantize` changes, by name."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
     constants = {x.name for x in model.graph.initializer}
-
-    def leads_on(node):
-        """Whether another layer reads it, with nothing but its place changed."""
-        following = [x for name in node.output for x in readers.get(name, ())]
-        return any(
-            x.op_type in _OF_A_NETWORK or (x.op_type in _PLACE and leads_on(x))
-            for x in following
-        )
+    read_on: set[str] = set()  # values that a later layer depends on as a map
+    inner = []
+    for node in reversed(model.graph.node):
+        if node.op_type in _LAYERS and read_on & set(node.output):
+            inner.append(node.name)
+        if node.op_type in (*_LAYERS, "RoiAlign"):
+            read_on.add(node.input[0])
+        elif node.op_type not in _CHOICES and read_on & set(node.output):
+            read_on |= set(node.input)
 
     found = []
     for node in model.graph.node:
-        if node.op_type in _LAYERS and leads_on(node):
+        if node.name in inner:
             found.append(node.name)
         elif node.op_type == "MaxPool":
             found.append(node.name)
