@@ -258,6 +258,25 @@ def _top_k(graph, eqn, inputs):
     ]
 
 
+def _sort(graph, eqn, inputs):
+    """By the first operand, ascending; equal ones keep their order."""
+    if eqn.params["num_keys"] != 1:
+        raise NotImplementedError("a sort by several keys")
+    axis = int(eqn.params["dimension"])
+    key = graph.full(inputs[0])
+    if inputs[0].dtype == bool:
+        key = graph.add("Cast", key, to=element_type(np.float32))
+    k = np.array([inputs[0].shape[axis]], np.int64)
+    index = graph.add("TopK", key, k, axis=axis, largest=0, outputs=2)[1]
+    found = []
+    for i, t in enumerate(inputs):
+        whole, shape = graph.full(t), out(eqn, i).shape
+        name = graph.add("GatherElements", whole, index, axis=axis)
+        low, high = t.bounds()
+        found.append(Tensor(shape, t.dtype, shape, name, low=low, high=high))
+    return found
+
+
 def _gather(graph, eqn, inputs):
     """Whole rows by index: Gather, or GatherND where images have their own."""
     t, index = inputs
@@ -338,6 +357,7 @@ RULES: dict[str, Rule] = {
     "pad": _pad,
     "iota": _iota,
     "reduce_sum": _reduce("ReduceSum"),
+    "reduce_prod": _reduce("ReduceProd"),
     "reduce_max": _reduce("ReduceMax"),
     "reduce_min": _reduce("ReduceMin"),
     "reduce_or": _reduce("ReduceMax"),
@@ -345,6 +365,7 @@ RULES: dict[str, Rule] = {
     "argmax": _argmax,
     "cumsum": _cumsum,
     "top_k": _top_k,
+    "sort": _sort,
     "gather": _gather,
     "dynamic_slice": _dynamic_slice,
 }

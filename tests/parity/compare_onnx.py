@@ -33,6 +33,7 @@ sys.path.append(str(ROOT))
 from tests.parity import compare_torchvision as parity  # noqa: E402
 from tests.parity.random_weights import random_image  # noqa: E402
 
+CANVAS = flags.DEFINE_string("canvas", "448x512", "HxW of the canvas.")
 BATCH = flags.DEFINE_integer("batch", 1, "Images at a time.", 1)
 THREADS = flags.DEFINE_integer("threads", 2, "Of onnxruntime.", 1)
 
@@ -58,7 +59,7 @@ def compare_seed(seed: int, size: tuple[int, int], folder: pathlib.Path) -> Any:
     """What differs under the weights of one seed, for each image."""
     name = parity.MODEL.value
     model, config = parity.build(name)
-    canvas = tuple(map(int, parity.CANVAS.value.split("x")))
+    canvas = tuple(map(int, CANVAS.value.split("x")))
     config["data"]["canvas"] = canvas
     for x, default in (
         ("mean", (123.675, 116.28, 103.53)),

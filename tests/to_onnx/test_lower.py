@@ -66,6 +66,10 @@ CASES = dict(
         lambda i: [jax.lax.top_k(i.astype(jnp.float32), 7), i.argmax(1)],
         whole(3, 9, low=0, high=3),
     ),
+    sorting=(
+        lambda i: [jnp.argsort(i > 0, stable=True), jnp.sort(i.astype(float), 1)],
+        whole(3, 9, low=0, high=3),
+    ),
     finite=(
         lambda x: [jnp.nan_to_num(x / 0 * 0, nan=3.0), jnp.isfinite(jnp.log(x))],
         X,
