@@ -70,10 +70,8 @@ def compare_seed(seed: int, size: tuple[int, int], folder: pathlib.Path) -> Any:
     parity.calibrated(name, seed, size, weights)
     variables = parity.load(name, weights)
     pixels, sizes = images_of(seed, size, canvas, config)
-    predict = functools.partial(
-        export.detect_batch, variables, model=model, config=config
-    )
-    ours = jax.device_get(jax.jit(predict)(pixels, sizes))
+    predict = functools.partial(export.detect_batch, model=model, config=config)
+    ours = jax.device_get(jax.jit(predict)(variables, pixels, sizes))
     file = to_onnx.batch_model(model, variables, config, batch_size=BATCH.value)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS.value
