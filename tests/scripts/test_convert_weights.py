@@ -173,7 +173,7 @@ def test_mistakes_are_explained(peer, tmp_path):
     folder, state = peer
     arguments = (f"--config={folder / 'small.py'}", f"--output={tmp_path / 'run'}")
     done = convert(*arguments, code=2)
-    assert "give --config and --weights, or --checkpoint" in done.stderr + done.stdout
+    assert "give --weights or --checkpoint, and not both" in done.stderr + done.stdout
     few = dict(state)
     few["roi_heads.box_predictor.cls_score.bias"] = np.zeros(4, np.float32)
     weight_files.write_npz(tmp_path / "few.npz", few)
