@@ -331,3 +331,20 @@ def test_c4_has_a_stage_of_the_backbone_in_every_box_head():
     )
     shapes = jax.eval_shape(model.init, KEY, jnp.zeros((1, 64, 64, 3)))["params"]
     assert all("layer4" in shapes["box_head"][f"stages_{i}"] for i in range(3))
+
+
+def test_a_larger_canvas_changes_nothing():
+    """Every stage pools within the image's extent, as the first one does."""
+    c = config()
+    c["postprocess"] = dict(c["postprocess"], score=0.05)
+    model, _, state = setup(c)
+    variables = {"params": state.params, **state.model_state}
+    predict = jax.jit(partial(predict_step, model=model, config=c))
+    batch = small.batch(0)
+    room = ((0, 0), (0, 32), (0, 64), (0, 0))
+    wide = batch._replace(image=np.pad(batch.image, room))
+    one, other = predict(variables, batch), predict(variables, wide)
+    assert one.valid.any()
+    np.testing.assert_array_equal(one.classes, other.classes)
+    np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-2)
+    np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4)
