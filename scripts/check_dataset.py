@@ -27,7 +27,7 @@ from frcnn_jax.data.facts import facts_of
 from frcnn_jax.data.source import Source
 from frcnn_jax.data.validate import check_trainable
 from frcnn_jax.evaluation import draw
-from frcnn_jax.training import cli, recipe
+from frcnn_jax.training import anchors, cli, recipe
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
 
@@ -46,7 +46,7 @@ def main(_):
     except (OSError, ValueError) as error:
         cannot_load(error)
     data = c["data"]
-    levels = recipe.levels(c["model"], len(next(iter(sources.values())).classes))
+    levels = anchors.levels(c["model"], len(next(iter(sources.values())).classes))
     keys = inspect.signature(check.check).parameters
     shape = {k: v for k, v in data.items() if k in keys}
     found = {}
@@ -100,7 +100,7 @@ def load(config: Any) -> tuple[dict, dict[str, Source]]:
 def suggest(sources: list[Source], data: dict, levels: Any) -> dict | None:
     """Anchors that suit the objects of all splits; None without any object."""
     seen = [
-        recipe.as_seen(facts_of(s), configs.leaves(dict(data=data))) for s in sources
+        anchors.as_seen(facts_of(s), configs.leaves(dict(data=data))) for s in sources
     ]
     boxes, sizes = (np.concatenate(parts) for parts in zip(*seen, strict=True))
     return anchor_fit.suggest(boxes, sizes, levels) if len(boxes) else None

@@ -142,12 +142,19 @@ def test_every_key_of_an_experiment_is_known(name, arg):
     check_canvas(c["data"]["short_side"], c["data"]["max_side"], canvas)
 
 
-# The small form runs in test_a_step_of_the_small_form_runs.
-SMALL = pytest.param("runlocal", marks=pytest.mark.slow)
+# Tracing takes five seconds each; the keys of all are tried above.
+QUICK = ("shapes_demo.py", "coco_r50_fpn.py", "voc07_vgg16_fast_rcnn.py")
 
 
-@pytest.mark.parametrize("arg", [None, SMALL])
-@pytest.mark.parametrize("name", FILES)
+def whole_and_small():
+    for name in FILES:
+        marks = [] if name in QUICK else [pytest.mark.slow]
+        yield pytest.param(name, None, marks=marks)
+        # The small form runs in test_a_step_of_the_small_form_runs.
+        yield pytest.param(name, "runlocal", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name, arg", whole_and_small())
 def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
     c, model, step, state, batch = prepare(name, arg)
     b = c["batch_size"]

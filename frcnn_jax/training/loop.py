@@ -16,6 +16,7 @@ from frcnn_jax.data.images import canvases
 from frcnn_jax.data.pipeline import Data
 from frcnn_jax.data.source import Source
 from frcnn_jax.training import (
+    arrays,
     checkpoint,
     devices,
     faults,
@@ -286,7 +287,7 @@ def load_weights(
         pretrained.check_run(
             source, before.config.to_dict(), c, set_by_flag=set_by_flag
         )
-        variables, fresh = checkpoint.fine_tune(
+        variables, fresh = arrays.fine_tune(
             trained_ones,
             variables,
             where=source,

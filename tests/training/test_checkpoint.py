@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax import models
-from frcnn_jax.training import checkpoint, devices
+from frcnn_jax.training import arrays, checkpoint, devices
 from frcnn_jax.training.optimizer import make_optimizer
 from frcnn_jax.training.state import initial_state
 from tests.training import small
@@ -134,7 +134,7 @@ def test_fine_tuning_keeps_all_but_the_class_dependent_layers(saved):
     source = checkpoint.read_variables(checkpoint.find(workdir))
     fresh = make_state(config, num_classes=5, seed=1)
     target = {"params": fresh.params, **fresh.model_state}
-    merged, kept = checkpoint.fine_tune(source, target, where=workdir)
+    merged, kept = arrays.fine_tune(source, target, where=workdir)
     assert sorted(kept) == [
         f"params/box_head/{layer}/{leaf}"
         for layer in ("class_deltas", "class_logits")
@@ -153,13 +153,13 @@ def test_fast_rcnn_gives_all_but_the_rpn_to_faster_rcnn(saved):
     workdir, _, state = saved
     source = {"params": {k: v for k, v in state.params.items() if k != "rpn_head"}}
     target = {"params": jax.tree.map(np.zeros_like, state.params)}
-    merged, kept = checkpoint.fine_tune(source, target, where=workdir)
+    merged, kept = arrays.fine_tune(source, target, where=workdir)
     assert len(kept) == 6 and all(n.startswith("params/rpn_head/") for n in kept)
     assert not any(leaf.any() for leaf in jax.tree.leaves(merged["params"]["rpn_head"]))
     for part, tree in source["params"].items():
         small.assert_trees_equal(tree, merged["params"][part])
     with pytest.raises(ValueError, match="unexpected params/rpn_head"):
-        checkpoint.fine_tune(target, source, where=workdir)
+        arrays.fine_tune(target, source, where=workdir)
 
 
 def test_fine_tuning_from_another_architecture_is_refused(saved):
@@ -170,13 +170,13 @@ def test_fine_tuning_from_another_architecture_is_refused(saved):
     with pytest.raises(
         ValueError, match=r"(?s)missing params/fpn2/.*unexpected params/fpn/"
     ):
-        checkpoint.fine_tune(source, target, where=workdir)
+        arrays.fine_tune(source, target, where=workdir)
     target["params"]["fpn"] = target["params"].pop("fpn2")
     target["params"]["rpn_head"]["conv"]["bias"] = np.zeros(9)
     with pytest.raises(
         ValueError, match=r"rpn_head/conv/bias has shape \(8,\), expected"
     ):
-        checkpoint.fine_tune(source, target, where=workdir)
+        arrays.fine_tune(source, target, where=workdir)
 
 
 def test_unknown_format_is_refused(saved, tmp_path):
