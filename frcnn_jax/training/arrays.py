@@ -1,5 +1,6 @@
 """Arrays by name: are they those of a model, are they finite, which start another."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 

@@ -19,8 +19,11 @@ from frcnn_jax.training.metrics import read, without_clock
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "scripts" / "small_experiment.py"
+# One unit in the last place of every parameter, in one process, changes the losses of
+# the first 20 steps by 5e-7 at the most, but that of step 27 by 1e-5 and of step 30 by
+# 2.5e-3: some choice is then nearly a tie. The order of sums is no larger a change.
 LEAVES = dict(
-    batch_size=4, eval_batch_size=4, total_steps=30, eval_every=15, checkpoint_every=5
+    batch_size=4, eval_batch_size=4, total_steps=20, eval_every=10, checkpoint_every=5
 )
 
 
@@ -92,11 +95,6 @@ def alone(tmp_path_factory):
     return result(workdir)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="2026-11-29, pmap: the losses of one process and of two differ from step 27"
-    " on (1.1e-5, 2.5e-3 at step 30); the cause is not known",
-)
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
 def test_two_processes_train_as_one_does(how, alone, tmp_path):
@@ -112,7 +110,7 @@ def test_two_processes_train_as_one_does(how, alone, tmp_path):
         *([d["score"] for d in found] for found in (a_found, b_found)), atol=1e-5
     )
     assert a_found and a_ap == pytest.approx(b_ap, abs=1e-6)
-    assert "step 1/30" not in (tmp_path / "run.1.log").read_text()  # one speaks
+    assert "step 1/20" not in (tmp_path / "run.1.log").read_text()  # one speaks
 
 
 LONG = dict(total_steps=150, eval_every=50, checkpoint_every=10)
