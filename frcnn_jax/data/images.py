@@ -1,7 +1,8 @@
 """One image: decode, resize by the short side, place on a canvas of static size.
 
-Nothing here depends on a data set: prediction prepares its images with the same two
-functions, `load_image` and `prepare`.
+One deep thing behind two functions, `load_image` and `prepare`: training, evaluation,
+prediction and export see the same pixels at the same places. Nothing here depends on a
+data set.
 """
 
 import os
