@@ -149,7 +149,7 @@ def apply(graph: Graph, eqn: Any, inputs: list[Tensor]) -> Any:
 def _refusal(what):
     return (
         f"to_onnx: {what} has no form in ONNX here: export with --format=stablehlo, or "
-        "choose a model that docs/export.md lists"
+        "choose a model and a post-processing that docs/export.md lists"
     )
 
 

@@ -6,13 +6,16 @@ import onnx
 import onnxruntime
 import pytest
 
+from experiments import common
 from frcnn_jax import export, models, to_onnx
 from frcnn_jax.training.state import init_variables
 from tests.training import small
 
 
-def detector(**parts):
+def detector(cascade=False, **parts):
     config = small.config()
+    if cascade:
+        common.cascade(config)
     whole = config.model.to_dict() | parts
     config.model = {name: part for name, part in whole.items() if part is not None}
     config.postprocess.score = 0.0  # of a model that has learnt nothing
@@ -56,6 +59,7 @@ VARIANTS = dict(
         box_head=dict(name="resnet", depth=10),
     ),
     softmax_rpn=dict(rpn=dict(channels=8, objectness="softmax", depth=2)),
+    cascade=dict(cascade=True),
     unaligned=dict(
         roi_align=dict(strides=(4, 8), output_size=3, aligned=False),
         box_head=dict(widths=(16,), convs=(8,), norm="group", class_agnostic=True),
