@@ -44,7 +44,7 @@ test-prepare: .venv-prepare/.installed  ## the test that needs TensorFlow
 
 # Tools that bring opencv-python, in an environment of its own on top of the other.
 test-tools: .venv-tools/.installed  ## supervision, SAHI, FiftyOne, gradio's page in Chromium
-	.venv-tools/bin/python -m pytest -rs -m tools tests/tools
+	.venv-tools/bin/python -m pytest -rs -m tools -W default tests/tools
 
 .venv-tools/.installed: $(VENV)/.installed
 	test -x .venv-tools/bin/python || $(BIN)/python -m venv .venv-tools

@@ -98,7 +98,7 @@ def build(detector: Detector, *, score: float) -> Any:
             fn=view, inputs=[image, found, slider, classes], outputs=[drawn, rows]
         )
         image.change(lambda x: find(detector, x), image, found).then(**shown_now)
-        slider.release(**shown_now)
+        slider.change(**shown_now)
         classes.change(**shown_now)
     return page
 
