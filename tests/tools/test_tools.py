@@ -91,6 +91,21 @@ def test_sahi_slices_a_large_image(tmp_path):
     assert not get_prediction(image, shy).object_prediction_list
 
 
+def test_fiftyone_s_model_gives_its_labels():
+    """Without the database, which is a download of its own."""
+    fo = pytest.importorskip("fiftyone")
+    from examples.fiftyone_detector import FiftyOneDetector
+
+    model = FiftyOneDetector(Bright())
+    assert isinstance(model, fo.Model)
+    one, nothing = model.predict_all([scene(20, 30), np.zeros((9, 9, 3), np.uint8)])
+    assert isinstance(one, fo.Detections) and not nothing.detections
+    (label,) = one.detections
+    assert label.label == "star" and label.confidence == 0.75
+    np.testing.assert_allclose(label.bounding_box, [20 / 160, 0.25, 0.125, 10 / 120])
+    assert model.predict(scene(0, 0)).detections[0].bounding_box[:2] == [0, 0]
+
+
 @pytest.fixture
 def fiftyone(tmp_path, monkeypatch):
     fo = pytest.importorskip("fiftyone")
