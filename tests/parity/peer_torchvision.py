@@ -24,7 +24,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import boxes as box_ops
-from torchvision.ops.misc import FrozenBatchNorm2d
+from torchvision.ops.misc import FrozenBatchNorm2d, Permute
 
 MODELS = {  # name: (constructor, epsilon of the backbone's frozen norms)
     "r50_fpn": (detection.fasterrcnn_resnet50_fpn, 0.0),
@@ -58,7 +58,7 @@ class NCHW(IntermediateLayerGetter):
 
     def forward(self, x):
         maps = super().forward(x)
-        if isinstance(self["0"][-1], nn.LayerNorm):  # Swin
+        if isinstance(self["0"][1], Permute):  # Swin
             maps = {k: v.permute(0, 3, 1, 2) for k, v in maps.items()}
         return maps
 
