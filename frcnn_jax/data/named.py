@@ -28,17 +28,14 @@ def load_splits(
 
     ValueError where they have other classes, or where an evaluation would be refused.
     """
-    train = load_split(
-        name, split=train_split, merge_duplicates=merge_duplicates, **kwargs
-    )
+    kwargs.update(merge_duplicates=merge_duplicates, loaded={})
+    train = load_split(name, split=train_split, **kwargs)
     if not eval_split:
         check_not_empty(train, train_split)
         return train, Source([], train.classes, train.category_ids, valid=True)
     evaluation = train
     if eval_split != train_split:
-        evaluation = load_split(
-            name, split=eval_split, merge_duplicates=merge_duplicates, **kwargs
-        )
+        evaluation = load_split(name, split=eval_split, **kwargs)
     if train.classes != evaluation.classes:
         raise ValueError(
             _other_classes(name, train_split, train, eval_split, evaluation)
@@ -77,13 +74,21 @@ def _other_classes(
     )
 
 
-def load_source(name: str, *, split: str, group: str = "", **kwargs: Any) -> Source:
+def load_source(
+    name: str,
+    *,
+    split: str,
+    group: str = "",
+    loaded: dict[str, Source] | None = None,
+    **kwargs: Any,
+) -> Source:
     """`load` of the module `name`, of `frcnn_jax.data.sources` or a dotted path.
 
     What follows a colon is its argument `dataset`: "tfds:voc/2007".
     `split` may end in a range of positions, "train[:100]", "val[50:]", or of percent by
     a hash of names, "all[:80%]", "all[80%:]", as `splits.share` says, with `group`.
-    (TFDS has ranges of percent of its own.)
+    (TFDS has ranges of percent of its own.) `loaded` keeps a split that is shared out
+    by percent, so that its second part does not read it again.
     """
     name, colon, dataset = name.partition(":")
     if colon:
@@ -96,7 +101,9 @@ def load_source(name: str, *, split: str, group: str = "", **kwargs: Any) -> Sou
         raise ValueError(
             f"split={split!r}: give a name, or a part: 'train[:100]', 'train[:80%]'"
         )
-    source = load(split=match[1], **kwargs)
+    source = (loaded or {}).get(match[1]) or load(split=match[1], **kwargs)
+    if percent and loaded is not None:
+        loaded[match[1]] = source
     start, stop = (int(v) if v else None for v in match.group(2, 3))
     if percent:
         ends = start or 0, 100 if stop is None else stop

@@ -7,6 +7,7 @@ import pytest
 
 from frcnn_jax.data import folders, named, recognise, splits
 from frcnn_jax.data.source import Example, Source
+from frcnn_jax.data.sources import csv
 from tests.data import layouts
 
 
@@ -182,3 +183,20 @@ def test_two_images_are_one_for_each():
     assert [len(part) for part in shared(["a.jpg", "b.jpg"])] == [1, 1]
     with pytest.raises(ValueError, match="a split of 80% to 20%"):
         splits.share(of_names("a.jpg"), 80, 20)
+
+
+def test_parts_of_one_split_are_read_once(tmp_path, monkeypatch):
+    layouts.csv_tabs(tmp_path)
+    calls, load = [], csv.load
+
+    def counted(**kwargs):
+        calls.append(kwargs["split"])
+        return load(**kwargs)
+
+    monkeypatch.setattr(csv, "load", counted)
+    options = dict(root=str(tmp_path), annotations="boxes.tsv", images="pictures")
+    a, b = named.load_splits("csv", "all[:80%]", "all[80%:]", **options)
+    assert calls == ["all"]
+    whole = named.load_source("csv", split="all", **options)
+    ids = sorted(e.image_id for part in (a, b) for e in part)
+    assert ids == sorted(e.image_id for e in whole) and len(a) and len(b)
