@@ -67,9 +67,14 @@ VARIANTS = dict(
 )
 
 
-@pytest.mark.parametrize("name, b", [("fpn", 1), ("fpn", 4)])
-def test_a_batch_finds_what_the_checkpoint_finds(name, b):
-    assert_batch(name, b)
+@pytest.mark.parametrize("b", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_batch_finds_what_the_checkpoint_finds(b):
+    assert_batch("fpn", b)
+
+
+@pytest.mark.slow
+def test_a_batch_of_four_too():
+    assert_batch("fpn", 4)
 
 
 @pytest.mark.slow
@@ -96,6 +101,7 @@ def shape_of(value):
     return tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
 
 
+@pytest.mark.slow
 def test_an_image_of_one_size_is_resized_inside():
     model, variables, config = detector()
     rng = np.random.default_rng(0)
@@ -107,6 +113,7 @@ def test_an_image_of_one_size_is_resized_inside():
     assert_same(run(file, image=image), expected)
 
 
+@pytest.mark.slow
 def test_outputs_are_static_by_inference_alone():
     """Not by declaration: the rows of NMS become a fixed number in the graph."""
     model, variables, config = detector()
