@@ -70,7 +70,7 @@ def image_of(canvas):
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (1, -(-canvas[0] // 16), -(-canvas[1] // 16), 3))
     image = coarse.astype(np.uint8).repeat(16, 1).repeat(16, 2)
-    return image[:, : canvas[0], : canvas[1]], np.int32([canvas])
+    return image[:, : canvas[0], : canvas[1]], np.array([canvas], np.int32)
 
 
 def ways(folder):
@@ -163,15 +163,16 @@ def main(_):
         result = {k: round(statistics.median(x), 1) for k, x in times.items()}
         sizes = {k: x.stat().st_size for k, x in written.items()}
         report = dict(milliseconds=result, bytes=sizes, threads=THREADS.value)
+        operators = {}
         if PROFILE.value:
             image, size = image_of(export.canvas_of(parts()[2]))
             file = written["onnxruntime"]
-            report["operators"] = by_operator(file, image, size)
+            operators = by_operator(file, image, size)
     for name, x in result.items():
         print(f"{name:40} {x:9.1f} ms")
-    for name, x in report.get("operators", {}).items():
+    for name, x in operators.items():
         print(f"    {name:36} {x:9.1f} ms")
-    print(json.dumps(report))
+    print(json.dumps(report | ({"operators": operators} if operators else {})))
 
 
 if __name__ == "__main__":
