@@ -154,7 +154,7 @@ def whole_and_small():
         yield pytest.param(name, "runlocal", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name, arg", whole_and_small())
+@pytest.mark.parametrize("name, arg", list(whole_and_small()))
 def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
     c, model, step, state, batch = prepare(name, arg)
     b = c["batch_size"]
