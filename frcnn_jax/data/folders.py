@@ -76,6 +76,17 @@ def is_image(name: str) -> bool:
     return posixpath.splitext(name)[1].lower() in IMAGES
 
 
+def few(values: Iterable[Any], most: int = 20) -> str:
+    """Values for one line of a message: the first ones, and how many there are.
+
+    >>> few(["cat", "dog"]), few(range(1200), 3)
+    ('cat, dog', '0, 1, 2, ... (1200 in all)')
+    """
+    texts = list(map(str, values))
+    more = f", ... ({len(texts)} in all)" if len(texts) > most else ""
+    return f"{', '.join(texts[:most]) or 'none'}{more}"
+
+
 def folder_of(name: str) -> str:
     """The folder of a relative name; empty for the root.
 
@@ -287,8 +298,12 @@ def contains(file: pathlib.Path, patterns: Iterable[bytes], limit: int = -1) -> 
 def read_json(file: pathlib.Path) -> Any:
     """What a JSON file holds; ValueError and FileNotFoundError name it."""
     if not file.is_file():
-        raise FileNotFoundError(f"no annotation file {file}")
+        raise FileNotFoundError(
+            f"no annotation file {file}: set data.root or data.annotations"
+        )
     try:
         return json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+        raise ValueError(
+            f"{file} is not JSON: {error}: correct it, or export it again"
+        ) from error

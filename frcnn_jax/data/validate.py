@@ -84,8 +84,10 @@ def check_ids(ids: Sequence[int | str]) -> None:
     """ValueError names an image id that occurs more than once."""
     if len(set(ids)) < len(ids):
         twice, n = collections.Counter(ids).most_common(1)[0]
+        first, second = [i for i, found in enumerate(ids) if found == twice][:2]
         raise ValueError(
-            f"{n} images have the id {twice!r}: give each image an id of its own"
+            f"{n} images have the id {twice!r}, as examples {first} and {second}: give "
+            "each image an id of its own"
         )
 
 
@@ -97,7 +99,7 @@ def check_example(
     Raises ValueError, and adds to `report`, as `validate` says.
     """
     report = [] if report is None else report
-    image_id, image = _plain_id(example.image_id), example.image
+    image_id, image = _plain_id(example), example.image
     image = str(image) if isinstance(image, pathlib.Path) else image
     example = example._replace(image_id=image_id, image=image)
     name = _where(example)
@@ -108,7 +110,7 @@ def check_example(
         )
     if example.size is not None and np.shape(example.size) != (2,):
         raise ValueError(f"{name} has size {example.size!r}: expected (h, w), or None")
-    boxes = np.asarray(example.boxes)
+    boxes = _array(example.boxes, "boxes", name)
     boxes = boxes.reshape(-1, 4) if not boxes.size else boxes
     n = len(boxes)
     if boxes.shape != (n, 4) or boxes.dtype.kind not in "fiu":
@@ -116,9 +118,9 @@ def check_example(
             f"{name} has boxes of shape {boxes.shape}, {boxes.dtype}: expected numbers "
             "[n, 4], a row x1, y1, x2, y2"
         )
-    found = np.asarray(example.classes)
-    ignore = np.asarray(example.ignore)
-    area = None if example.area is None else np.asarray(example.area, np.float32)
+    found = _array(example.classes, "classes", name)
+    ignore = _array(example.ignore, "ignore", name)
+    area = None if example.area is None else _array(example.area, "area", name, float)
     for key, values in (("classes", found), ("ignore", ignore), ("area", area)):
         if values is not None and values.shape != (n,):
             raise ValueError(
@@ -263,14 +265,26 @@ def _with_size(example: Example) -> Example:
         return example
 
 
-def _plain_id(image_id: Any) -> int | str:
+def _array(values: Any, key: str, name: str, kind: Any = None) -> np.ndarray:
+    """An array; ValueError names the image and the field that is none."""
+    try:
+        return np.asarray(values, np.float32 if kind is float else kind)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: {key} is {repr(values)[:80]}, expected an array, a row for each "
+            f"box ({error}): correct it"
+        ) from None
+
+
+def _plain_id(example: Example) -> int | str:
+    image_id = example.image_id
     if isinstance(image_id, str):
         return image_id
     if isinstance(image_id, int | np.integer) and not isinstance(image_id, bool):
         return int(image_id)
     raise ValueError(
-        f"image_id {image_id!r} is of type {type(image_id).__name__}: expected a whole "
-        "number or a text"
+        f"{_where(example)}: image_id is of type {type(image_id).__name__}, expected a "
+        "whole number or a text"
     )
 
 
@@ -285,9 +299,13 @@ def _check_classes(source: Source) -> None:
     if not names:
         raise ValueError("the source has no classes: name at least one")
     if wrong := [c for c in names if not isinstance(c, str) or not c.strip()]:
-        raise ValueError(f"class name {wrong[0]!r}: expected a text that is not empty")
+        raise ValueError(
+            f"class name {wrong[0]!r} of the source: expected a text that is not empty"
+        )
     if wrong := [i for i in ids if not isinstance(i, int | np.integer)]:
-        raise ValueError(f"category id {wrong[0]!r}: expected a whole number")
+        raise ValueError(
+            f"category id {wrong[0]!r} of the source: expected a whole number"
+        )
     for what, values, cure in (
         (
             "the name",

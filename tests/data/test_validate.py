@@ -109,9 +109,14 @@ def test_what_is_right_passes_unchanged(kind):
             r"boxes of shape \(1, 5\)",
         ),
         (make()._replace(boxes=np.array(["a"])), "boxes of shape"),
+        (
+            make(image_id=9)._replace(boxes=[[1, 2], [3]]),
+            r"image 9.*: boxes is \[\[1, 2\], \[3\]\], expected",
+        ),
+        (make(image_id=9)._replace(area=["x"]), r"image 9.*: area is \['x'\]"),
         (make(image=3), "an image of type int"),
-        (make(image_id=1.5), "image_id 1.5 is of type float"),
-        (make(image_id=None), "image_id None"),
+        (make(image_id=1.5), "image 1.5: image_id is of type float"),
+        (make(image_id=None), "image None.*: image_id is of type NoneType"),
         (make(size=(20, 30, 3)), r"has size \(20, 30, 3\)"),
     ],
 )
@@ -204,7 +209,7 @@ def test_repeats_fit():
 
 def test_an_id_twice():
     twice = [make(image_id="a"), make(image_id=2), make(image_id="a")]
-    with pytest.raises(ValueError, match="2 images have the id 'a'"):
+    with pytest.raises(ValueError, match="2 images have the id 'a', as .* 0 and 2"):
         border.validate(Source(twice, ("a",)))
     drawn = border.validate(Source(Lazy(twice), ("a",)))
     with pytest.raises(ValueError, match="2 images have the id 'a'"):

@@ -26,6 +26,7 @@ from frcnn_jax.data.folders import (
     Found,
     Pictures,
     contains,
+    few,
     files_of,
     fill,
     folder_of,
@@ -181,7 +182,7 @@ def _missing(
 ) -> str:
     return (
         f"{len(missing)} of {len(entries)} images of {file} are not in {folder}: "
-        f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        f"{few(missing, 3)}: set data.root or data.images to the folder that has them"
     )
 
 
@@ -294,7 +295,8 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
     for key in ("images", "annotations", "categories"):
         if not isinstance(found, dict) or not isinstance(found.get(key), list):
             raise ValueError(
-                f"{file} has no list {key!r}: is it a COCO instances file?"
+                f"{file} has no list {key!r}, which every COCO instances file has: "
+                "set data.annotations to such a file"
             )
     for entry in found["images"]:  # LVIS' have no name, but an address
         url = entry.get("coco_url") if isinstance(entry, dict) else None
@@ -309,11 +311,17 @@ def _by_id(entries: list, what: str, file: pathlib.Path) -> dict[Any, dict]:
         _check_types(entry, _TYPES[what], what, position, file)
         for key in needed:
             if key not in entry:
-                raise ValueError(f"{file}: {what} without {key!r}: {entry}")
+                raise ValueError(
+                    f"{file}: {what} number {position + 1} has no {key!r}, but "
+                    f"{repr(entry)[:80]}: expected {' and '.join(needed)}; add it"
+                )
     ids = [e["id"] for e in entries]
     if len(set(ids)) < len(ids):
         twice = next(i for i, n in collections.Counter(ids).items() if n > 1)
-        raise ValueError(f"{file}: {what} id {twice} occurs more than once")
+        raise ValueError(
+            f"{file}: {what} id {twice!r} occurs more than once: give each {what} an "
+            "id of its own"
+        )
     return dict(zip(ids, entries, strict=True))
 
 
@@ -355,8 +363,8 @@ def _check_types(
     """
     if not isinstance(entry, dict):
         raise ValueError(
-            f"{file}: {what} number {position + 1} is {entry!r}, expected an object "
-            f"with {', '.join(types)}"
+            f"{file}: {what} number {position + 1} is {repr(entry)[:80]}, expected an "
+            f"object with {', '.join(types)}: correct it or remove it"
         )
     for key, expected in types.items():
         value = entry.get(key)
@@ -365,7 +373,7 @@ def _check_types(
         if key in entry and not _FITS[expected](entry[key]):
             raise ValueError(
                 f"{file}: {what} {entry.get('id', f'number {position + 1}')} has "
-                f"{key} {entry[key]!r}, expected {expected}"
+                f"{key} {repr(entry[key])[:80]}, expected {expected}: correct it"
             )
 
 
@@ -383,7 +391,7 @@ def _check(a: dict, images: dict, names: dict[int, str], file: pathlib.Path) -> 
     if a.get("category_id") not in names:
         raise ValueError(
             f"{where} has category_id {a.get('category_id')!r}, which is not in "
-            f"categories ({', '.join(f'{i} {n}' for i, n in names.items())}): "
+            f"categories ({few(f'{i} {n}' for i, n in names.items())}): "
             "add the category or correct the annotation"
         )
     if a.get("image_id") not in images:
@@ -400,4 +408,7 @@ def _check(a: dict, images: dict, names: dict[int, str], file: pathlib.Path) -> 
         type(v) is float or type(v) is int and abs(v) < 2**63 for v in box
     )
     if not isinstance(box, list) or not numbers or len(box) != 4:
-        raise ValueError(f"{where} has bbox {box}, expected [x, y, width, height]")
+        raise ValueError(
+            f"{where} has bbox {repr(box)[:80]}, expected [x, y, width, height] in "
+            "pixels: correct it or remove the annotation"
+        )

@@ -30,6 +30,7 @@ from frcnn_jax.data.folders import (
     Folder,
     Found,
     Pictures,
+    few,
     files_of,
     fill,
     folder_of,
@@ -98,7 +99,10 @@ def load(
 def _of_split(rows: Rows, split: str, file: pathlib.Path) -> Rows:
     known = dict.fromkeys(r["split"] for _, r in rows)
     if split not in known and split != "all":
-        raise ValueError(f"{file} has no split {split!r}: {', '.join(known)}")
+        raise ValueError(
+            f"{file} has no split {split!r} in its column of splits, but {few(known)}: "
+            "set data.train_split and data.eval_split to some of these"
+        )
     return [(line, r) for line, r in rows if split in (r["split"], "all")]
 
 
@@ -117,7 +121,7 @@ def _dicts(
             if row["label"] not in classes:
                 raise ValueError(
                     f"{line}: label {row['label']!r} is not one of "
-                    f"{', '.join(classes)}: add it to data.classes"
+                    f"{few(classes)}: add it to data.classes"
                 )
             entry["boxes"].append(box)
             entry["labels"].append(row["label"])
@@ -192,14 +196,16 @@ def _table(
         try:
             text = raw.decode("cp1252")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is neither utf-8 nor cp1252: {error}") from None
+            raise ValueError(
+                f"{file} is neither utf-8 nor cp1252 ({error}): save it as utf-8"
+            ) from None
         report.append(f"{file}: read as cp1252, it is no utf-8")
     lines = io.StringIO(text, newline="")
     reader = csv.DictReader(lines, delimiter=delimiter or _delimiter(text))
     try:
         where = _columns(reader.fieldnames or (), columns, file)
     except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num}: {error}") from error
+        raise _no_row(file, reader, error) from error
     return where, list(_rows(reader, where, file))
 
 
@@ -249,7 +255,15 @@ def _rows(
                 {name: (row[column] or "").strip() for name, column in where.items()},
             )
     except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num}: {error}") from error
+        raise _no_row(file, reader, error) from error
+
+
+def _no_row(file: pathlib.Path, reader: csv.DictReader, error: csv.Error) -> ValueError:
+    """The error for a line that is no row of a table."""
+    return ValueError(
+        f"{file}, line {reader.line_num}: {error}: expected a row of a table; correct "
+        "its quotes, or set data.delimiter"
+    )
 
 
 def _columns(
@@ -257,7 +271,10 @@ def _columns(
 ) -> dict[str, str]:
     """The table's own name of each column; ValueError names what is missing."""
     if unknown := set(given) - set(ALIASES):
-        raise ValueError(f"data.columns: {unknown.pop()!r} is none of {list(ALIASES)}")
+        raise ValueError(
+            f"data.columns: {unknown.pop()!r} is none of {', '.join(ALIASES)}: map one "
+            "of these to the table's own name, as data.columns=dict(x1='left')"
+        )
     own = {name.strip().lower(): name for name in reversed(header)}
     found = {}
     for name, aliases in ALIASES.items():
@@ -281,4 +298,7 @@ def _box(row: Mapping[str, str], line: str) -> list[float] | None:
     try:
         return [float(t.replace(",", ".")) for t in texts]  # 10,5 beside semicolons
     except ValueError:
-        raise ValueError(f"{line}: box {texts}, expected four numbers") from None
+        raise ValueError(
+            f"{line}: box {texts}, expected four numbers: correct them, or leave box "
+            "and label empty for an image without objects"
+        ) from None

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from frcnn_jax.data.conventions import to_xyxy
+from frcnn_jax.data.folders import few
 from frcnn_jax.data.images import image_size
 from frcnn_jax.data.source import Example, Source, clean_boxes
 
@@ -46,10 +47,13 @@ def load(
                 f"data.dataset={dataset!r}: give the dotted path of a list of dicts, "
                 "as data.name=dicts:my_lab.animals.EXAMPLES"
             )
-        dataset = getattr(importlib.import_module(module), name)
+        dataset = _imported(module, name)
     if isinstance(dataset, Mapping):
         if split not in dataset:
-            raise ValueError(f"no split {split!r}: there are {', '.join(dataset)}")
+            raise ValueError(
+                f"no split {split!r}: there are {few(dataset)}; set data.train_split "
+                "and data.eval_split to some of these"
+            )
         classes = classes or _names([d for part in dataset.values() for d in part])
         dataset = dataset[split]
     elif callable(dataset):
@@ -58,7 +62,7 @@ def load(
 
 
 def from_dicts(
-    dicts: Sequence[Mapping[str, Any]],
+    dicts: Sequence[Any],
     *,
     root: str = "",
     classes: Sequence[str] = (),
@@ -74,25 +78,77 @@ def from_dicts(
     return Source(examples, classes, report=report)
 
 
-def _names(dicts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    found = {label for d in dicts for label in d.get("labels", ())}
-    if numbers := [label for label in found if not isinstance(label, str)]:
-        raise ValueError(f"label {numbers[0]!r} is a number: name them in data.classes")
+def _imported(module: str, name: str) -> Any:
+    """What a dotted path means; ValueError where the module has no such name."""
+    found = importlib.import_module(module)
+    if not hasattr(found, name):
+        file = getattr(found, "__file__", None)
+        raise ValueError(
+            f"data.dataset='{module}.{name}': {module} ({file or 'no file'}) has no "
+            f"{name!r}; define it there, or correct the path"
+        )
+    return getattr(found, name)
+
+
+def _names(dicts: Sequence[Any]) -> tuple[str, ...]:
+    found: set[str] = set()
+    for position, d in enumerate(dicts, start=1):
+        where = _where(d, position)
+        for label in _labels(d, where):
+            if not isinstance(label, str):
+                raise ValueError(
+                    f"{where}: label {label!r} is a number: name them in data.classes"
+                )
+            found.add(label)
     return tuple(sorted(found))
+
+
+def _where(d: Any, position: int) -> str:
+    """What to call a dict in a message: its id, its image's path, or its position."""
+    if not isinstance(d, Mapping):
+        raise ValueError(
+            f"entry {position} is {repr(d)[:80]}, expected a dict with "
+            f"{', '.join(sorted(KEYS))}: see frcnn_jax.data.sources.dicts"
+        )
+    image = d.get("image")
+    return str(d.get("id", image if isinstance(image, str) else position))
+
+
+def _labels(d: Mapping[str, Any], where: str) -> list[Any]:
+    labels = d.get("labels", ())
+    if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
+        raise ValueError(
+            f"{where}: labels is {repr(labels)[:80]}, expected a list of names or "
+            "numbers, one for each box"
+        )
+    return list(labels)
+
+
+def _array(d: Mapping[str, Any], key: str, value: Any, kind: Any, where: str) -> Any:
+    try:
+        return np.asarray(d.get(key, value), kind)
+    except (TypeError, ValueError) as error:
+        form = "[n, 4]" if key == "boxes" else "n truths"
+        raise ValueError(
+            f"{where}: {key} is {repr(d[key])[:80]}, expected {form} ({error}): "
+            "correct it"
+        ) from None
 
 
 def _example(
     position: int,
-    d: Mapping[str, Any],
+    d: Any,
     root: pathlib.Path,
     classes: tuple[str, ...],
     convention: str,
     report: list[str],
 ) -> Example:
-    image = d.get("image")
-    name = str(d.get("id", image if isinstance(image, str) else position))
+    name, image = _where(d, position), d.get("image")
     if unknown := set(d) - KEYS:
-        raise ValueError(f"{name}: unknown key {unknown.pop()!r} beside {sorted(KEYS)}")
+        raise ValueError(
+            f"{name}: unknown key {unknown.pop()!r}, expected {', '.join(sorted(KEYS))}"
+            ": rename it or leave it out"
+        )
     if isinstance(image, str | pathlib.Path):
         image = str(root / image)
         size = image_size(image)
@@ -101,14 +157,18 @@ def _example(
     elif isinstance(image, np.ndarray):
         size = (image.shape[0], image.shape[1])
     else:
-        raise ValueError(f"{name}: image is {image!r}, expected a path, bytes or array")
-    boxes = np.asarray(d.get("boxes", ()), np.float64)
-    labels = list(d.get("labels", ()))
-    ignore = np.asarray(d.get("ignore", [False] * len(labels)), bool)
+        raise ValueError(
+            f"{name}: image is {repr(image)[:80]}, expected a path, a file's bytes or "
+            "an RGB uint8 array under the key 'image'"
+        )
+    boxes = _array(d, "boxes", (), np.float64, name)
+    labels = _labels(d, name)
+    ignore = _array(d, "ignore", [False] * len(labels), bool, name)
     if boxes.size != 4 * len(labels) or ignore.shape != (len(labels),):
         raise ValueError(
             f"{name}: boxes of shape {boxes.shape}, {len(labels)} labels, ignore of "
-            f"shape {ignore.shape}: expected [n, 4], n and n"
+            f"shape {ignore.shape}: expected [n, 4], n and n; give one label for each "
+            "box"
         )
     boxes = to_xyxy(boxes.reshape(-1, 4), convention, size)
     shown = [
@@ -131,9 +191,9 @@ def _class(label: Any, classes: tuple[str, ...], where: str) -> int:
     """The class 1..C of a name, or of a number 0..C-1."""
     if isinstance(label, str) and label in classes:
         return classes.index(label) + 1
-    if not isinstance(label, str) and 0 <= int(label) < len(classes):
+    if isinstance(label, int | np.integer) and 0 <= label < len(classes):
         return int(label) + 1
     raise ValueError(
-        f"{where}: label {label!r} is not one of {', '.join(classes)} (nor a number "
+        f"{where}: label {label!r} is not one of {few(classes)} (nor a number "
         f"0..{len(classes) - 1}): add it to data.classes"
     )

@@ -20,6 +20,7 @@ from frcnn_jax.data.folders import (
     Found,
     Pictures,
     contains,
+    few,
     files_of,
     fill,
     folder_of,
@@ -107,8 +108,8 @@ def _hub(
     table = package.load_dataset(dataset, config or None, split=split)
     if "image" not in table.features or "objects" not in table.features:
         raise ValueError(
-            f"{dataset} has the columns {', '.join(table.features)}: expected image "
-            "and objects"
+            f"{dataset} has the columns {', '.join(table.features)}, expected image "
+            "and objects: rename them and read the set by data.name=dicts:..."
         )
     table = table.cast_column("image", package.Image(decode=False))
     feature, names = table.features["objects"], ()
@@ -137,15 +138,23 @@ def _folder(folder: Folder, file: str, images: bool = True) -> list[dict[str, An
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not JSON: {error}") from error
+            raise ValueError(
+                f"{where} is not JSON: {error}: correct the line or remove it"
+            ) from error
         name = row.get("file_name") if isinstance(row, dict) else None
         if not isinstance(name, str):
-            raise ValueError(f"{where} has no 'file_name'")
+            raise ValueError(
+                f"{where} has no 'file_name' with a text, but {repr(row)[:80]}: add "
+                "the name of the image"
+            )
         image = None
         if pictures is not None:
             image = pictures.find(name, near=folder_of(file), where=where)
             if image is None:
-                raise FileNotFoundError(f"{where}: no image {name} below {folder.root}")
+                raise FileNotFoundError(
+                    f"{where}: no image {name} below {folder.root}: add it, remove the "
+                    "line, or set data.root"
+                )
             row = dict(row, image=str(folder.root / image), image_id=image)
         dicts.append(_dict(row, where))
     return dicts
@@ -158,14 +167,17 @@ def _dict(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         keys = dict.fromkeys(k for o in objects for k in o)
         objects = {k: [o.get(k) for o in objects] for k in keys} or dict(bbox=[])
     if not isinstance(objects, Mapping) or not isinstance(objects.get("bbox"), list):
-        raise ValueError(f"{where}: 'objects' has no list 'bbox': {str(objects)[:80]}")
+        raise ValueError(
+            f"{where}: 'objects' is {str(objects)[:80]}, expected a dict with a list "
+            "'bbox': correct it"
+        )
     boxes = objects["bbox"]
     key = next((k for k in _LABELS if k in objects), "")
     labels = objects[key] if key else None if boxes else []
     if not isinstance(labels, list) or not all(type(i) in (int, str) for i in labels):
         raise ValueError(
             f"{where}: 'objects' has no list of names or numbers under any of "
-            f"{', '.join(_LABELS)}, but {', '.join(map(str, objects))}"
+            f"{', '.join(_LABELS)}, but {few(objects)}: name it so"
         )
     numbers = all(
         isinstance(b, list | tuple)
@@ -175,8 +187,8 @@ def _dict(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     )
     if not numbers or len(boxes) != len(labels):
         raise ValueError(
-            f"{where}: {len(boxes)} boxes and {len(labels)} labels: expected as many, "
-            "each box four numbers"
+            f"{where}: {len(boxes)} boxes and {len(labels)} labels, expected as many, "
+            "each box four numbers: correct the line"
         )
     image = row.get("image")
     if isinstance(image, Mapping):  # as `datasets` has it, not decoded
@@ -207,7 +219,7 @@ def _label(label: int | str, classes: tuple[str, ...], where: str) -> int | str:
         )
     if isinstance(label, str) and label not in classes:
         raise ValueError(
-            f"{where}: label {label!r} is not one of {', '.join(classes)}: add it to "
+            f"{where}: label {label!r} is not one of {few(classes)}: add it to "
             "data.classes"
         )
     return label

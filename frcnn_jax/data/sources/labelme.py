@@ -15,6 +15,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from frcnn_jax.data.folders import (
     Folder,
     Found,
@@ -111,11 +113,17 @@ def _read(folder: Folder, place: str) -> dict[str, dict[str, Any]]:
 def _check(read: dict[str, Any], where: Any) -> None:
     shapes = read["shapes"]
     if not isinstance(shapes, list):
-        raise ValueError(f"{where}: 'shapes' is no list")
+        raise ValueError(
+            f"{where}: 'shapes' is {repr(shapes)[:80]}, expected a list of shapes: "
+            "correct it, or save the file again in LabelMe"
+        )
     for i, shape in enumerate(shapes, start=1):
         label = shape.get("label") if isinstance(shape, dict) else None
         if not isinstance(label, str) or not label:
-            raise ValueError(f"{where}: shape {i} has no label: {str(shape)[:80]}")
+            raise ValueError(
+                f"{where}: shape {i} has no text 'label': {str(shape)[:80]}; name it "
+                "or remove it"
+            )
 
 
 def _dict(
@@ -125,14 +133,14 @@ def _dict(
     where = pictures.root / file
     boxes, labels = [], []
     for i, shape in enumerate(read["shapes"], start=1):
-        kind = shape.get("shape_type", "polygon")
+        kind = str(shape.get("shape_type", "polygon"))
         if kind not in _SHAPES:
             report.append(f"{where}: left out shape {i}, a {kind} {shape['label']!r}")
             continue
         points = shape.get("points")
         box = around(points, f"{where}: shape {i}")
         if kind == "circle":  # its centre, and a point on it
-            (x, y), (x2, y2) = points[:2]
+            (x, y), (x2, y2) = np.asarray(points, np.float64).reshape(-1, 2)[:2]
             r = math.hypot(x2 - x, y2 - y)
             box = [x - r, y - r, x + r, y + r]
         boxes.append(box)
@@ -152,7 +160,10 @@ def _image(pictures: Pictures, file: str, read: dict[str, Any]) -> str | bytes:
         try:
             return base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise ValueError(f"{where}: imageData is no base64: {error}") from None
+            raise ValueError(
+                f"{where}: imageData is no base64 ({error}): save the file again in "
+                "LabelMe, or put the image beside it"
+            ) from None
     raise FileNotFoundError(
         f"{where}: no image {stem(file)} with any suffix, nor {path!r}, below "
         f"{pictures.root}: set data.root or data.images"

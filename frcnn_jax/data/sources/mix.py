@@ -20,7 +20,9 @@ from typing import Any, overload
 
 import numpy as np
 
+from frcnn_jax import ranges
 from frcnn_jax.data import named
+from frcnn_jax.data.folders import few
 from frcnn_jax.data.source import Example, Source
 
 
@@ -38,7 +40,7 @@ def load(
     """
     if not datasets:
         raise ValueError("data.datasets is empty: give at least one data set")
-    parts = {key: _part(split, **options) for key, options in datasets.items()}
+    parts = {key: _part(key, split, options) for key, options in datasets.items()}
     found = itertools.chain.from_iterable(names for _, names, _ in parts.values())
     classes = tuple(classes) or tuple(c for c in dict.fromkeys(found) if c)
     mixed = []
@@ -66,21 +68,20 @@ def load(
 
 
 def _part(
-    split: str,
-    *,
-    name: str,
-    weight: float | int | None = None,
-    rename: Mapping[str, str] | None = None,
-    splits: Mapping[str, str] | None = None,
-    **options: Any,
+    key: str, split: str, options: Mapping[str, Any]
 ) -> tuple[Source, tuple[str, ...], float | int | None]:
     """A set, the shared name of each of its classes, and its weight."""
-    source = named.load_source(name, split=(splits or {}).get(split, split), **options)
-    rename = rename or {}
+    group, options = f"data.datasets.{key}", dict(options)
+    name, weight = options.pop("name", ""), options.pop("weight", None)
+    ranges.check(group, name=(name, ranges.WORDS))
+    if weight is not None:
+        ranges.check(group, weight=(weight, ranges.POSITIVE))
+    rename, splits = (options.pop(k, None) or {} for k in ("rename", "splits"))
+    source = named.load_source(name, split=splits.get(split, split), **options)
     if unknown := set(rename) - set(source.classes):
         raise ValueError(
-            f"rename: {name} has no class {unknown.pop()!r}, but "
-            f"{', '.join(source.classes)}"
+            f"{group}.rename: {name} has no class {unknown.pop()!r}, but "
+            f"{few(source.classes)}: correct the name"
         )
     return source, tuple(rename.get(c, c) for c in source.classes), weight
 

@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
 from frcnn_jax.data.conventions import from_xyxy
+from frcnn_jax.data.folders import few
 from frcnn_jax.data.images import image_size
 from frcnn_jax.data.source import Example, Source, image_ids
 
@@ -71,7 +72,11 @@ def write(
     FileExistsError where one is there already; ValueError where classes differ.
     """
     if len({(s.classes, s.category_ids) for s in sources.values()}) != 1:
-        raise ValueError(f"the splits {list(sources)} have no or different classes")
+        shown = {split: source.classes for split, source in sources.items()}
+        raise ValueError(
+            f"the splits {few(sources)} have no or different classes, "
+            f"{str(shown)[:200]}: give all of them the same classes and category_ids"
+        )
     if found := sorted(pathlib.Path(root).glob(f"{name}/**/dataset_info.json")):
         raise FileExistsError(f"{found[0].parent} is there already: remove it first")
     with registered.skip_registration():

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from frcnn_jax import ranges
 from frcnn_jax.data.source import Example, Source
 
 CLASSES = ("circle", "square", "triangle", "star")
@@ -39,9 +40,15 @@ def load(*, split: str, num_images: int = 0, size: int = 128, seed: int = 0) -> 
     Sides are from `size / 10` to `size / 2`. `seed` chooses another set altogether.
     """
     if split not in NUM_IMAGES:
-        raise ValueError(f"shapes has no split {split!r}: {', '.join(NUM_IMAGES)}")
-    if size < 64 or num_images < 0:
-        raise ValueError(f"size={size} must be >= 64, num_images={num_images} >= 0")
+        raise ValueError(
+            f"shapes has no split {split!r}: there are {', '.join(NUM_IMAGES)}"
+        )
+    ranges.check(
+        "data",
+        num_images=(num_images, ranges.COUNT_OR_NONE),
+        size=(size, ranges.number(64, 65536, whole=True)),
+        seed=(seed, ranges.COUNT_OR_NONE),
+    )
     stream = (seed, list(NUM_IMAGES).index(split))
     indices = range(num_images or NUM_IMAGES[split])
     return Source(Shapes(indices, stream, size), CLASSES)

@@ -21,6 +21,7 @@ from frcnn_jax.data.folders import (
     Found,
     Pictures,
     contains,
+    few,
     fill,
     list_folder,
     read_json,
@@ -88,7 +89,10 @@ def _classes(file: pathlib.Path) -> tuple[str, ...]:
     titles = [e.get("title") if isinstance(e, dict) else e for e in entries]
     names = [title for title in titles if isinstance(title, str)]
     if not names or len(names) < len(titles):
-        raise ValueError(f"{file}: expected a list 'classes' with a 'title' each")
+        raise ValueError(
+            f"{file}: 'classes' is {repr(entries)[:80]}, expected a list with a "
+            "'title' each: correct it, or set data.classes"
+        )
     return tuple(names)
 
 
@@ -100,20 +104,26 @@ def _dict(
     found = read_json(where)
     objects = found.get("objects") if isinstance(found, dict) else None
     if not isinstance(objects, list):
-        raise ValueError(f"{where} has no list 'objects'")
+        raise ValueError(
+            f"{where} has no list 'objects' but {repr(objects)[:80]}: correct it, or "
+            "export it again"
+        )
     name = stem(file)  # 0001.jpg of 0001.jpg.json
     near = re.sub(r"(^|/)ann$", r"\1img", file.rpartition("/")[0])
     image = pictures.find(name, near=near, where=where)
     image = image or pictures.of_stem(name, near=near, where=where)
     if image is None:
-        raise FileNotFoundError(f"{where}: no image {name} below {pictures.root}")
+        raise FileNotFoundError(
+            f"{where}: no image {name} below {pictures.root}: add it, remove the "
+            "annotation file, or set data.root"
+        )
     boxes, labels = [], []
     for i, entry in enumerate(objects, start=1):
         title = entry.get("classTitle") if isinstance(entry, dict) else None
         if title not in known:
             raise ValueError(
                 f"{where}: object {i} has classTitle {title!r}, which is not one of "
-                f"{', '.join(known)}: add it to meta.json, or set data.classes"
+                f"{few(known)}: add it to meta.json, or set data.classes"
             )
         points = entry.get("points")
         if not isinstance(points, dict):
@@ -133,6 +143,8 @@ def around(points: Any, where: str) -> list[float]:
             raise ValueError("fewer than two")
     except (TypeError, ValueError, OverflowError) as error:
         shown = repr(points)[:60]
-        message = f"{where} has the points {shown}, expected [[x, y], ...]: {error}"
-        raise ValueError(message) from None
+        raise ValueError(
+            f"{where} has the points {shown}, expected [[x, y], ...] with two or more "
+            f"({error}): correct or remove it"
+        ) from None
     return [*corners.min(0).tolist(), *corners.max(0).tolist()]

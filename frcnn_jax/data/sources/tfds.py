@@ -178,7 +178,9 @@ def _check_features(folder: pathlib.Path) -> None:
     try:
         names = set(_class_names(json.loads(file.read_bytes())))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+        raise ValueError(
+            f"{file} is not JSON: {error}: prepare the set anew"
+        ) from error
     if foreign := sorted(n for n in names if not n.startswith("tensorflow_datasets.")):
         raise ValueError(
             f"{file} names {foreign[0]!r}, which is no feature of TFDS and would be "
@@ -222,7 +224,8 @@ def _objects(builder: Any) -> tuple[str, str, tuple[str, ...]]:
         return name, "", ("object",)
     raise ValueError(
         f"{builder.name} has no boxes: its features are "
-        f"{', '.join(sorted(features))}, none of them a sequence with a bbox"
+        f"{', '.join(sorted(features))}, none of them a sequence with a bbox: name a "
+        "set for detection"
     )
 
 

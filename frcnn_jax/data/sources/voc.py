@@ -9,6 +9,7 @@ VOC counts pixels from one and its corners are inclusive: `xmin=1, xmax=640` cov
 picture 640 wide; `conventions` knows. Objects marked difficult are kept as `ignore`.
 """
 
+import math
 import os
 import pathlib
 import posixpath
@@ -27,6 +28,7 @@ from frcnn_jax.data.folders import (
     Found,
     Pictures,
     contains,
+    few,
     files_of,
     fill,
     folder_of,
@@ -238,15 +240,16 @@ def parse(file: pathlib.Path) -> Annotation:
                 "it declares a document type or entities, which are refused"
             )
         root = ElementTree.fromstring(text)
-        objects = [_object(element) for element in root.findall("object")]
-        w, h = (
-            int(float(root.findtext(f"size/{k}") or 0)) for k in ("width", "height")
-        )
+        objects = [_object(e, i) for i, e in enumerate(root.findall("object"), start=1)]
+        w, h = (_whole(root, f"size/{k}", "the image") for k in ("width", "height"))
         filename = (root.findtext("filename") or "").strip()
     except FileNotFoundError:
-        raise FileNotFoundError(f"no annotation file {file}") from None
+        message = f"no annotation file {file}: add it, or set data.root"
+        raise FileNotFoundError(message) from None
     except (ValueError, OverflowError, ElementTree.ParseError) as error:
-        raise ValueError(f"cannot read the annotation {file}: {error}") from error
+        raise ValueError(
+            f"cannot read the annotation {file}: {error}: correct or remove it"
+        ) from error
     names, boxes, difficult = zip(*objects, strict=True) if objects else ((), (), ())
     return Annotation(
         size=(h, w) if h > 0 and w > 0 else None,
@@ -257,18 +260,34 @@ def parse(file: pathlib.Path) -> Annotation:
     )
 
 
-def _object(element: ElementTree.Element) -> tuple[str, list[float], bool]:
-    sides = ("xmin", "ymin", "xmax", "ymax")
-    box = [float(_text(element, f"bndbox/{side}")) for side in sides]
-    difficult = int(element.findtext("difficult") or 0) == 1
-    return _text(element, "name"), box, difficult
+def _object(element: ElementTree.Element, i: int) -> tuple[str, list[float], bool]:
+    sides, who = ("xmin", "ymin", "xmax", "ymax"), f"object {i}"
+    paths = [f"bndbox/{side}" for side in sides]
+    box = [_number(_text(element, path, who), path, who) for path in paths]
+    difficult = _whole(element, "difficult", who) == 1
+    return _text(element, "name", who), box, difficult
 
 
-def _text(element: ElementTree.Element, path: str) -> str:
+def _text(element: ElementTree.Element, path: str, who: str) -> str:
     value = element.findtext(path)
     if value is None or not value.strip():
-        raise ValueError(f"an object without {path}")
+        raise ValueError(f"{who} has no {path}")
     return value.strip()
+
+
+def _number(text: str, path: str, who: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{who} has {path} {text!r}, expected a number") from None
+
+
+def _whole(element: ElementTree.Element, path: str, who: str) -> int:
+    """A whole number, 0 where there is none."""
+    value = _number(element.findtext(path) or "0", path, who)
+    if not math.isfinite(value):
+        raise ValueError(f"{who} has {path} {value}, expected a number")
+    return int(value)
 
 
 def _example(
@@ -285,7 +304,7 @@ def _example(
         if c not in classes:
             raise ValueError(
                 f"{file} has an object of class {c!r}, which is not one of "
-                f"{', '.join(classes)}: add it to data.classes, or leave data.classes "
+                f"{few(classes)}: add it to data.classes, or leave data.classes "
                 "empty to take every class found"
             )
     labels = [
@@ -328,7 +347,10 @@ def _part(root: str, part: str) -> tuple[pathlib.Path, pathlib.Path]:
     file = folders[0] / "ImageSets" / "Main" / f"{name}.txt"
     if not file.is_file():
         known = ", ".join(sorted(f.stem for f in file.parent.glob("*.txt"))) or "none"
-        raise FileNotFoundError(f"no split file {file}; there are: {known}")
+        raise FileNotFoundError(
+            f"no split file {file}; there are: {known}; set data.train_split and "
+            "data.eval_split to some of these"
+        )
     return folders[0], file
 
 
@@ -336,7 +358,10 @@ def _annotation(folder: pathlib.Path, name: str, file: pathlib.Path) -> pathlib.
     """The XML file of a name in a list."""
     found = below(folder / "Annotations", f"{name}.xml", file)
     if not os.path.isfile(found):
-        raise FileNotFoundError(f"{file} names {name!r}: no annotation file {found}")
+        raise FileNotFoundError(
+            f"{file} names {name!r}: no annotation file {found}; add it, or remove the "
+            "name from the list"
+        )
     return found
 
 
@@ -345,9 +370,13 @@ def _names(file: pathlib.Path) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no list of names: {error}") from error
+        raise ValueError(
+            f"{file} is no list of names ({error}): save it as utf-8"
+        ) from error
     except FileNotFoundError:
-        raise FileNotFoundError(f"no split file {file}") from None
+        raise FileNotFoundError(
+            f"no split file {file}: set data.lists, or another split"
+        ) from None
     lines = [line.strip() for line in lines if line.strip()]
     column = re.compile(r"\s+-?[01]$")  # of class-wise lists, in each line
     if all(map(column.search, lines)):
@@ -366,7 +395,10 @@ def _image_file(folder: pathlib.Path, name: str) -> str:
     for suffix in _SUFFIXES:
         if os.path.isfile(f"{base}{suffix}"):
             return f"{base}{suffix}"
-    raise FileNotFoundError(f"no image {base}{_SUFFIXES[0]}")
+    raise FileNotFoundError(
+        f"no image {base}{_SUFFIXES[0]}, nor one of another suffix: add it, or remove "
+        "the name from the lists in ImageSets/Main"
+    )
 
 
 _SUFFIXES = (".jpg", *sorted(IMAGES - {".jpg"}), *sorted(s.upper() for s in IMAGES))

@@ -176,7 +176,10 @@ def read_names(
         try:
             text = file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is no list of names: {error}") from error
+            raise ValueError(
+                f"{file} is no list of names ({error}): save it as utf-8, or set "
+                "data.classes"
+            ) from error
         return tuple(line.strip() for line in text.splitlines() if line.strip())
     found = read_yaml(file)
     names = found.get("names") if isinstance(found, dict) else None
@@ -193,7 +196,7 @@ def read_names(
         return tuple(map(str, names))
     raise ValueError(
         f"{file}: names is a {type(names).__name__}, expected a list of names, or "
-        "a dict of them by 0, 1, ..."
+        "a dict of them by 0, 1, ...: correct it, or set data.classes"
     )
 
 
@@ -222,7 +225,9 @@ def parse(
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text: {error}") from error
+        raise ValueError(
+            f"{file} is no text ({error}): export it again, or remove it"
+        ) from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -230,11 +235,15 @@ def parse(
         try:
             values = [float(v) for v in line.split()]
         except ValueError:
-            raise ValueError(f"{where}: {line!r} has more than numbers") from None
+            raise ValueError(
+                f"{where}: {line[:80]!r} has more than numbers, expected a class and "
+                "x, y, width, height: correct it or remove the line"
+            ) from None
         if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
             raise ValueError(
                 f"{where}: {len(values)} numbers, expected a class and x, y, width, "
-                "height, or a class and the corners of a polygon"
+                "height, or a class and the corners of a polygon: correct it or remove "
+                "the line"
             )
         if values[0] not in range(num_classes):
             raise ValueError(
@@ -243,8 +252,8 @@ def parse(
             )
         if max(values[1:]) > 2:
             raise ValueError(
-                f"{where}: {line!r} looks like pixels, expected numbers of 0 to 1: "
-                "divide by the image's width and height"
+                f"{where}: {line[:80]!r} looks like pixels, expected numbers of 0 to "
+                "1: divide by the image's width and height"
             )
         found.append(int(values[0]) + 1)
         corners = np.array(values[1:]).reshape(-1, 2)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from frcnn_jax.data.folders import folder_of, is_image, tidy
+from frcnn_jax.data.folders import few, folder_of, is_image, tidy
 
 SPLITS = ("train", "val", "valid", "test")
 
@@ -45,7 +45,11 @@ def read_yaml(file: pathlib.Path) -> Any:
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{file} is not YAML: {error}") from error
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"{file} is not YAML ({said}): correct it, or set data.classes, "
+            "data.images and data.labels"
+        ) from error
 
 
 def listed(
@@ -56,7 +60,8 @@ def listed(
     there = [k for k in SPLITS if isinstance(found, dict) and found.get(k)]
     if split not in there:
         raise ValueError(
-            f"{file} has no split {split!r}: there are {', '.join(there) or 'none'}"
+            f"{file} has no split {split!r}: there are {few(there)}; add the key "
+            f"{split!r}, or set data.train_split and data.eval_split to some of these"
         )
     path = found.get("path") or ""
     places = {k: _places(base, file, str(path), k, found[k]) for k in there}
@@ -77,7 +82,10 @@ def listed(
         else:
             names += _lines(base, place)
     if not names:
-        raise FileNotFoundError(f"{file}: {split}: {found[split]} has no images")
+        raise FileNotFoundError(
+            f"{file}: {split}: {found[split]} has no images: correct the path, or add "
+            "images there"
+        )
     return base, [(base / name, _text(base, name)) for name in dict.fromkeys(names)]
 
 
@@ -88,8 +96,8 @@ def _places(
     entries = value if isinstance(value, list) else [value]
     if not entries or not all(isinstance(e, str) and e for e in entries):
         raise ValueError(
-            f"{file}: {split} is {value!r}, expected a folder, a text file of paths, "
-            "or a list of those"
+            f"{file}: {split} is {repr(value)[:80]}, expected a folder, a text file of "
+            "paths, or a list of those: correct it"
         )
     beside = posixpath.dirname(file.relative_to(base).as_posix())
     found = []
@@ -128,14 +136,17 @@ def _lines(base: pathlib.Path, place: str) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no list of images: {error}") from error
+        raise ValueError(
+            f"{file} is no list of images ({error}): save it as utf-8"
+        ) from error
     names = []
     for number, line in enumerate(lines, start=1):
         if line := line.strip():
             name = _find(base, line, (folder_of(place), ""), os.path.isfile)
             if name is None:
                 raise FileNotFoundError(
-                    f"{file}, line {number}: no image {line!r} below {base}"
+                    f"{file}, line {number}: no image {line!r} below {base}: correct "
+                    "the path, remove the line, or set data.root"
                 )
             names.append(name)
     return names

@@ -58,12 +58,18 @@ def test_bad_boxes_are_reported_by_name():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        (dict(box=[1]), "unknown key 'box' beside"),
+        (dict(box=[1]), "unknown key 'box', expected boxes, .*: rename it"),
         (dict(image=None), "image is None, expected a path"),
         (dict(labels=["cat", "cat"]), r"shape \(1, 4\), 2 labels"),
         (dict(labels=["cow"]), "label 'cow' is not one of cat, dog"),
         (dict(labels=[2]), "label 2 is not one of cat, dog"),
         (dict(image="absent.png"), "no image file .*absent.png"),
+        (dict(id="x", boxes=[[1, 2, 3, 4], [5]]), r"x: boxes is .*expected \[n, 4\]"),
+        (dict(id="x", boxes=[["a", 2, 3, 4]]), r"x: boxes is .*'a'"),
+        (dict(id="x", labels=3), "x: labels is 3, expected a list"),
+        (dict(id="x", labels="cat"), "x: labels is 'cat', expected a list"),
+        (dict(labels=[None]), "label None is not one of"),
+        (dict(labels=[0.5]), "label 0.5 is not one of"),
     ],
 )
 def test_mistakes_are_named(fields, message):
@@ -71,9 +77,20 @@ def test_mistakes_are_named(fields, message):
         dicts.from_dicts([one(**fields)], classes=("cat", "dog"))
 
 
+def test_an_entry_that_is_no_dict():
+    with pytest.raises(ValueError, match="entry 2 is 'a.png', expected a dict with"):
+        dicts.from_dicts([one(), "a.png"], classes=("cat",))  # pyright: ignore
+
+
+def test_a_dotted_path_to_nothing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_zoo", types.ModuleType("my_zoo"))
+    with pytest.raises(ValueError, match="my_zoo.DATE': my_zoo .* has no 'DATE'"):
+        dicts.load(split="train", dataset="my_zoo.DATE")
+
+
 def test_numbers_without_names():
-    with pytest.raises(ValueError, match="label 0 is a number: name them"):
-        dicts.from_dicts([one(labels=[0])])
+    with pytest.raises(ValueError, match="^x: label 0 is a number: name them"):
+        dicts.from_dicts([one(id="x", labels=[0])])
 
 
 @pytest.mark.parametrize("kind", ["mapping", "function", "object"])

@@ -80,10 +80,17 @@ def test_weights_are_shares_of_an_epoch():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="farm has the class 'cow', which is not in"):
         mix.load(split="train", datasets=sets(), classes=("cat", "dog"))
-    with pytest.raises(ValueError, match="has no class 'pig', but hound, cow, mud"):
+    with pytest.raises(
+        ValueError, match="farm.rename: .*no class 'pig', but hound, cow, mud"
+    ):
         mix.load(split="train", datasets=sets(rename=dict(pig="cow")))
     with pytest.raises(ValueError, match="give every set a weight, or none"):
         mix.load(split="train", datasets=sets(weight=2))
+    for weight in (-1, 0, float("nan"), "x"):
+        with pytest.raises(ValueError, match="datasets.farm.weight=.*above 0"):
+            mix.load(split="train", datasets=sets(weight=weight))
+    with pytest.raises(ValueError, match="data.datasets.zoo.name='': expected a text"):
+        mix.load(split="train", datasets=dict(zoo=dict(root="photos")))
     with pytest.raises(ValueError, match="data.datasets is empty"):
         mix.load(split="train", datasets={})
 

@@ -86,7 +86,7 @@ def test_sequence_protocol():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="'trian': train, val, test"):
+    with pytest.raises(ValueError, match="'trian': there are train, val, test"):
         shapes.load(split="trian")
     with pytest.raises(ValueError, match="size=8"):
         shapes.load(split="train", size=8)

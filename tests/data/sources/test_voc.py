@@ -154,15 +154,23 @@ def test_missing_files_are_named(tmp_path):
         voc.load(split="train")
 
 
+SIZE = "<size><width>{}</width><height>3</height></size>"
+
+
 @pytest.mark.parametrize(
     "text, why",
     [
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "entities"),
         ("<annotation><object>", "no element found"),
         ("<annotation><object><name>dog</name></object></annotation>", "bndbox/xmin"),
-        (xml(("dog", "one", 2, 3, 4)), "could not convert"),
-        (xml((" ", 1, 2, 3, 4)), "without name"),
+        (
+            xml(("dog", "one", 2, 3, 4)),
+            "object 1 has bndbox/xmin 'one', expected a number: correct",
+        ),
+        (xml((" ", 1, 2, 3, 4)), "object 1 has no name"),
         ("", "no element found"),
+        (f"<annotation>{SIZE.format('inf')}</annotation>", "the image has size/width"),
+        (f"<annotation>{SIZE.format('wide')}</annotation>", "size/width 'wide'"),
     ],
 )
 def test_unreadable_annotations_are_named(tmp_path, text, why):
