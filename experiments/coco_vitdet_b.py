@@ -17,10 +17,12 @@ masks for 100 epochs from MAE's weights of ImageNet-1k (Detectron2's projects/Vi
 64 images of 1024x1024 on 64 A100). No row of a Faster R-CNN is known. This file has its
 images, large scale jitter (0.1 to 2), windows of 14 cells and four global blocks,
 simple feature pyramid, two convolutions in the RPN, four in the box head, norms, AdamW,
-rates by layer (0.7), stochastic depth (0.1) and schedule; it differs in: no masks, no
-weight decay of biases and relative positions, absolute positions resized with the
-antialiased cubic of timm, maxima of odd maps rounded up, remat, bfloat16 in place of
-float16, images without objects are kept. Ours: not run.
+rate and weight decay (1e-4 and 0.1, of Detectron2's configs/common/optim.py), rates by
+layer (0.7), stochastic depth (0.1) and schedule; it differs in: no masks, an epsilon of
+1e-5 in the norms of the box head (Detectron2's LayerNorm has 1e-6), no weight decay of
+biases and relative positions, absolute positions resized with the antialiased cubic of
+timm, maxima of odd maps rounded up, remat, bfloat16 in place of float16, images without
+objects are kept. Ours: not run.
 """
 
 from typing import Any

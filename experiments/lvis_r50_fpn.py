@@ -1,9 +1,9 @@
 r"""LVIS v1 (1203 classes) with ResNet-50 FPN and repeat-factor sampling.
 
-    python scripts/train.py --config=experiments/lvis_r50_fpn.py --workdir=runs/lvis \\
+    python scripts/train.py --config=experiments/lvis_r50_fpn.py --workdir=runs/lvis \
         --config.data.root=LVIS --config.model.backbone.pretrained=R-50.pkl
     python scripts/evaluate.py --checkpoint=runs/lvis
-    python scripts/evaluate.py --annotations=LVIS/annotations/lvis_v1_val.json \\
+    python scripts/evaluate.py --annotations=LVIS/annotations/lvis_v1_val.json \
         --detections=runs/lvis/detections_val.json
 
 The folder has COCO's train2017 and val2017 and annotations/lvis_v1_{train,val}.json.

@@ -33,9 +33,10 @@ def refine(
 ) -> Float[Array, "r 4"]:
     """The boxes of the next stage: eq. (2) undone, clipped to the image (Sec. 4.1).
 
-    Pixels. No gradient flows: a stage takes its RoIs as constants. Rows that are not
-    `valid` become zeros, whatever they hold. Raises ValueError for deltas of several
-    classes.
+    `clip(decode(deltas, rois))`, in pixels; `class_deltas` has one row a RoI (d = 1)
+    and is in units of `stds`. No gradient flows: a stage takes its RoIs as constants.
+    Rows that are not `valid` become zeros, whatever they hold. Raises ValueError for
+    deltas of several classes and for `stds` that are not four positive numbers.
 
     >>> rois, valid = jnp.array([[0.0, 0, 10, 10]]), jnp.array([True])
     >>> half = jnp.array([[[5.0, 0, 0, 0]]])  # half a width to the right
@@ -78,8 +79,8 @@ def stage_targets(
     IoU >= `fg_iou` with an object is that object's class, less is background. Deltas
     are `encode`d over `stds` where there is a class, zero elsewhere. Label -1, with a
     zero box, have rows that are not `valid` and boxes without area; label -1 has
-    background inside a box of `gt_ignore`. Padded slots change nothing. No gradient
-    flows.
+    background inside a box of `gt_ignore`. Boxes are in pixels. Padded slots change
+    nothing. No gradient flows. Raises ValueError for `fg_iou` or `stds` out of range.
 
     >>> boxes, valid = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 5]]), jnp.ones(2, bool)
     >>> gt = jnp.array([[0.0, 0, 10, 10]]), jnp.array([3]), jnp.array([True])

@@ -2,9 +2,11 @@
 
     r RoIs of one image        C classes        n detections
 
-Each takes what `proposals.postprocess` takes, and its own keyword arguments. Scores of
-suppressed boxes fall instead of vanishing, so a lower `postprocess.score` brings more:
-Bodla et al. 2017 have 0.001.
+Each takes what `proposals.postprocess` takes, and its own keyword arguments, and gives
+the same: boxes in pixels inside the image, by falling score; rows that are not `valid`
+are zero. Values out of range raise ValueError. Soft-NMS (Bodla et al. 2017,
+arXiv:1704.04503) lowers the scores of overlapping boxes and does not remove them, so a
+lower `postprocess.score` brings more; the paper has 0.001.
 """
 
 import jax.numpy as jnp
@@ -59,10 +61,10 @@ def soft_nms(
 ) -> Detections:
     """Gaussian Soft-NMS inside each class (Bodla et al. 2017, eq. 3).
 
-    Candidates as in `proposals.postprocess`; the best one is taken, the scores of its
-    class fall by `exp(-IoU^2 / sigma)`, and so on. Detections whose new score is not
-    above `score` are dropped. It has no threshold: `nms_iou` is not used, and stands
-    here so that one flag brings this function.
+    Candidates as in `proposals.postprocess`. The best one is taken, the scores of the
+    others of its class are multiplied by `exp(-IoU^2 / sigma)` with it, and so on.
+    Detections whose new score is not above `score` are dropped. There is no threshold:
+    `nms_iou` is taken, so that a group of another function fits, and not used.
     """
     del nms_iou
     _check(
@@ -100,7 +102,7 @@ def soft_nms_linear(
 ) -> Detections:
     """Linear Soft-NMS inside each class (Bodla et al. 2017, Section 3).
 
-    As `soft_nms`, but scores fall by `1 - IoU` where IoU >= `nms_iou`.
+    As `soft_nms`, but scores are multiplied by `1 - IoU` where IoU >= `nms_iou`.
     """
     _check(
         max_detections=(max_detections, ranges.COUNT), nms_iou=(nms_iou, ranges.SHARE)

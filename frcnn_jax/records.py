@@ -41,7 +41,7 @@ class Record(NamedTuple):
     name: str
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
-        """The entries of a COCO results file: `bbox` is (x, y, width, height)."""
+        """The entries of a COCO results file; `bbox` is (x, y, w, h) in pixels."""
         corners = self.boxes.astype(np.float64)
         sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
         rows = zip(self.category_ids.tolist(), sides.tolist(), self.scores, strict=True)
@@ -72,7 +72,8 @@ class Record(NamedTuple):
     ) -> UInt8[np.ndarray, "i j 3"]:
         """The RGB image, or that of the record's file, with its boxes.
 
-        A smaller one is enlarged to `min_side` pixels.
+        An image whose short side has less than `min_side` pixels is enlarged. Raises
+        ValueError for an image of another size than the record's.
         """
         from frcnn_jax.data.images import load_image
         from frcnn_jax.evaluation.draw import draw

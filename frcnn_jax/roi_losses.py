@@ -5,7 +5,8 @@
 
 A box loss takes `BoxRows`, a class loss `ClassRows`; both take the fixed `normalizer`
 N and their own keyword arguments, and return one number for the image. Rows that are
-not `used` hold harmless numbers already, and `mean` leaves them out:
+not `used` hold harmless numbers already, and `mean` leaves them out. Boxes are in
+pixels, deltas in units of the targets' stds. Values out of range raise ValueError:
 
     def mine(rows: BoxRows, *, normalizer) -> Float[Array, ""]:
         return mean(my_loss(rows.boxes, rows.target_boxes), rows.used, normalizer)
@@ -58,7 +59,8 @@ def box_rows(
     """What a box loss takes; padded and background rows may hold anything.
 
     Row u - 1 of the deltas belongs to class u, or one row to all. `stds` are those of
-    the targets. The target boxes are decoded from `target_deltas`.
+    the targets. The target boxes are decoded from `target_deltas`. Raises ValueError
+    for `stds` that are not four positive numbers.
     """
     ranges.check("box_rows", stds=(stds, ranges.STDS))
     modes.one_image(
@@ -175,7 +177,7 @@ def focal(
     """
     ranges.check("focal", gamma=(gamma, ranges.NOT_NEGATIVE))
     log_p = _log_p(rows)
-    # A power of nothing has no slope: 1 - p is at least the smallest that float32 has.
+    # For gamma below 1 the slope of a power at 0 is infinite: 1 - p is at least 1e-6.
     hard = jnp.maximum(-jnp.expm1(log_p), 1e-6) ** gamma
     return mean(-hard * log_p * _weight(rows, weights), rows.used, normalizer)
 

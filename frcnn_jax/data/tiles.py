@@ -54,8 +54,8 @@ def windows(
 ) -> Int[np.ndarray, "t 4"]:
     """The tiles of an image of (h, w): (x1, y1, x2, y2), row by row.
 
-    As few as cover the image with at least `overlap`, at even distances, all of the
-    same size; along a side that is shorter than the tile there is one, as long as it.
+    Pixels. As few tiles as cover the image with at least `overlap`, at even distances,
+    all of one size. Along a side shorter than the tile there is one, as long as it.
 
     >>> windows((100, 250), 100, overlap=0.2).tolist()
     [[0, 0, 100, 100], [75, 0, 175, 100], [150, 0, 250, 100]]
@@ -75,6 +75,8 @@ def cut(
 ) -> tuple[Float32[np.ndarray, "n 4"], Float32[np.ndarray, "n"]]:
     """Boxes in the pixels of a tile, cut at its border, and what share is left of each.
 
+    The share is `area inside / area`, 0 for a box without area.
+
     >>> boxes, share = cut(np.float32([[80, 0, 120, 10]]), (100, 0, 200, 100))
     >>> boxes.tolist(), share.tolist()
     ([[0.0, 0.0, 20.0, 10.0]], [0.5])
@@ -88,7 +90,12 @@ def cut(
 
 
 def tile_of(example: Example, window: Sequence[int], min_visible: float) -> Example:
-    """One tile of an example, with the objects that lie in it."""
+    """One tile of an example, with the objects that lie in it.
+
+    `window` is (x1, y1, x2, y2) in pixels of the image; boxes are in pixels of the
+    tile, areas are multiplied by the share that is left. Objects of which less than
+    `min_visible` or nothing is left are dropped.
+    """
     boxes, share = cut(example.boxes, window)
     keep = (share > 0) & (share >= min_visible)
     keep &= (boxes[:, 2:] > boxes[:, :2]).all(1)
@@ -115,8 +122,9 @@ def cut_source(
 ) -> Source:
     """A source whose examples are the tiles of another one's.
 
-    The head of this module says what each argument is. Images whose size only the file
-    knows are opened.
+    The head of this module says what each argument is. An image without a size in its
+    annotation is opened. Tiles of an image are repeated as the image is. Raises
+    ValueError for an argument out of its range.
     """
     check(
         size=size,

@@ -61,7 +61,8 @@ def image_model(
     """`image` uint8 RGB `[h, w, 3]` of one `size` in; resizing and padding are inside.
 
     Out come `boxes` `[n, 4]` in pixels of that image, `scores`, `classes` `[n]` and
-    `count` `[]`. The size is known, so masks of the padding are constants.
+    `count` `[]`. The size is known, so masks of the padding are constants. Rows beyond
+    `count` are zero. Raises ValueError for what has no form in ONNX.
     """
     export.check(config)
     operators = with_operators(model)
@@ -75,7 +76,7 @@ def image_model(
 
 
 def checked(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, after the strict checker and shape inference."""
+    """The model itself; onnx's ValidationError where the strict checker refuses it."""
     onnx.checker.check_model(model, full_check=True)
     return model
 

@@ -102,9 +102,9 @@ def pooled(
 ) -> Float[Array, "b r o o c"]:
     """`models.build.pool_rois` as one primitive, to be written as RoiAlign.
 
-    ONNX's operator has no `max_samples`, and of a RoI narrower than a pixel of the map,
-    at the border of an `extent` and not `aligned`, it reads on where ours reads zeros.
-    Otherwise it does the same, formulas and borders included.
+    Two things differ. ONNX's operator has no `max_samples`. Without `aligned`, of a RoI
+    that is narrower than a pixel of the map and lies at the border of an `extent`, it
+    reads the extent's last pixel again where ours reads zeros. All else is the same.
     """
     del max_samples
     strides = tuple(sorted(strides))

@@ -29,7 +29,8 @@ def quantize(
 ) -> onnx.ModelProto:
     """The model with quantised layers; `feeds` are read once.
 
-    Raises ValueError where there is no feed.
+    A feed is the inputs of one call by name, as `runtime.training_feeds` gives them.
+    Raises ValueError where there is no feed, ImportError without onnxruntime.
     """
     extras.need("onnx", "onnxruntime")
     from onnxruntime import quantization

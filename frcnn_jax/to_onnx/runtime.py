@@ -36,7 +36,7 @@ class Session:
 
 
 def detections(found: Mapping[str, np.ndarray]) -> Detections:
-    """What a file of batches gives, as `Detections` `[b, n]`."""
+    """What a file of batches gives, as `Detections` `[b, n]`; boxes as in the file."""
     valid = np.arange(found["scores"].shape[1])[None] < found["count"][:, None]
     return Detections(found["boxes"], found["scores"], found["classes"], valid)
 
@@ -58,7 +58,8 @@ def training_feeds(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Inputs of the first `count` images of the run's training split, or of fewer.
 
-    They are read as for an evaluation, nothing is flipped or changed. Batches are full.
+    `image` uint8 `[b, H, W, 3]` and `image_size` int32 `[b, 2]`, read as for an
+    evaluation: nothing is flipped or changed. A batch that is not full is left out.
     """
     data = dict(config["data"], eval_split=config["data"]["train_split"])
     data |= dict(augment={}) if "augment" in data else {}

@@ -61,6 +61,8 @@ def train_and_evaluate(
         config, sources = recipe.complete(config, workdir)
         c = configs.check(config)
         rehearsal.check_groups(c)
+        for line in rehearsal.unused(c):
+            log.warning(line)
         return run(
             *(config, c, workdir, sources),
             allow_changes=allow_changes,

@@ -4,6 +4,7 @@ A value out of its range, or a key that no function takes, is found in seconds, 
 where the value matters only in the first evaluation, hours later.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -31,6 +32,24 @@ def check_groups(c: Mapping[str, Any]) -> None:
     """
     for look in looks(c).values():
         look()
+
+
+def unused(c: Mapping[str, Any]) -> list[str]:
+    """A line for each leaf that is set and that nothing reads.
+
+    A function that `roi_box_loss` names takes the place of the box term of
+    `losses.detector_loss`, whose `beta` then has no effect.
+    """
+    group, loss = c["detector_loss"], named.function(c, "roi_box_loss")
+    if loss is None or "beta" not in group:
+        return []
+    name = c["roi_box_loss"]["name"]
+    line = f"config.detector_loss.beta={group['beta']:.4g} is not used: "
+    line += f"config.roi_box_loss.name={name!r} takes the place of that term"
+    own = inspect.signature(loss).parameters.get("beta")
+    if own is not None and isinstance(own.default, int | float):
+        line += f" with config.roi_box_loss.beta={own.default:.4g}"
+    return [line]
 
 
 def looks(c: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:

@@ -53,7 +53,10 @@ class Views(NamedTuple):
 
 
 def check(**values: Any) -> Views:
-    """The views that a group asks for; see the head of this module."""
+    """The views that a group asks for; see the head of this module.
+
+    Raises TypeError for an unknown argument, ValueError for one out of its range.
+    """
     if unknown := sorted(set(values) - set(Views._fields)):
         raise TypeError(
             f"config.views: unexpected {unknown}; expected some of "
@@ -84,7 +87,7 @@ def of(config: Mapping[str, Any]) -> Views:
 
 
 def windows(size: images.Size, views: Views) -> Int[np.ndarray, "v 4"]:
-    """The parts of an image of (h, w) that are views, (x1, y1, x2, y2)."""
+    """The parts of an image of (h, w) that are views, (x1, y1, x2, y2) in pixels."""
     h, w = size
     found = [np.array([[0, 0, w, h]])] if views.whole or not views.tile else []
     if views.tile:
@@ -118,7 +121,10 @@ def sides(data: Mapping[str, Any], views: Views) -> list[dict[str, Any]]:
 
 
 def expand(source: Source, views: Views) -> tuple[Source, Int[np.ndarray, "v 3"]]:
-    """A source of all views, without objects; of each its image and corner (x, y)."""
+    """A source of all views, without objects, and where each lies.
+
+    The rows of the array are (number of the image, x, y), the corner in pixels.
+    """
     none = np.zeros(0, np.int32)
     nothing: dict[str, Any] = dict(boxes=np.zeros((0, 4), np.float32), classes=none)
     nothing |= dict(ignore=none.astype(bool), area=None)
@@ -170,7 +176,8 @@ def mirrored(predict: Callable) -> Callable:
 def merge(found: Detections, *, views: Views, count: int) -> Detections:
     """Of one image's detections in all views the best `count` after class-wise NMS.
 
-    Numpy arrays by falling score, of equal ones the first; zero where not `valid`.
+    Numpy arrays by falling score, equal scores by index; rows that are not `valid` are
+    zero. Rows of `found` that are not `valid` change nothing.
     """
     index = kept(found, views=views, count=count)
     room = [(0, count - len(index))]
@@ -226,7 +233,7 @@ def merge_rows(
     """COCO-format detections of images from those of their views, in order.
 
     The `image_id` of a row in `parts` is the number of its view, a row of `places`
-    (image, x, y); `ids` are those of the images.
+    (image, x, y) in pixels; `ids` are those of the images.
     """
     of_image: dict[int, list[dict]] = {}
     for rows in parts:

@@ -34,7 +34,7 @@ BROKEN = (
 
 
 def cache() -> pathlib.Path:
-    """The folder of downloaded files."""
+    """The folder of downloaded files: `FRCNN_JAX_CACHE`, or `~/.cache/frcnn_jax`."""
     default = pathlib.Path.home() / ".cache" / "frcnn_jax"
     return pathlib.Path(os.environ.get("FRCNN_JAX_CACHE") or default)
 

@@ -1,9 +1,11 @@
 import json
+import re
 
 import pytest
 
 from experiments import common
 from frcnn_jax.training import config as configs
+from frcnn_jax.training import rehearsal
 from tests.training import small
 
 
@@ -43,6 +45,40 @@ def test_leaves_of_what_is_found_by_name_need_not_be_there():
     assert (c.views.tile, c.views.merge) == ((3, 4), "smaller")
     assert c.roi_cls_loss.to_dict() == dict(name="focal", gamma=1)
     configs.check(c)
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ([], []),
+        (["roi_cls_loss.name=focal"], []),
+        (
+            ["roi_box_loss.name=giou"],
+            ["detector_loss.beta=0.1111 is not .*'giou'.*term$"],
+        ),
+        (["roi_box_loss.name=l1"], ["detector_loss.beta=0.1111 is not used"]),
+        (["roi_box_loss.name=smooth_l1"], ["not used.*roi_box_loss.beta=1$"]),
+        (
+            ["roi_box_loss.name=smooth_l1", "roi_box_loss.beta=0.25"],
+            ["not used.*with config.roi_box_loss.beta=0.25$"],
+        ),
+    ],
+)
+def test_a_beta_that_a_named_loss_replaces_is_said(changes, expected):
+    c = small.config()
+    c.detector_loss = dict(beta=1 / 9)
+    configs.change(c, changes)
+    lines = rehearsal.unused(configs.check(c))
+    assert len(lines) == len(expected)
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.search(pattern, line)
+
+
+def test_no_line_without_a_beta_to_replace():
+    c = small.config()
+    c.detector_loss = {}
+    configs.change(c, ["roi_box_loss.name=giou"])
+    assert rehearsal.unused(configs.check(c)) == []
 
 
 @pytest.mark.parametrize(
