@@ -4,7 +4,8 @@ python scripts/plot_curves.py --runs=runs/bccd --output=docs/images/bccd_curves.
 python scripts/plot_curves.py --runs=runs/a --runs=runs/b --output=both.svg --smooth=20
 
 Reads each run's metrics.jsonl; several runs (`--runs` repeated) share the axes. Losses
-are drawn as running means over `--smooth` logged values.
+are drawn as running means over `--smooth` logged values. A line for each run names the
+splits of its config.json: losses are of the training split, AP of the evaluation split.
 """
 
 import html
@@ -31,13 +32,23 @@ PANELS = [
     ("eval", "AP", "AP (solid) and AP50 (dashed)"),
 ]
 COLORS = ["#1f6fb4", "#d1495b", "#3a7d44", "#8f5db7", "#c77d1e"]
-WIDTH, HEIGHT, LEFT, TOP, GAP = 300, 190, 46, 26, 30
+WIDTH, HEIGHT, LEFT, TOP, GAP, LINE = 300, 190, 46, 26, 30, 18
 
 
 def running_mean(points, n):
     values = [v for _, v in points]
     means = (values[max(0, i - n + 1) : i + 1] for i in range(len(values)))
     return [(x, sum(m) / len(m)) for (x, _), m in zip(points, means, strict=True)]
+
+
+def label(run):
+    """A run's name, and the splits that its curves are of."""
+    file = pathlib.Path(run) / "config.json"
+    data = json.loads(file.read_text()).get("data", {}) if file.is_file() else {}
+    train, evaluation = data.get("train_split"), data.get("eval_split")
+    said = f": losses of {train}" if train else ""
+    said += f", AP of {evaluation}" if train and evaluation else ""
+    return f"{pathlib.Path(run).name}{said}"
 
 
 def panel(title, curves, unit):
@@ -95,13 +106,14 @@ def main(_):
         x, y = i % 3 * WIDTH, i // 3 * HEIGHT
         body += [f'<g transform="translate({x},{y})">']
         body += [*panel(title, curves, group == "eval"), "</g>"]
-    for i, name in enumerate(runs):
+    for i, text in enumerate(map(label, RUNS.value)):
         color = COLORS[i % len(COLORS)]
         body.append(
-            f'<text x="{LEFT + 140 * i}" y="{2 * HEIGHT + 18}" class="t" '
-            f'fill="{color}">{html.escape(name)}</text>'
+            f'<text x="{LEFT}" y="{2 * HEIGHT + 18 + LINE * i}" class="t" '
+            f'style="fill:{color}">{html.escape(text)}</text>'
         )
-    size = f'width="{3 * WIDTH}" height="{2 * HEIGHT + GAP}"'
+    height = 2 * HEIGHT + GAP + LINE * (len(RUNS.value) - 1)
+    size = f'width="{3 * WIDTH}" height="{height}"'
     style = (
         "text{font:12px sans-serif;fill:#333}.n{font-size:10px;text-anchor:end}"
         ".t{font-weight:600}"

@@ -217,6 +217,7 @@ def check_ranges(values: Mapping[str, Any]) -> None:
     ranges.check("data", **{name: (values[name], rules[name]) for name in rules})
     if values["augment"]:
         augmentation.check(**values["augment"])
+    sampling_order.check(values.get("sampling"))
     if values.get("tiles"):
         tile_rules(**values["tiles"])
 

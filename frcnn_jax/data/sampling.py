@@ -11,7 +11,8 @@ below: `repeat_factors` or `class_balanced`.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,14 +153,24 @@ def repeats(
     base = np.ones(len(source)) if given is None else np.asarray(given, np.float64)
     if not sampling:
         return base
+    check(sampling)
+    options = dict(sampling)
+    return base * FUNCTIONS[options.pop("name")](source, **options)
+
+
+def check(sampling: Mapping[str, Any] | None) -> None:
+    """ValueError or TypeError names what is wrong in `data.sampling`; reads no data."""
+    if not sampling:
+        return
     options = dict(sampling)
     name = options.pop("name", None)
-    functions = dict(repeat_factors=repeat_factors, class_balanced=class_balanced)
-    if name not in functions:
+    if not isinstance(name, str) or name not in FUNCTIONS:
         raise ValueError(
-            f"data.sampling.name={name!r}: expected one of {list(functions)}"
+            f"data.sampling.name={name!r}: expected one of {list(FUNCTIONS)}"
         )
-    return base * functions[name](source, **options)
+    inspect.signature(FUNCTIONS[name]).bind(None, **options)
+    rules = dict(threshold=ranges.NOT_NEGATIVE)
+    ranges.check("data.sampling", **{k: (v, rules[k]) for k, v in options.items()})
 
 
 def repeat_factors(source: Source, *, threshold: float | int) -> Float[np.ndarray, "n"]:
@@ -188,6 +199,11 @@ def class_balanced(source: Source) -> Float[np.ndarray, "n"]:
     shares = (present[:, used] / counts[used]).sum(1) / max(1, used.sum())
     some = present.any(1)
     return np.where(some, shares * some.sum(), 1.0)
+
+
+FUNCTIONS: dict[str, Callable[..., np.ndarray]] = dict(
+    repeat_factors=repeat_factors, class_balanced=class_balanced
+)
 
 
 def presence(source: Source) -> np.ndarray:

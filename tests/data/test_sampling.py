@@ -126,6 +126,10 @@ def test_sampling_in_the_pipeline():
     assert first == {0: 1, 1: 1, 2: 1, 3: 2}  # sqrt(1 / 0.25)
     with pytest.raises(ValueError, match="data.sampling.name='rare': expected one of"):
         pipeline.train_dataset(source, sampling=dict(name="rare"), **options)
+    for value in (-1, float("nan"), float("inf"), None, "x", ()):
+        wrong = dict(name="repeat_factors", threshold=value)
+        with pytest.raises(ValueError, match="data.sampling.threshold="):
+            sampling.check(wrong)  # before anything is read
     with pytest.raises(TypeError, match="powr"):
         pipeline.train_dataset(
             source, sampling=dict(name="repeat_factors", threshold=1, powr=2), **options
