@@ -36,6 +36,7 @@ from frcnn_jax.training import (
 )
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
+from frcnn_jax.weights import families
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -70,9 +71,23 @@ def changes() -> list[str]:
     return found
 
 
+def check_complete(weights: str) -> None:
+    """An experiment that training completes from the data fits no peer's file."""
+    left = sorted(leaf for leaf in configs.RUN if CONFIG.value.get(leaf) is None)
+    if left:
+        fits = dict.fromkeys(f.experiment for f in families.families(weights))
+        raise app.UsageError(
+            f"this --config leaves {', '.join(left)} open for training to choose from "
+            f"the data, but {weights} needs the experiment of its own network: give "
+            f"--config={' or '.join(fits) or 'experiments/coco_*.py'}; your own run is "
+            "evaluated by --checkpoint=RUN"
+        )
+
+
 def convert_weights(weights: str, folder: str) -> None:
     """Write a peer's weights as a checkpoint, with the classes of the data."""
     configs.change(CONFIG.value, changes())
+    check_complete(weights)
     config = configs.resolve(CONFIG.value)
     source = evaluate.build_eval_data(configs.check(config)).eval
     convert.convert(
