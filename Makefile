@@ -35,25 +35,22 @@ test-slow: $(VENV)/.installed  ## the slow tests
 test-prepare: .venv-prepare/.installed  ## the test that needs TensorFlow
 	.venv-prepare/bin/python -m pytest -rs -m prepare tests/data/sources/test_tfds.py
 
-.venv-prepare/.installed: $(VENV)/.installed
-	test -x .venv-prepare/bin/python || $(BIN)/python -m venv .venv-prepare
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
-	    "$$(.venv-prepare/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dev.pth"
-	.venv-prepare/bin/python -m pip install --quiet tensorflow-cpu
-	touch $@
-
-# Tools that bring opencv-python, in an environment of its own on top of the other.
-test-tools: .venv-tools/.installed  ## supervision, SAHI, FiftyOne, gradio's page in Chromium
+# Tools that bring opencv-python, in environments of their own on top of the other.
+# FiftyOne and gradio ask for different versions of one package.
+test-tools: .venv-tools/.installed .venv-fiftyone/.installed  ## supervision, SAHI, FiftyOne, gradio's page in Chromium
 	.venv-tools/bin/python -m pytest -rs -m tools -W default tests/tools
+	.venv-fiftyone/bin/python -m pytest -rs -m tools -W default tests/tools -k fiftyone
 
-.venv-tools/.installed: $(VENV)/.installed
-	test -x .venv-tools/bin/python || $(BIN)/python -m venv .venv-tools
+.venv-%/.installed: $(VENV)/.installed
+	test -x .venv-$*/bin/python || $(BIN)/python -m venv .venv-$*
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
-	    "$$(.venv-tools/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dev.pth"
-	.venv-tools/bin/python -m pip install --quiet supervision==0.31.2 trackers==2.6.1 sahi==0.12.8 gradio
-	@# FiftyOne brings a database of its own; its test says so where that is missing.
-	.venv-tools/bin/python -m pip install --quiet fiftyone || echo "FiftyOne cannot be installed here"
+	    "$$(.venv-$*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dev.pth"
+	.venv-$*/bin/python -m pip install --quiet $(PACKAGES_$*)
 	touch $@
+
+PACKAGES_tools := supervision==0.31.2 trackers==2.6.1 sahi==0.12.8 gradio
+PACKAGES_fiftyone := fiftyone
+PACKAGES_prepare := tensorflow-cpu
 
 # The wheel in an environment of its own, the tests in a folder of their own: the pure
 # layer with jax and numpy alone, then all that does not concern the repository.
@@ -100,4 +97,4 @@ peer: .venv-peer/.installed  ## torch, torchvision and mayaku in .venv-peer, to 
 	touch $@
 
 clean:  ## remove environments and runs
-	rm -rf $(VENV) .venv-peer .venv-prepare .venv-tools build runs
+	rm -rf $(VENV) .venv-peer .venv-prepare .venv-tools .venv-fiftyone build runs

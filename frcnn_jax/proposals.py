@@ -189,8 +189,12 @@ def class_candidates(
     deltas = modes.take(class_deltas.reshape(-1, 4), place)
     decoded = box_ops.decode(deltas, modes.take(rois, roi), stds=stds)
     boxes = box_ops.clip(decoded, image_size)
+    real = top > -jnp.inf
     return Candidates(
-        boxes, top, row + 1, (top > -jnp.inf) & _large_enough(boxes, min_size)
+        boxes,
+        jnp.where(real, top, 0),
+        row + 1,
+        real & _large_enough(boxes, min_size),
     )
 
 
@@ -209,7 +213,9 @@ def chosen(
         Detections(
             boxes=jnp.where(valid[:, None], modes.take(found.boxes, best), 0),
             scores=jnp.where(valid, scores, 0),
-            classes=jnp.where(valid, modes.take(found.classes, best), 0),
+            classes=jnp.where(
+                valid, modes.take(found.classes, best).astype(jnp.int32), 0
+            ),
             valid=valid,
         )
     )

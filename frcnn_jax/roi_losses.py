@@ -71,14 +71,14 @@ def box_rows(
         target_deltas=(target_deltas, "r 4"),
     )
     found = jnp.asarray(labels) >= 1
-    row = jnp.clip(labels - 1, 0, class_deltas.shape[-2] - 1)[:, None, None]
-    own = jnp.take_along_axis(jnp.asarray(class_deltas), row, axis=-2)[:, 0]
+    row = jnp.clip(jnp.asarray(labels) - 1, 0, class_deltas.shape[-2] - 1)
+    own = _pick(jnp.asarray(class_deltas), row)
     deltas, wanted = (
         jnp.where(found[:, None], box_ops.as_float32(x), 0.0)
         for x in (own, target_deltas)
     )
-    unit = jnp.array([[0.0, 0.0, 1.0, 1.0]])
-    rois = jnp.where(found[:, None], box_ops.as_float32(rois), unit)
+    rois = box_ops.as_float32(rois)
+    rois = jnp.where(found[:, None], rois, jnp.array([[0, 0, 1, 1]], rois.dtype))
     return BoxRows(
         boxes=box_ops.decode(deltas, rois, stds=stds),
         target_boxes=box_ops.decode(wanted, rois, stds=stds),
@@ -95,7 +95,7 @@ def class_rows(class_logits: Float[Array, "r k"], labels: Int[Array, "r"]) -> Cl
     )
     sampled = jnp.asarray(labels) >= 0
     logits = jnp.where(sampled[:, None], box_ops.as_float32(class_logits), 0.0)
-    return ClassRows(logits, jnp.maximum(labels, 0), sampled)
+    return ClassRows(logits, jnp.maximum(labels, 0).astype(jnp.int32), sampled)
 
 
 def mean(
@@ -184,8 +184,13 @@ def focal(
 
 def _log_p(rows):
     """The logarithm of the probability that each RoI gives its label."""
-    picked = jnp.take_along_axis(rows.logits, rows.labels[:, None], axis=-1)[:, 0]
-    return picked - jax.nn.logsumexp(rows.logits, axis=-1)
+    return _pick(rows.logits, rows.labels) - jax.nn.logsumexp(rows.logits, axis=-1)
+
+
+def _pick(x, index):
+    """`x[i, index[i]]` for each row i, by selection: it runs on a mesh of any kind."""
+    own = jnp.arange(x.shape[1], dtype=index.dtype)[None] == index[:, None]
+    return jnp.where(own.reshape(own.shape + (1,) * (x.ndim - 2)), x, 0).sum(1)
 
 
 def _weight(rows, weights):

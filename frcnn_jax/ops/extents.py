@@ -32,7 +32,7 @@ def extent_of(image_size: Int[Array, "*n 2"], pad_to: int) -> Int[Array, "*n 2"]
     >>> extent_of(jnp.array([300, 400]), 32).tolist()
     [320, 416]
     """
-    return -(-jnp.asarray(image_size) // pad_to) * pad_to
+    return -(-jnp.asarray(image_size, jnp.int32) // pad_to) * pad_to
 
 
 def cells(extent: Int[Array, "*n 2"] | None, stride: int) -> Any:
@@ -41,7 +41,7 @@ def cells(extent: Int[Array, "*n 2"] | None, stride: int) -> Any:
     >>> cells(jnp.array([320, 417]), 32).tolist()
     [10, 14]
     """
-    return None if extent is None else -(-jnp.asarray(extent) // stride)
+    return None if extent is None else -(-jnp.asarray(extent, jnp.int32) // stride)
 
 
 def stride_of(key: int) -> int:

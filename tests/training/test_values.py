@@ -30,10 +30,12 @@ ZERO = {  # 0 turns something off, or is an end of the range
 }
 ZERO |= {f"roi_{kind}_{i}" for kind in ("cls", "box") for i in (1, 2, 3)}
 ZERO |= {"feature_gradient"}
+ZERO |= {"window", "positions", "relative", "global_blocks"}  # ViT: none; block 0
 NEGATIVE = {"offset"}
 INFINITE = {"straddle"}  # all anchors
 EMPTY = {"frozen", "boundaries", "short_sides", "jitter", "levels", "convs"}
 EMPTY |= {"pixel_range", "out_strides"}  # tiny: all there are
+EMPTY |= {"global_blocks"}  # ViT: all blocks attend within windows
 EMPTY |= {"layers"}  # of the optimizer: no rates by layer
 EMPTY |= {"widths"}  # a box head without a hidden layer; see BACKBONE
 TEXT = {"init_from", "proposals", "pretrained", "eval_split"}  # "" is none
