@@ -133,6 +133,16 @@ def write_coco(folder, categories):
     )
 
 
+def test_an_experiment_that_is_open_names_the_one_that_fits(peer):
+    from tests.scripts import many
+
+    file = peer[0] / "peer.npz"
+    call = "evaluate", "--config=experiments/finetune.py", f"--weights={file}"
+    ((code, _, err),) = many.run([call])
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert "leaves batch_size, " in err and "coco_r50_fpn_v1" in err
+
+
 def test_a_peers_file_is_evaluated_in_one_command(peer, tmp_path):
     """The rows of the file are those of the data's ids, of 91 as of COCO's 80."""
     folder, state = peer
