@@ -234,23 +234,19 @@ def _pick(boxes, scores, valid, classes, change, max_output):
         "nms", boxes=(boxes, "n 4"), scores=(scores, "n"), classes=(classes, "n")
     )
     n = len(scores)
+    empty = (
+        jnp.zeros(max_output, jnp.int32),
+        jnp.zeros(max_output, jnp.float32),
+        jnp.zeros(max_output, bool),
+    )
     if n == 0 or max_output == 0:
-        return (
-            jnp.zeros(max_output, jnp.int32),
-            jnp.zeros(max_output, jnp.float32),
-            jnp.zeros(max_output, bool),
-        )
+        return empty
     boxes, scores = jnp.asarray(boxes), jnp.asarray(scores, jnp.float32)
     valid = jnp.ones(n, bool) if valid is None else jnp.asarray(valid)
     classes = jnp.zeros(n, jnp.int32) if classes is None else jnp.asarray(classes)
     boxes, scores = lax.stop_gradient((boxes, scores))
     boxes = jnp.where(valid[:, None], boxes, 0).astype(jnp.float32)
     scores = jnp.where(valid, scores, -jnp.inf)
-    empty = (
-        jnp.zeros(max_output, jnp.int32),
-        jnp.zeros(max_output, jnp.float32),
-        jnp.zeros(max_output, bool),
-    )
     boxes, scores, classes, *out = modes.carry(
         (boxes, scores, classes, *empty), (boxes, scores, classes, valid)
     )
