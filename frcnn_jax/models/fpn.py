@@ -93,10 +93,19 @@ class FPN(nn.Module):
                 lateral = lateral + upsample(merged, lateral.shape[1:3])
             merged = layers.inside(lateral, now)
             pyramid[stride] = conv(merged, 3, f"output{stride}", now)
-        for _ in range(self.pool_levels):
-            top = max(pyramid)
-            pyramid[2 * top] = pyramid[top][:, ::2, ::2]
-        return {stride: pyramid[stride] for stride in sorted(pyramid)}
+        pyramid = {stride: pyramid[stride] for stride in sorted(pyramid)}
+        return with_coarser(pyramid, self.pool_levels)
+
+
+def with_coarser(
+    pyramid: dict[int, Float[Array, "b _ _ c"]], levels: int
+) -> dict[int, Float[Array, "b _ _ c"]]:
+    """The pyramid and `levels` more, each every second cell of the coarsest before."""
+    pyramid = dict(pyramid)
+    for _ in range(levels):
+        top = max(pyramid)
+        pyramid[2 * top] = pyramid[top][:, ::2, ::2]
+    return pyramid
 
 
 Neck = FPN  # the name that `build` looks for

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from frcnn_jax import ranges
 from frcnn_jax.models import layers
+from frcnn_jax.models.fpn import with_coarser
 
 SCALES = (4, 2, 1, 0.5)
 _uniform = nn.initializers.variance_scaling(  # each output reads one cell
@@ -98,10 +99,7 @@ class Neck(nn.Module):
                     "number of pixels; leave out that scale"
                 )
             pyramid[int(level)] = self._level(x, scale, int(level), whole)
-        for _ in range(self.pool_levels):
-            top = max(pyramid)
-            pyramid[2 * top] = pyramid[top][:, ::2, ::2]
-        return pyramid
+        return with_coarser(pyramid, self.pool_levels)
 
     def _level(self, x, scale, stride, extent):
         """The level of one scale; `extent` in cells of `x`, of twice them, ..."""
