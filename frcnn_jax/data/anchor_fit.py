@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 SIDES = (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, math.inf)  # square root of areas
 Levels = Sequence[tuple[int, np.ndarray]]
+FACTORS = (1.0, *(2.0 ** (s * k / 8) for k in (1, 2, 3, 4) for s in (1, -1)))
 
 
 def best_iou(
@@ -64,21 +65,28 @@ def suggest(
 ) -> dict[str, Any]:
     """Anchor sizes and aspect ratios that follow the boxes, as many as there are now.
 
-    Sizes and ratios are k-means of the boxes' own; of these and the present ones that
-    combination is suggested whose anchors have the highest mean IoU, and reach no fewer
-    boxes at IoU 0.7 than the present ones do: it may be these. `shapes` are the (w, h)
-    of k-means on IoU, which need not be a grid.
+    Ratios are the present ones or k-means of the boxes' own. Sizes of one level are the
+    same, likewise. Sizes of several levels are the present ones times one factor, up to
+    half an octave: anchors that are small for the stride of their level have a lattice
+    too coarse for them. Of the combinations that reach no fewer boxes at IoU 0.7 than
+    the present one, that is suggested which has the highest mean IoU; of those within
+    0.01 of it the first, with the factor nearest to 1: it may be the present one.
+    `shapes` are the (w, h) of k-means on IoU, which need not be a grid.
     """
     sides = boxes[:, 2:] - boxes[:, :2]
     shapes = [cells[:, 2:] - cells[:, :2] for _, cells in anchors]
     sizes = [np.unique(np.sqrt(s.prod(1)).round(1)).tolist() for s in shapes]
     ratios = np.unique((shapes[0][:, 1] / shapes[0][:, 0]).round(2)).tolist()
-    grid = [(sizes, ratios), (sizes, _means(sides[:, 1] / sides[:, 0], len(ratios)))]
-    own = _means(np.sqrt(sides.prod(1)), sum(map(len, sizes)))
-    if len(own) == sum(map(len, sizes)):
-        ends = np.cumsum([len(s) for s in sizes])[:-1]
-        parts = [part.tolist() for part in np.split(np.array(own), ends)]
-        grid += [(parts, r) for _, r in grid]
+    if len(anchors) > 1:
+        own = [[[f * v for v in level] for level in sizes] for f in FACTORS[1:]]
+    else:
+        own = [[_means(np.sqrt(sides.prod(1)), len(sizes[0]))]]
+        own = own if len(own[0][0]) == len(sizes[0]) else []
+    grid = [
+        (s, r)
+        for s in (sizes, *own)
+        for r in (ratios, _means(sides[:, 1] / sides[:, 0], len(ratios)))
+    ]
     middles = [(cells[0, :2] + cells[0, 2:]) / 2 for _, cells in anchors]
     made = [
         [
@@ -89,11 +97,13 @@ def suggest(
     ]
     reached = [best_iou(boxes, image_sizes, levels) for levels in made]
     counts = [np.sum(iou >= 0.7) for iou in reached]
-    values = [
-        iou.mean() if count >= counts[0] else -1.0
-        for iou, count in zip(reached, counts, strict=True)
-    ]
-    best = int(np.argmax(values))
+    values = np.array(
+        [
+            iou.mean() if count >= counts[0] else -1.0
+            for iou, count in zip(reached, counts, strict=True)
+        ]
+    )
+    best = int(np.argmax(values >= values.max() - 0.01))
     clusters, iou = kmeans(sides, min(9, len(shapes) * len(shapes[0])))
     return dict(
         sizes=[[round(v, 1) for v in level] for level in grid[best][0]],

@@ -11,6 +11,7 @@ start, and cells beyond repeat the last one.
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from frcnn_jax.ops.modes import take
 from frcnn_jax.types import Array
 
 Count = int | Int[Array, ""]
@@ -72,9 +73,9 @@ def relative(
         place = jnp.clip(place, 0, old - 1)
         low = jnp.floor(place).astype(jnp.int32)
         share = (place - low.astype(jnp.float32))[:, None].astype(table.dtype)
-        high = table[jnp.minimum(low + 1, old - 1)]
-        rows = table[low] * (1 - share) + high * share
+        high = take(table, jnp.minimum(low + 1, old - 1))
+        rows = take(table, low) * (1 - share) + high * share
     else:
-        rows = table[row]
+        rows = take(table, row)
     cell = jnp.arange(size, dtype=jnp.int32)
-    return rows[cell[:, None] - cell[None] + size - 1]
+    return take(rows, cell[:, None] - cell[None] + size - 1)

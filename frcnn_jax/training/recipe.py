@@ -269,11 +269,11 @@ def _frozen(
 def _steps(
     facts: Facts, device: Device, settle: Settle, batch: int, trained: bool
 ) -> int:
-    """Visits of images: 8 epochs (12 on accelerators), and 1500 objects at the least.
+    """Visits of images: 10 epochs (12 on accelerators), and 1500 objects at the least.
 
     At least 1600 images, or 8000 on accelerators; on CPUs at most 4000.
     """
-    least, epochs = (1600, 8) if device.is_cpu else (8000, 12)
+    least, epochs = (1600, 10) if device.is_cpu else (8000, 12)
     visits = max(least, epochs * facts.images)
     visits = max(visits, math.ceil(1500 * facts.images / max(1, facts.objects)))
     if device.is_cpu:

@@ -80,10 +80,11 @@ def networks():
         shape = (*images.canvases(c["data"]["canvas"])[0], 3)
         variables = init_variables(jax.random.key(0), shape, model=model)
         count = 200 if ARG.value else 2000
-        alone = {k: c["model"][k] for k in c["model"].keys() - {"anchors", "rpn"}}
-        fast = models.build_detector(num_classes=20, external_proposals=True, **alone)
+        parts = {k: c["model"][k] for k in c["model"].keys() - {"anchors", "rpn"}}
+        fast = models.build_detector(num_classes=20, external_proposals=True, **parts)
         group = dict(c["data"], max_proposals=count)
-        yield name, fast, without_rpn(variables), dict(c, data=group)
+        alone = dict(c, data=group, algorithm="fast_rcnn")
+        yield name, fast, without_rpn(variables), alone
         yield name, model, variables, c
     for text in CHECKPOINT.value:
         name, equals, path = text.rpartition("=")

@@ -23,7 +23,7 @@ from absl import flags
 from frcnn_jax import detector
 from frcnn_jax.data.example import decode
 from frcnn_jax.data.images import reading
-from frcnn_jax.evaluation import coco
+from frcnn_jax.evaluation import coco, intervals
 from frcnn_jax.training import checkpoint, cli, devices, evaluate
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
@@ -35,33 +35,6 @@ OUTPUT = flags.DEFINE_string("output", None, "A folder; default the run's own.")
 DRAWS = flags.DEFINE_integer("draws", 200, "Resampled sets.", lower_bound=1)
 IMAGES = flags.DEFINE_integer("images", 20, "Images to time.", lower_bound=2)
 SET = cli.define_changes()
-
-
-def interval(annotations: dict, detections: list[dict], draws: int) -> list[float]:
-    """The 2.5th and the 97.5th percentile of AP over resampled images."""
-    rng, images = np.random.default_rng(0), annotations["images"]
-    rows: dict[str, dict[Any, list[dict]]] = {"truth": {}, "found": {}}
-    for kind, entries in (
-        ("truth", annotations["annotations"]),
-        ("found", detections),
-    ):
-        for entry in entries:
-            rows[kind].setdefault(entry["image_id"], []).append(entry)
-    scores = []
-    for _ in range(draws):
-        chosen = [images[k]["id"] for k in rng.integers(0, len(images), len(images))]
-        truth, found = (
-            [
-                {**entry, "image_id": n}
-                for n, image in enumerate(chosen)
-                for entry in rows[kind].get(image, ())
-            ]
-            for kind in ("truth", "found")
-        )
-        drawn = dict(annotations, images=[{"id": n} for n in range(len(chosen))])
-        drawn["annotations"] = [{**a, "id": n} for n, a in enumerate(truth)]
-        scores.append(coco.evaluate(drawn, found)["AP"])
-    return [float(v) for v in np.percentile([s for s in scores if s], (2.5, 97.5))]
 
 
 def seconds(path: pathlib.Path, changes: list[str], count: int) -> float:
@@ -94,7 +67,7 @@ def main(_):
             path, output / f"{i:02d}", changes=changes
         )
         result = coco.evaluate(annotations, detections)
-        low, high = interval(annotations, detections, DRAWS.value)
+        low, high = intervals.interval(annotations, detections, draws=DRAWS.value)
         row = dict(AP=result["AP"], low=low, high=high, AP50=result["AP50"])
         row["recall"] = recall(annotations, detections)
         row["seconds"] = seconds(path, changes, IMAGES.value)

@@ -179,6 +179,26 @@ def test_suggested_anchors_are_better_or_the_present_ones(rng):
     assert not anchor_fit.suggest(exact, sizes[:2], cells)["changes"]
 
 
+def test_sizes_of_several_levels_keep_their_ratio(rng):
+    """Anchors of 16 and 32 reach squares of 22 and 44 when half an octave larger.
+
+    k-means of the sides would put both sizes of a pyramid near one another.
+    """
+    sides = np.repeat([22.0, 44.0], [180, 20])[:, None]
+    low = rng.uniform(0, 40, (200, 2))
+    square = np.concatenate([low, low + sides], axis=1)
+    sizes = np.tile([96, 96], (200, 1))
+    levels = [
+        (4, anchor_ops.cell_anchors((16,), (0.5, 1.0, 2.0)).astype(np.float64)),
+        (8, anchor_ops.cell_anchors((32,), (0.5, 1.0, 2.0)).astype(np.float64)),
+    ]
+    found = anchor_fit.suggest(square, sizes, levels)
+    assert found["changes"] and found["coverage"]["0.7"] == 1.0
+    (small,), (large,) = found["sizes"]
+    assert large == pytest.approx(2 * small, abs=0.1)
+    assert 20 < small < 25
+
+
 def test_the_table_names_everything():
     found = run(
         make([[0, 0, 40, 40], [0, 0, 20, 80]], [1, 2], ignore=[1]),

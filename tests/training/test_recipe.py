@@ -124,7 +124,7 @@ def test_a_flag_overrides_and_the_rest_follows():
     values, config = chosen(facts(), **{"batch_size": 4, "data.short_side": 512})
     assert "batch_size" not in values and "data.short_side" not in values
     assert values["optimizer.learning_rate"] == 0.01  # 0.0025 an image
-    assert values["total_steps"] == 400  # 1600 images
+    assert values["total_steps"] == 500  # 10 epochs of 200 images
     assert values["data.canvas"] == (512, 704) and config.data.short_side == 512
     assert values["model.anchors.sizes"][0] != 16.0
     values, config = chosen(facts(), **{"total_steps": 90})
@@ -135,10 +135,10 @@ def test_a_flag_overrides_and_the_rest_follows():
     "given, device, steps",
     [
         (facts(n=50), CPU, 800),  # 1600 images at the least
-        (facts(n=300), CPU, 1200),  # 8 epochs
+        (facts(n=300), CPU, 1500),  # 10 epochs
         (facts(n=5000), CPU, 2000),  # 4000 images at the most
         (facts(n=1000), GPU, 1500),  # 12 epochs of batches of 8
-        (facts(n=400, each=1), CPU, 1600),
+        (facts(n=400, each=1), CPU, 2000),
         (facts(n=20_000), GPU, 30_000),
     ],
 )
@@ -181,8 +181,11 @@ def test_what_is_frozen():
 
 
 def test_anchors_only_where_they_reach_more():
-    """Objects of 64 pixels in the network: an anchor has that side already."""
-    fits = facts(size=(288, 384), side=64.0)
+    """Squares of 64 pixels on the lattice of anchors: one of them is each square."""
+    low = 16.0 * np.stack(np.meshgrid(np.arange(1, 19), np.arange(1, 13)), -1)
+    low = low.reshape(-1, 2)
+    exact = np.concatenate([low, low + 64], axis=1).astype(np.float32)
+    fits = facts(n=len(exact), size=(288, 384), each=1)._replace(boxes=exact)
     assert chosen(fits)[0]["model.anchors.sizes"] == (16.0, 32.0, 64.0, 128.0, 256.0)
     rng = np.random.default_rng(0)
     low = rng.uniform((0, 0), (180, 220), (1000, 2))

@@ -93,8 +93,9 @@ def target(link: pathlib.Path) -> str:
 
 
 @pytest.mark.slow
-# Orbax's threads of the save that failed end with errors of their own.
+# Orbax's threads and tasks of the save that failed end with errors of their own.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_one_line_and_the_run_goes_on_with_more_room(disk):
     config = small.config(total_steps=3, eval_every=3, checkpoint_every=1)
     with pytest.raises(troubles.Later) as error:

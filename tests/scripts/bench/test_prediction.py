@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 
+from frcnn_jax.evaluation import intervals
 from tests.scripts.test_scripts import ROOT, last_json, script, workdir
 
 __all__ = ["workdir"]  # a run of the small experiment
@@ -58,11 +59,12 @@ def test_recall_counts_each_object_once(bench):
     assert bench.recall(truth(), []) == 0.0
 
 
-def test_the_interval_is_one_of_resampled_images(bench):
+def test_the_interval_is_one_of_resampled_images():
     """Of four images two are found: AP is k / 4 in a set with k of those."""
-    low, high = bench.interval(truth(), [found(0), found(1)], 200)
+    low, high = intervals.interval(truth(), [found(0), found(1)], draws=200)
     assert 0 < low < 0.5 < high <= 1.0
-    assert bench.interval(truth(), [found(i) for i in range(4)], 20) == [1.0, 1.0]
+    every = [found(i) for i in range(4)]
+    assert intervals.interval(truth(), every, draws=20) == (1.0, 1.0)
 
 
 @pytest.mark.slow

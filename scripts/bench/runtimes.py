@@ -1,9 +1,8 @@
 r"""Milliseconds an image of a detector in onnxruntime, in OpenVINO, here, and a peer.
 
-python scripts/bench/onnx.py --config=experiments/coco_r50_fpn_v1.py --canvas=800x1088
-python scripts/bench/onnx.py --config=experiments/coco_r50_fpn_v1.py --canvas=800x1088 \
-    --peer=.venv-peer/bin/python --peer_model=r50_fpn --quantize
-python scripts/bench/onnx.py --checkpoint=runs/bccd --onnx=model.onnx
+python scripts/bench/runtimes.py --config=experiments/coco_r50_fpn_v1.py \
+    --canvas=800x1088 --peer=.venv-peer/bin/python --peer_model=r50_fpn --quantize
+python scripts/bench/runtimes.py --checkpoint=runs/bccd --onnx=model.onnx
 
 Weights are those of a checkpoint, or of a seed; speed depends on the proposals that
 survive, so compare files of one checkpoint. Each way gets the same image, which fills
