@@ -134,6 +134,9 @@ def _select(graph, eqn, inputs):
     shape = out(eqn).shape
     if which.shape != shape:
         which = broadcast(graph, which, shape, ())
+    masked = _masked(graph, which, cases)
+    if masked is not None:
+        return masked
     found = graph.elementwise("Where", [which, *cases[::-1]], out(eqn).dtype)
     return dataclasses.replace(found, low=low, high=high)
 
@@ -147,6 +150,23 @@ def _relu(graph, which, x, zero):
     if node.input[0] != x.name or bound is None or bound.any():
         return None
     return dataclasses.replace(x, name=graph.add("Relu", x.name))
+
+
+def _masked(graph, which, cases):
+    """where(cell, x, 0) of a map with the same cells in all channels is x times 0 or 1.
+
+    onnxruntime takes 240 ms for the selections of R50-FPN at 800x1088, two threads. The
+    values of a map are finite.
+    """
+    zero = [t.constant and not t.value.any() for t in cases]
+    if sum(zero) != 1:
+        return None
+    x = cases[zero.index(False)]
+    if x.image != x.shape or x.dtype.kind != "f" or which.held[-1] != 1:
+        return None
+    inside = which if zero[0] else graph.elementwise("Not", [which], bool)
+    factor = graph.elementwise("Cast", [inside], x.dtype, to=element_type(x.dtype))
+    return graph.elementwise("Mul", [x, factor], x.dtype)
 
 
 def _clamp(graph, eqn, inputs):
