@@ -71,7 +71,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.roi_targets.num_samples = 128
     c.proposals.train.update(pre_nms=1000, post_nms=500)
     c.proposals.eval.update(pre_nms=1000, post_nms=300)
-    c.postprocess.score = 0.01  # AP is an integral over recall: unlikely boxes add to it
+    c.postprocess.score = (
+        0.01  # AP is an integral over recall: unlikely boxes add to it
+    )
     c.optimizer = dict(  # training.optimizer.make_optimizer
         name="sgd",
         learning_rate=left_open(float),
