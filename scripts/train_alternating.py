@@ -6,10 +6,10 @@ python scripts/train_alternating.py \
 python scripts/train_alternating.py --config=experiments/voc07_zf.py \
     --workdir=runs/zf --config.data.root=VOCdevkit
 
-The experiment has an argument `step` (see `experiments/common.py: alternating`). Leaves
-a run in `step1` to `step4`, of which the last is the network. The same command again
-goes on where it stopped, within a step or between two. The last line on stdout is one
-JSON object, the metrics of step 4.
+The experiment has an argument `step` (`experiments/common/detectors.py: alternating`).
+Leaves a run in `step1` to `step4`, of which the last is the network. The same command
+again goes on where it stopped, within a step or between two. The last line on stdout is
+one JSON object, the metrics of step 4.
 """
 
 import json

@@ -26,9 +26,7 @@ from frcnn_jax.training.step import predict_step, train_step
 from frcnn_jax.types import Batch, Proposals
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
-FILES = sorted(
-    p.name for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "common")
-)
+FILES = sorted(p.name for p in FOLDER.glob("*.py") if p.stem != "__init__")
 
 
 def get_config(name, arg):

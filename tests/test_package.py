@@ -8,12 +8,14 @@ import sys
 import pytest
 
 import frcnn_jax
+from frcnn_jax.ops import soft_nms
 
 PURE = [
     frcnn_jax.boxes,
     frcnn_jax.anchors,
     frcnn_jax.matching,
     frcnn_jax.nms,
+    soft_nms,
     frcnn_jax.roi_align,
     frcnn_jax.targets,
     frcnn_jax.losses,

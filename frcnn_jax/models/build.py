@@ -29,41 +29,22 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from frcnn_jax import models, ranges
+from frcnn_jax.models.anchor_levels import anchor_pyramid, anchors_per_place
 from frcnn_jax.models.cascade import CascadeHead, CascadeRCNN
 from frcnn_jax.models.faster_rcnn import FasterRCNN, FastRCNN
+from frcnn_jax.models.pooling import max_pool_rois, pool_rois
 from frcnn_jax.models.rpn_head import RPNHead
-from frcnn_jax.ops import anchors as anchor_ops
-from frcnn_jax.ops import roi_align as align_ops
-from frcnn_jax.ops import roi_pool as pool_ops
-from frcnn_jax.types import Features
 
 Number = int | float
-
-
-def legacy_cells(sizes, aspect_ratios):
-    """The anchors of `ops.anchors.legacy_cell_anchors` for `sizes` in pixels."""
-    return anchor_ops.legacy_cell_anchors(
-        aspect_ratios=aspect_ratios, scales=[s / 16 for s in np.ravel(sizes)]
-    )
-
-
-CELLS = dict(
-    none=anchor_ops.cell_anchors,
-    detectron2=anchor_ops.size_first_cell_anchors,
-    torchvision=anchor_ops.rounded_cell_anchors,
-    legacy=legacy_cells,
-)
 
 
 def build_detector(
@@ -319,164 +300,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(_plain(v) for v in value)
     return value
-
-
-def anchor_pyramid(
-    feature_sizes: Mapping[int, tuple[int, int]],
-    *,
-    extent: Mapping[int, tuple[Any, Any]] | None = None,
-    strides: tuple[int, ...] = (4, 8, 16, 32, 64),
-    sizes: tuple[Number | tuple[Number, ...], ...] = (32.0, 64.0, 128.0, 256.0, 512.0),
-    aspect_ratios: tuple[Number, ...] = (0.5, 1.0, 2.0),
-    offset: Number = 0.0,
-    rounding: str = "none",
-    levels: tuple[int, ...] = (),
-) -> Float[Array, "a 4"]:
-    """Return the anchors of all `strides`, for feature maps of `{stride: (h, w)}`.
-
-    `sizes` has one entry a level: a length in pixels, or a tuple of them. `rounding` is
-    that of other codes' weights, their order of anchors included: "torchvision"
-    (`torchvision_strides` as well), "legacy" (py-faster-rcnn), "detectron2" (sizes
-    outside, nothing rounded), or "none". `levels` are the keys of the maps where they
-    are not the strides, as with two maps of one stride. `extent` is that of the image,
-    `{key: (h, w)}` in cells: torchvision's strides follow from it.
-    """
-    if rounding not in CELLS:
-        raise ValueError(
-            f"anchors.rounding={rounding!r}: expected one of {tuple(CELLS)}"
-        )
-    keys, steps = levels or strides, list(strides)
-    if rounding == "torchvision":
-        inside = [(extent or feature_sizes)[key] for key in keys]
-        steps = torchvision_strides(inside, strides)
-    return anchor_ops.pyramid(
-        [feature_sizes[key] for key in keys],
-        steps,
-        sizes,
-        aspect_ratios,
-        offset=offset,
-        cells=CELLS[rounding],
-    )
-
-
-def torchvision_strides(
-    maps: Sequence[tuple[Any, Any]], strides: Sequence[int]
-) -> list[tuple[Any, Any]]:
-    """The strides (y, x) that torchvision gives the maps: whole pixels, image // map.
-
-    They differ from `strides` where a map was rounded up: 800 // 13 = 61 in place of 64
-    at 800 pixels. An extent that is a multiple of 64 has the true ones. Sizes of maps
-    may be traced.
-
-    >>> torchvision_strides([(200, 336), (13, 21)], (4, 64))
-    [(4, 4), (61, 64)]
-    """
-    (h, w), stride = maps[0], strides[0]
-    return [(h * stride // y, w * stride // x) for y, x in maps]
-
-
-def anchors_per_place(
-    *,
-    strides: tuple[int, ...] = (4, 8, 16, 32, 64),
-    sizes: tuple[Number | tuple[Number, ...], ...] = (32.0, 64.0, 128.0, 256.0, 512.0),
-    levels: tuple[int, ...] = (),
-    **kwargs: Any,
-) -> int:
-    """Return k, the same for all levels; raise ValueError where levels disagree."""
-    size = ranges.either(ranges.POSITIVE, ranges.several(ranges.POSITIVE))
-    ranges.check(
-        "model.anchors",
-        strides=(strides, ranges.several(ranges.COUNT)),
-        sizes=(sizes, ranges.several(size)),
-        aspect_ratios=(
-            kwargs.get("aspect_ratios", (1.0,)),
-            ranges.several(ranges.POSITIVE),
-        ),
-        offset=(kwargs.get("offset", 0.0), ranges.FINITE),
-        levels=(levels, ranges.several(ranges.COUNT, least=0)),
-    )
-    if list(strides) != sorted(strides):
-        raise ValueError(f"anchors.strides={strides}: expected them to ascend")
-    if len(strides) != len(sizes):
-        raise ValueError(
-            f"anchors: {len(strides)} strides {strides} but {len(sizes)} sizes "
-            f"{sizes}; give one size, or one tuple of sizes, for each stride"
-        )
-    if levels and len(levels) != len(strides):
-        raise ValueError(
-            f"anchors.levels={levels}: expected one key for each of strides={strides}"
-        )
-    counts = {
-        len(anchor_pyramid({8: (1, 1)}, strides=(8,), sizes=(size,), **kwargs))
-        for size in sizes
-    }
-    if len(counts) != 1:
-        raise ValueError(
-            f"anchors: sizes={sizes} give {sorted(counts)} anchors a place; the RPN "
-            "head is shared, so every level needs the same number"
-        )
-    return counts.pop()
-
-
-def pool_rois(
-    features: Features,
-    rois: Float[Array, "b r 4"],
-    *,
-    strides: tuple[int, ...] = (4, 8, 16, 32),
-    output_size: int = 7,
-    sampling_ratio: int = 2,
-    aligned: bool = True,
-    canonical_size: Number = 224.0,
-    canonical_level: int = 4,
-    max_samples: int = align_ops.MAX_SAMPLES,
-    extent: Mapping[int, tuple[Array, Array]] | None = None,
-) -> Float[Array, "b r o o c"]:
-    """RoIAlign each RoI from the level of `strides` that suits its size (FPN eq. 1).
-
-    `sampling_ratio=0` is the adaptive rule of Detectron2, up to `max_samples`. `extent`
-    is `{stride: (heights, widths)}`, `[b]` each, in pixels of the map.
-    """
-    missing = set(strides) - set(features)
-    if missing:
-        raise ValueError(
-            f"roi_align.strides={strides}: no features of stride {sorted(missing)}; "
-            f"there are {sorted(features)}"
-        )
-    one_image = partial(
-        align_ops.multilevel_roi_align,
-        output_size=output_size,
-        sampling_ratio=sampling_ratio,
-        aligned=aligned,
-        canonical_size=canonical_size,
-        canonical_level=canonical_level,
-        max_samples=max_samples,
-    )
-    maps = {s: features[s] for s in sorted(strides)}
-    if extent is None:
-        return jax.vmap(one_image)(maps, rois)
-    extent = {s: extent[s] for s in maps}
-    return jax.vmap(lambda m, r, e: one_image(m, r, extent=e))(maps, rois, extent)
-
-
-def max_pool_rois(
-    features: Features,
-    rois: Float[Array, "b r 4"],
-    *,
-    stride: int = 16,
-    output_size: int = 7,
-    extent: Mapping[int, tuple[Array, Array]] | None = None,
-) -> Float[Array, "b r o o c"]:
-    """RoIPool each RoI from the one level of `stride` (Fast R-CNN, Sec 2.1).
-
-    `extent` is that of `pool_rois`.
-    """
-    if stride not in features:
-        raise ValueError(
-            f"roi_pool.stride={stride}: no features of that stride; there are "
-            f"{sorted(features)}"
-        )
-    one_image = partial(pool_ops.roi_pool, stride=stride, output_size=output_size)
-    if extent is None:
-        return jax.vmap(one_image)(features[stride], rois)
-    pool = lambda m, r, e: one_image(m, r, extent=e)  # noqa: E731
-    return jax.vmap(pool)(features[stride], rois, extent[stride])

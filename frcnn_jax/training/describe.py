@@ -1,6 +1,6 @@
 """Experiments in words: which there are, and what their leaves mean.
 
-A leaf's meaning is the comment beside it in the experiment's file or in `common.py`,
+A leaf's meaning is the comment beside it in the experiment's file or in `common/`,
 else what the docstring of the function that takes it says under "Args".
 """
 
@@ -38,9 +38,7 @@ OWNERS = {
 def listed(root: pathlib.Path, wanted: str = "") -> str:
     """The experiments in `root/experiments` in a line, the likeliest first."""
     folder = root / "experiments"
-    found = sorted(
-        p for p in folder.glob("*.py") if p.stem not in ("__init__", "common")
-    )
+    found = sorted(p for p in folder.glob("*.py") if p.stem != "__init__")
     if not found:
         return "expected the path of an experiment's file"
     names = [p.stem for p in found]
@@ -54,8 +52,8 @@ def leaves(config: Mapping[str, Any], path: str | pathlib.Path) -> str:
     """A line a leaf: `--config.NAME=VALUE`, and what it means."""
     path = pathlib.Path(path)
     meanings: dict[str, str] = {}
-    source, shared = path.read_text(), path.parent / "common.py"
-    if shared.is_file():
+    source = path.read_text()
+    for shared in sorted(path.parent.glob("common/*.py")):
         meanings |= comments(shared.read_text(), only=called(source))
     meanings |= comments(source)
     lines, group, arguments = [], None, {}

@@ -18,7 +18,7 @@ and a resumed run takes them from there. Only the training images are looked at,
 | `optimizer.*`, `eval_every`, `checkpoint_every` | batch size and steps |
 
 Sources of the values: `experiments/bccd_r50_fpn.py` (CPUs), torchvision's and
-Detectron2's recipes in `experiments/common.py` (accelerators).
+Detectron2's recipes in `experiments/common/peers.py` (accelerators).
 """  # noqa: E501
 
 import logging

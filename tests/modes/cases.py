@@ -437,6 +437,7 @@ CASES = [
 FORMULATIONS = {
     "extents.stride_of",  # of whole numbers
     "roi_cells.pair",
+    "soft_nms.pick",
     "winograd.conv3x3",
     "winograd.kernel_gradient",
     "winograd.matrices",
