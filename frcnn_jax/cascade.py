@@ -18,11 +18,20 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from frcnn_jax import ranges
+from frcnn_jax.arguments import takes
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.ops import matching, modes
 from frcnn_jax.types import Array, RoITargets
 
 
+@takes(
+    "refine",
+    rois="r 4",
+    valid="r",
+    class_deltas="r d 4",
+    image_size="2",
+    stds=ranges.STDS,
+)
 def refine(
     rois: Float[Array, "r 4"],
     valid: Bool[Array, "r"],
@@ -43,14 +52,6 @@ def refine(
     >>> refine(rois, valid, half, (20, 12)).tolist()
     [[5.0, 0.0, 12.0, 10.0]]
     """
-    ranges.check("refine", stds=(stds, ranges.STDS))
-    modes.one_image(
-        "refine",
-        rois=(rois, "r 4"),
-        valid=(valid, "r"),
-        class_deltas=(class_deltas, "r d 4"),
-        image_size=(image_size, "2"),
-    )
     if class_deltas.shape[1] != 1:
         raise ValueError(
             f"refine: class_deltas has shape {class_deltas.shape}, expected one row a "
@@ -63,6 +64,17 @@ def refine(
     return jnp.where(keep, boxes, 0.0)
 
 
+@takes(
+    "stage_targets",
+    boxes="r 4",
+    valid="r",
+    gt_boxes="g 4",
+    gt_classes="g",
+    gt_valid="g",
+    gt_ignore="g",
+    fg_iou=ranges.SHARE,
+    stds=ranges.STDS,
+)
 def stage_targets(
     boxes: Float[Array, "r 4"],
     valid: Bool[Array, "r"],
@@ -87,18 +99,6 @@ def stage_targets(
     >>> stage_targets(boxes, valid, *gt, fg_iou=0.6).labels.tolist()
     [3, 0]
     """
-    ranges.check(
-        "stage_targets", fg_iou=(fg_iou, ranges.SHARE), stds=(stds, ranges.STDS)
-    )
-    modes.one_image(
-        "stage_targets",
-        boxes=(boxes, "r 4"),
-        valid=(valid, "r"),
-        gt_boxes=(gt_boxes, "g 4"),
-        gt_classes=(gt_classes, "g"),
-        gt_valid=(gt_valid, "g"),
-        gt_ignore=(gt_ignore, "g"),
-    )
     boxes, valid, gt_boxes, gt_classes, gt_valid, gt_ignore = jax.tree.map(
         jnp.asarray, (boxes, valid, gt_boxes, gt_classes, gt_valid, gt_ignore)
     )

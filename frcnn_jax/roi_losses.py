@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from frcnn_jax import losses, ranges
+from frcnn_jax.arguments import takes
 from frcnn_jax.losses import Normalizer
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.ops import modes
@@ -48,6 +49,14 @@ class ClassRows(NamedTuple):
     used: Bool[Array, "r"]
 
 
+@takes(
+    "box_rows",
+    rois="r 4",
+    class_deltas="r d 4",
+    labels="r",
+    target_deltas="r 4",
+    stds=ranges.STDS,
+)
 def box_rows(
     rois: Float[Array, "r 4"],
     class_deltas: Float[Array, "r d 4"],
@@ -62,14 +71,6 @@ def box_rows(
     the targets. The target boxes are decoded from `target_deltas`. Raises ValueError
     for `stds` that are not four positive numbers.
     """
-    ranges.check("box_rows", stds=(stds, ranges.STDS))
-    modes.one_image(
-        "box_rows",
-        rois=(rois, "r 4"),
-        class_deltas=(class_deltas, "r d 4"),
-        labels=(labels, "r"),
-        target_deltas=(target_deltas, "r 4"),
-    )
     found = jnp.asarray(labels) >= 1
     row = jnp.clip(jnp.asarray(labels) - 1, 0, class_deltas.shape[-2] - 1)
     own = _pick(jnp.asarray(class_deltas), row)

@@ -134,14 +134,12 @@ def run(
     progress = Progress(c["total_steps"], c["batch_size"], step=first)
 
     # ---- train --------------------------------------------------------------
-    parallel = partial(devices.parallel, how=c["parallel"])
+    parallel = partial(devices.parallel, how=c["parallel"], in_axes=(None, 0, None))
     fixed = dict(model=model, config=c)
     update = partial(train_step, optimizer=optimizer, trainable=trainable, **fixed)
-    p_step = parallel(
-        update, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=0
-    )
+    p_step = parallel(update, out_axes=(None, None), donate_argnums=0)
     score = partial(validate_step, **fixed)
-    p_validate = parallel(score, in_axes=(None, 0, None), out_axes=(0, None))
+    p_validate = parallel(score, out_axes=(0, None))
     p_step = Announced(p_step, "the training step")
     p_validate = Announced(p_validate, "the evaluation")
 
