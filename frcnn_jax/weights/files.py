@@ -1,6 +1,7 @@
 """Weight files of other frameworks as NumPy arrays: no PyTorch, no code that runs.
 
-All that decides what is read of a pickle stands here, in one place.
+One deep thing behind `read_arrays`: all that decides what is read of a pickle stands
+here, in one place.
 
 | file | what it is |
 | --- | --- |

@@ -1,7 +1,7 @@
 """torchvision's state dicts <-> our variables: one table, read in both directions.
 
-`places` says for each of our arrays how torchvision calls it and lays it out; loading
-and exporting follow from it. Layouts, torch -> ours:
+One deep thing: `places` says for each of our arrays how torchvision calls it and lays
+it out; loading and exporting follow from it. Layouts, torch -> ours:
 
 | layout | torch | ours |
 | --- | --- | --- |

@@ -1,5 +1,7 @@
 """COCO: an instances JSON and a folder of images; and any source written as such JSON.
 
+One deep thing behind `load`: one format, found, checked, read and written.
+
 Roboflow, CVAT, Label Studio and FiftyOne write it, each with its images elsewhere:
 with an empty `images` they are found by name below `root`.
 

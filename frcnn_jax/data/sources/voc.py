@@ -1,5 +1,7 @@
 """PASCAL VOC's XML: the devkit's folders, or the XML files of any annotation tool.
 
+One deep thing behind `load`: one format in the two layouts in which it is met.
+
     Annotations/*.xml, JPEGImages/*, ImageSets/Main/<split>.txt       the devkit
     annotations/*.xml, images/*          or train/*.xml, train/*.jpg, or all in one
 
