@@ -6,10 +6,12 @@ python scripts/evaluate_onnx.py --checkpoint=runs/demo --onnx=int8.onnx \
 
 The file is that of `scripts/export.py --format=onnx`, quantised or not, for a batch of
 prepared images. Compare with `scripts/evaluate.py --checkpoint=runs/demo`: the same
-images, the same metrics. `--against=OTHER.onnx` adds the difference of the two. The
-last line on stdout is one JSON object.
+images, the same metrics. `--against=OTHER.onnx` adds the difference of the two; the
+other runs in onnxruntime always, so `--runtime=openvino --against` with the same file
+compares the two runtimes. The last line on stdout is one JSON object.
 """
 
+import importlib.util
 import json
 import time
 
@@ -29,14 +31,18 @@ CHECKPOINT = flags.DEFINE_string(
 ONNX = flags.DEFINE_string("onnx", None, "The file NAME.onnx.", required=True)
 AGAINST = flags.DEFINE_string("against", "", "Another file, to take away.")
 SPLIT = flags.DEFINE_string("split", "", "The split; default data.eval_split.")
-THREADS = flags.DEFINE_integer("threads", 0, "Of onnxruntime; 0: all cores.", 0)
+RUNTIME = flags.DEFINE_enum(
+    "runtime", "onnxruntime", ["onnxruntime", "openvino"], "What runs --onnx."
+)
+THREADS = flags.DEFINE_integer("threads", 0, "Of the runtime; 0: all cores.", 0)
 
 
-def evaluated(file, config):
+def evaluated(file, config, kind="onnxruntime"):
     """Metrics of a file, and its milliseconds an image: a median, not of the first."""
     from frcnn_jax.to_onnx import runtime
 
-    session = runtime.Session(file, threads=THREADS.value)
+    make = runtime.OpenVINO if kind == "openvino" else runtime.Session
+    session = make(file, threads=THREADS.value)
     if len(session.inputs) != 2:
         raise app.UsageError(f"--onnx={file}: export it with --input=batch")
     b = session.inputs["image"][0]
@@ -64,11 +70,13 @@ def evaluated(file, config):
 def main(_):
     log_to_stderr()
     extras.need("onnx", "onnx", "onnxruntime")
+    if RUNTIME.value == "openvino" and not importlib.util.find_spec("openvino"):
+        raise app.UsageError("--runtime=openvino needs a package: pip install openvino")
     meta = checkpoint.read_meta(checkpoint.find(CHECKPOINT.value))
     config = meta.config.to_dict()
     if SPLIT.value:
         config["data"]["eval_split"] = SPLIT.value
-    result, milliseconds = evaluated(ONNX.value, config)
+    result, milliseconds = evaluated(ONNX.value, config, RUNTIME.value)
     print(coco.format_table(result))
     result["milliseconds"] = milliseconds
     if AGAINST.value:

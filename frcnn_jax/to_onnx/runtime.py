@@ -1,4 +1,4 @@
-"""An ONNX file in onnxruntime on the CPU, fed with a run's data.
+"""An ONNX file in onnxruntime or OpenVINO on the CPU, fed with a run's data.
 
 session = Session("model.onnx")
 found = session(image, image_size)     # {"boxes": [b, n, 4], "scores", ...}
@@ -33,6 +33,25 @@ class Session:
         given = dict(zip(self.inputs, arrays, strict=True))
         found: list[Any] = list(self.session.run(None, given))
         return dict(zip(self.outputs, found, strict=True))
+
+
+class OpenVINO:
+    """The same call in OpenVINO, in float32; needs the package openvino."""
+
+    def __init__(self, file: str | pathlib.Path, *, threads: int = 0):
+        import openvino  # pyright: ignore[reportMissingImports]
+
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        self.compiled = openvino.Core().compile_model(str(file), "CPU", options)
+        self.inputs = {x.any_name: list(x.shape) for x in self.compiled.inputs}
+
+    def __call__(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs, each by all names that it has in OpenVINO."""
+        found = self.compiled(dict(zip(self.inputs, arrays, strict=True)))
+        outputs = self.compiled.outputs
+        return {name: found[output] for output in outputs for name in output.names}
 
 
 def detections(found: Mapping[str, np.ndarray]) -> Detections:

@@ -15,6 +15,7 @@ machine that does nothing else. The last line on stdout is one JSON object.
 
 import collections
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -104,13 +105,12 @@ def ways(folder):
 
 def in_openvino(file, image, size):
     """A call in OpenVINO in float32, or None where it is not installed."""
-    try:
-        import openvino  # pyright: ignore[reportMissingImports]
-    except ImportError:
+    from frcnn_jax.to_onnx import runtime
+
+    if importlib.util.find_spec("openvino") is None:
         return None
-    options = dict(INFERENCE_NUM_THREADS=THREADS.value, INFERENCE_PRECISION_HINT="f32")
-    compiled = openvino.Core().compile_model(str(file), "CPU", options)
-    return lambda: compiled(dict(image=image, image_size=size))
+    session = runtime.OpenVINO(file, threads=THREADS.value)
+    return functools.partial(session, image, size)
 
 
 def peer(folder, image):
