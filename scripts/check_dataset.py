@@ -27,7 +27,7 @@ from frcnn_jax.data.facts import facts_of
 from frcnn_jax.data.source import Source
 from frcnn_jax.data.validate import check_trainable
 from frcnn_jax.evaluation import draw
-from frcnn_jax.training import anchors, cli, recipe
+from frcnn_jax.training import anchors, cli, recipe, troubles
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
 
@@ -41,6 +41,8 @@ PICTURES = flags.DEFINE_integer("pictures", 16, "The number of pictures on the s
 
 def main(_):
     log_to_stderr()
+    if OUTPUT.value:
+        troubles.prepare_folder(OUTPUT.value)
     try:
         c, sources = load(CONFIG.value)
     except (OSError, ValueError) as error:
@@ -69,16 +71,23 @@ def main(_):
     except ValueError as error:
         found[train]["problems"].append(str(error))
         print(f"  {error}\n")
-    problems = sum(len(f["problems"]) for f in found.values())
     if OUTPUT.value:
         output = pathlib.Path(OUTPUT.value)
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "check.json").write_text(json.dumps(found, indent=2) + "\n")
-        split = data["train_split"]
+        problems_ = found[data["train_split"]]["problems"]
         how = images.reading(**data)
-        picture = sheet(sources[split], found[split]["problems"], PICTURES.value, **how)
+        source = sources[data["train_split"]]
+        picture, left_out = sheet(source, problems_, PICTURES.value, **how)
+        for line in left_out:
+            print(f"  not on the sheet: {line}")
+        problems_ += [
+            f"not on the sheet: {line}"
+            for line in left_out
+            if not any(line in known for known in problems_)
+        ]
+        (output / "check.json").write_text(json.dumps(found, indent=2) + "\n")
         images.save_image(output / "sheet.jpg", picture)
         print(f"{output / 'check.json'}, {output / 'sheet.jpg'}")
+    problems = sum(len(f["problems"]) for f in found.values())
     print(json.dumps(dict(problems=problems, splits=found)))
     sys.exit(1 if problems else 0)
 
@@ -113,8 +122,13 @@ def cannot_load(error: Exception) -> NoReturn:
     sys.exit(2)
 
 
-def sheet(source: Source, problems: list[str], count: int, **how: Any) -> np.ndarray:
-    """Pictures with their boxes: those that a problem names first, then some others."""
+def sheet(
+    source: Source, problems: list[str], count: int, **how: Any
+) -> tuple[np.ndarray, list[str]]:
+    """Pictures with their boxes: those that a problem names first, then some others.
+
+    And a line for each that could not be drawn.
+    """
     words = {w for line in problems for w in re.split(r"[\s:,]+|/", line) if w}
     stems = {pathlib.PurePath(w).stem for w in words}
 
@@ -126,21 +140,20 @@ def sheet(source: Source, problems: list[str], count: int, **how: Any) -> np.nda
     bad = [i for i in range(len(source)) if problems and named(i)]
     rng = np.random.default_rng(0)
     others = [i for i in rng.permutation(len(source)).tolist() if i not in set(bad)]
-    tiles = []
+    tiles, left_out = [], []
     for i in [*bad, *others]:
         if len(tiles) == count:
             break
         try:
             tiles.append(tile(source, i, **how))
         except draw.FAILURES as error:
-            print(f"  not on the sheet: {source[i].image_id}: {error}")
-            continue
+            left_out.append(str(error))
     if not tiles:
-        return np.zeros((60, 60, 3), np.uint8)
+        return np.zeros((60, 60, 3), np.uint8), left_out
     columns = min(4, len(tiles))
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    return np.vstack(rows)
+    return np.vstack(rows), left_out
 
 
 def tile(source: Source, i: int, side: int = 360, **how: Any) -> np.ndarray:

@@ -33,7 +33,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from frcnn_jax.training import checkpoint, cli, pretrained, trained
+from frcnn_jax.training import checkpoint, cli, pretrained, trained, troubles
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.convert import convert
 from frcnn_jax.training.metrics import log_to_stderr
@@ -84,6 +84,7 @@ def rows_and_classes(count: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
 
 def from_peer(weights: str) -> dict[str, Any]:
     """Write a checkpoint at step 0."""
+    troubles.prepare_folder(OUTPUT.value)
     rows, classes = rows_and_classes(torchvision.count_classes(weights))
     config = CONFIG.value or configs.from_json(trained.settings_of(weights))
     changed = CONFIG.value and config_flags.get_override_values(flags.FLAGS["config"])
@@ -111,6 +112,7 @@ def to_torchvision(run: str) -> dict[str, Any]:
             f"--output={OUTPUT.value}: expected a name ending in one of "
             f"{tuple(writers)}"
         )
+    troubles.prepare_file(OUTPUT.value)
     path = checkpoint.find(run)
     arrays = torchvision.export_detector(checkpoint.read_variables(path))
     writers[suffix](OUTPUT.value, arrays)

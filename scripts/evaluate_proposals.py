@@ -18,7 +18,7 @@ from absl import app, flags
 
 from frcnn_jax.data import images, proposal_files
 from frcnn_jax.evaluation import recall
-from frcnn_jax.training import cli, propose
+from frcnn_jax.training import cli, propose, troubles
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import log_to_stderr
 
@@ -44,6 +44,8 @@ def named(text):
 
 def main(_):
     log_to_stderr()
+    if PLOT.value:
+        troubles.prepare_file(PLOT.value)
     counts = [int(count) for count in COUNTS.value]
     sets = []
     for text in CHECKPOINT.value:

@@ -19,7 +19,7 @@ import pathlib
 from absl import app, flags
 
 from frcnn_jax.evaluation import coco, voc
-from frcnn_jax.training import checkpoint, cli, devices, evaluate
+from frcnn_jax.training import checkpoint, cli, devices, evaluate, troubles
 from frcnn_jax.training.metrics import log_to_stderr
 
 CONFIG = flags.DEFINE_string("config", None, "The experiment's file.", required=True)
@@ -46,6 +46,7 @@ def main(_):
     path = checkpoint.find(CHECKPOINT.value)
     run = path.parents[1] if path.parent.name == "checkpoints" else path
     output = pathlib.Path(OUTPUT.value or run) / f"sweep_{SWEEP.value}"
+    troubles.prepare_folder(output)
     rows = []
     print(f"{'AP':>6} {'AP50':>6} {'VOC07':>6}  changes", flush=True)
     for i, changes in enumerate(function()):

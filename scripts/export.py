@@ -22,6 +22,7 @@ once and compared with the checkpoint; the last line on stdout is one JSON objec
 """
 
 import json
+import logging
 import pathlib
 import re
 import time
@@ -34,9 +35,11 @@ from absl import app, flags
 
 from frcnn_jax import detector, export, extras
 from frcnn_jax.data import images
-from frcnn_jax.training import cli, devices, trained
+from frcnn_jax.training import cli, devices, trained, troubles
+from frcnn_jax.training.compiling import Announced
 from frcnn_jax.training.metrics import log_to_stderr
 
+log = logging.getLogger("frcnn_jax.export")
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
@@ -138,6 +141,14 @@ def about_input(name="images", sizes="sizes"):
     return dict(input=given, pixels=space)
 
 
+def file_to_write() -> pathlib.Path:
+    """The file --output, or that of the format in the folder --output."""
+    output = pathlib.Path(OUTPUT.value)
+    if FORMAT.value == "onnx" and output.suffix == ".onnx":
+        return output
+    return output / f"model.{FORMAT.value}"
+
+
 def write_stablehlo(model, variables, config) -> Written:
     """`model.stablehlo` in the folder --output."""
     if takes_image():
@@ -148,8 +159,7 @@ def write_stablehlo(model, variables, config) -> Written:
         exported = export.export_batch(
             model, variables, config, batch_size=BATCH.value, platforms=PLATFORMS.value
         )
-    file = pathlib.Path(OUTPUT.value) / "model.stablehlo"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = file_to_write()
     file.write_bytes(exported.serialize())
     about = about_input() | dict(
         output=f"{ROWS}valid [.., n], by falling score",
@@ -159,6 +169,7 @@ def write_stablehlo(model, variables, config) -> Written:
         calling_convention=exported.calling_convention_version,
     )
     call = jax.jit(jax.export.deserialize(bytearray(file.read_bytes())).call)
+    call = Announced(call, "the exported program")
     runs = jax.default_backend() in exported.platforms
     return Written(file, about, call if runs else None, only_size())
 
@@ -177,9 +188,7 @@ def write_onnx(model, variables, config) -> Written:
     if QUANTIZE.value:
         feeds = runtime.training_feeds(config, BATCH.value or 1, CALIBRATE.value)
         graph = quantize.quantize(graph, feeds)
-    output = pathlib.Path(OUTPUT.value)
-    file = output if output.suffix == ".onnx" else output / "model.onnx"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = file_to_write()
     file.write_bytes(graph.SerializeToString())
     about = about_input("image", "image_size") | dict(
         output=f"{ROWS}count [..] of the rows that are used, by falling score",
@@ -196,10 +205,12 @@ def main(_):
     check_flags()
     log_to_stderr()
     devices.keep_compiled()
+    troubles.prepare_file(file_to_write())
     model, variables, meta, _ = trained.load(CHECKPOINT.value)
     if SCORE.value is not None:
         meta.config.postprocess.score = SCORE.value
     config, data = meta.config.to_dict(), meta.config.data
+    log.info("writing the program to %s", OUTPUT.value)
     start = time.perf_counter()
     write = write_onnx if FORMAT.value == "onnx" else write_stablehlo
     written = write(model, variables, config)

@@ -13,6 +13,7 @@ object.
 """
 
 import concurrent.futures
+import concurrent.futures.process
 import itertools
 import json
 import logging
@@ -62,6 +63,18 @@ def search(example, options):
         return f"{name_of(example)}: {error}"
 
 
+def searched(examples, options, pool):
+    """`search` of each example; Later where a process died, which no error names."""
+    try:
+        return list(pool.map(search, examples, itertools.repeat(options)))
+    except concurrent.futures.process.BrokenProcessPool:
+        raise troubles.Later(
+            f"a process died, probably for want of memory, at one of "
+            f"{name_of(examples[0])} to {name_of(examples[-1])}: lower --workers or "
+            "set --max_side; the same command goes on from these"
+        ) from None
+
+
 def search_split(source, path, pool):
     """The proposals of all images, in parts that survive an interruption."""
     options = dict(mode=MODE.value, max_proposals=COUNT.value, max_side=MAX_SIDE.value)
@@ -79,7 +92,7 @@ def search_split(source, path, pool):
         examples = [source[i] for i in range(first, min(first + PART, len(source)))]
         known = part.exists()
         if not known:
-            results = list(pool.map(search, examples, itertools.repeat(options)))
+            results = searched(examples, options, pool)
             failed = [line for line in results if isinstance(line, str)]
             part.with_suffix(".failed").write_text(json.dumps(failed))
             for line in failed:
@@ -95,6 +108,11 @@ def search_split(source, path, pool):
     return found, parts, sum(failed, [])
 
 
+def file_of(split):
+    """The file of a split's proposals."""
+    return pathlib.Path(OUTPUT.value.replace("{split}", split.split("[")[0]))
+
+
 def main(_):
     from frcnn_jax.training import propose  # the processes that search need no model
 
@@ -104,10 +122,12 @@ def main(_):
     if len(SPLITS.value) > 1 and "{split}" not in OUTPUT.value:
         raise app.UsageError("several splits need '{split}' in --output")
     result, wrong = {}, []
+    for split in SPLITS.value:
+        troubles.prepare_file(file_of(split))
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(WORKERS.value, spawn) as pool:
         for split in SPLITS.value:
-            path = pathlib.Path(OUTPUT.value.replace("{split}", split.split("[")[0]))
+            path = file_of(split)
             start, parts = time.perf_counter(), None
             if CHECKPOINT.value:
                 changes = [f"data.eval_split={split}", *SET.value]

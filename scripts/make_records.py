@@ -16,7 +16,7 @@ from absl import flags
 
 from frcnn_jax.data import pipeline
 from frcnn_jax.data.sources import records
-from frcnn_jax.training import cli
+from frcnn_jax.training import cli, troubles
 from frcnn_jax.training import config as configs
 
 CONFIG = cli.define_config(
@@ -31,6 +31,7 @@ SPLITS = flags.DEFINE_list(
 
 
 def main(_):
+    troubles.prepare_folder(OUTPUT.value)
     data = configs.resolve(CONFIG.value).to_dict()["data"]
     names = SPLITS.value or dict.fromkeys((data["train_split"], data["eval_split"]))
     sources = {name: pipeline.split_of(data, name) for name in names}

@@ -14,7 +14,7 @@ import pathlib
 
 from absl import flags
 
-from frcnn_jax.training import cli
+from frcnn_jax.training import cli, troubles
 from frcnn_jax.training.metrics import read
 
 RUNS = flags.DEFINE_multi_string("runs", None, "Folders of runs.", required=True)
@@ -87,6 +87,7 @@ def panel(title, curves, unit):
 
 
 def main(_):
+    output = troubles.prepare_file(OUTPUT.value)
     runs = {
         pathlib.Path(r).name: read(pathlib.Path(r) / "metrics.jsonl")
         for r in RUNS.value
@@ -120,9 +121,7 @@ def main(_):
     )
     svg = [f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{style}</style>']
     svg += ['<rect width="100%" height="100%" fill="white"/>', *body, "</svg>"]
-    output = pathlib.Path(OUTPUT.value)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("\n".join(svg) + "\n")
+    output.write_bytes(("\n".join(svg) + "\n").encode("utf-8", "backslashreplace"))
     print(json.dumps({"output": str(output), "runs": list(runs)}))
 
 

@@ -340,8 +340,8 @@ def main(argv):
     paths, unread, others = find_files(wanted, OUTPUT.value)
     if not paths:
         raise app.UsageError(f"{wanted} matches no file that is an image or a video")
+    output = troubles.prepare_folder(OUTPUT.value)
     detector = load(CHECKPOINT.value, batch_size=BATCH.value, changes=SET.value)
-    output = pathlib.Path(OUTPUT.value)
     writer = Writer(output, detector, chosen_classes(detector.classes))
     try:
         pictures = [p for p in paths if not is_video(p)]

@@ -160,10 +160,10 @@ def main(argv):
     if len(argv) != 2:
         raise app.UsageError("name one run, or another detector that `load` takes")
     log_to_stderr()
+    output = troubles.prepare_folder(OUTPUT.value)
     _, variables, meta, where = trained.load(argv[1])
     run = where.parents[1] if where.parent.name == "checkpoints" else where
-    output = pathlib.Path(OUTPUT.value)
-    if output.exists() and any(output.iterdir()) and not published.is_published(output):
+    if any(output.iterdir()) and not published.is_published(output):
         raise app.UsageError(f"--output={output} is a folder with other files")
     split, found = evaluated(run) if run.is_dir() else ("", {})
     metrics = {k: v for k, v in found.items() if isinstance(v, float)}
@@ -172,7 +172,8 @@ def main(argv):
     names = [published.ARRAYS, published.ABOUT, "README.md"]
     names += ["report.html"] * make_report(run, output)
     text = card(meta, split, found, names)
-    (output / published.CARD).write_text(text, encoding="utf-8")
+    card_file = output / published.CARD
+    card_file.write_bytes(text.encode("utf-8", "backslashreplace"))
     size = (output / published.ARRAYS).stat().st_size
     print(f"{output}: {size / 1e6:.1f} MB, {', '.join(names)}")
     result = dict(output=str(output), bytes=size, sha256=about["sha256"], files=names)

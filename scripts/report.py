@@ -142,6 +142,7 @@ def main(argv):
     if not argv[1:]:
         raise app.UsageError("name the folders of one or more runs")
     metrics.log_to_stderr()
+    output = troubles.prepare_file(OUTPUT.value)
     start = time.perf_counter()
     folders = [pathlib.Path(name) for name in argv[1:]]
     split, failed = choose_split(folders), set()
@@ -155,8 +156,6 @@ def main(argv):
         known = {image["id"] for image in (run.annotations or {"images": []})["images"]}
         pictures.append({i: p for i, p in read[key].items() if i in known})
     page = report.render(runs, pictures, title=TITLE.value)
-    output = pathlib.Path(OUTPUT.value)
-    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
     seconds = time.perf_counter() - start
     size = output.stat().st_size

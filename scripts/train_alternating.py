@@ -19,7 +19,7 @@ import pathlib
 from absl import flags
 
 from frcnn_jax.data import proposal_files
-from frcnn_jax.training import checkpoint, cli, devices, propose
+from frcnn_jax.training import checkpoint, cli, devices, propose, troubles
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.loop import train_and_evaluate
 from frcnn_jax.training.metrics import log_to_stderr
@@ -60,6 +60,7 @@ def make_proposals(c, step1, output):
 def main(_):
     log_to_stderr()
     devices.keep_compiled()
+    troubles.prepare_folder(WORKDIR.value)
     folders = [pathlib.Path(WORKDIR.value) / f"step{i}" for i in (1, 2, 3, 4)]
     proposals = folders[0] / "proposals" / "{split}.npz"
     result = {}

@@ -114,6 +114,10 @@ def main(argv):
             + (f"did you mean {' or '.join(near)}? " if near else "")
             + "`python -m frcnn_jax.weights` lists them"
         )
+    if PAGE.value:
+        troubles.prepare_file(PAGE.value)
+    if COCO.value:
+        troubles.prepare_file(RESULTS.value)
     results = read_results()
     if not COCO.value:
         if not PAGE.value:
@@ -128,14 +132,13 @@ def main(argv):
         assert entry is not None
         try:
             results[name] = verify(entry)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, FloatingPointError) as error:
             if troubles.is_of_the_disk(error):
                 raise
             log.error("%s: %s", name, error)
             failed.append(name)
             continue
         path = pathlib.Path(RESULTS.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
         found = results[name]
         print(

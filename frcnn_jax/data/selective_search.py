@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from frcnn_jax.data.proposal_files import Scored
 
 MODES = ("fast", "quality")
+LONGEST = 10_000  # pixels of a side: OpenCV turns the image in squares of this side
 
 
 def selective_search(
@@ -24,7 +25,8 @@ def selective_search(
     "fast" has about 2,000 boxes and seconds an image, "quality" five times as many of
     both. The order is that of the merging with a random factor (Sec 4.4 of the method),
     drawn from `seed`; scores fall evenly from 1. An image with a long side beyond
-    `max_side` (0: none) is shrunk before.
+    `max_side` (0: none) is shrunk before. ValueError where a side is longer than
+    `LONGEST` then: memory and time grow with its square, however narrow the image is.
     """
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: expected one of {MODES}")
@@ -33,6 +35,11 @@ def selective_search(
     if scale < 1:
         size = (max(1, round(w * scale)), max(1, round(h * scale)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    if max(image.shape[:2]) > LONGEST:
+        raise ValueError(
+            f"an image of {w}x{h} pixels, expected at most {LONGEST} on its longer "
+            f"side: set max_side={LONGEST} or less"
+        )
     ctypes.CDLL(None).srand(seed)  # OpenCV's random factor is C's rand()
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(image[..., ::-1].copy())

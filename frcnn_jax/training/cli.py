@@ -90,6 +90,8 @@ def run(main: Callable[[list[str]], Any], *, takes: str = "") -> NoReturn:
 def quiet() -> None:
     """Keeps what is below this package to errors on the screen."""
     absl_logging.set_verbosity(absl_logging.ERROR)
+    if "cv2" in sys.modules:  # its errors are raised as well
+        sys.modules["cv2"].utils.logging.setLogLevel(0)
     for library in LIBRARIES:
         logging.getLogger(library).setLevel(logging.ERROR)
 

@@ -90,7 +90,8 @@ def run(
     model = models.build_detector(num_classes=len(data.train.classes), **c["model"])
     key = jax.random.key(c["seed"])
     image_shape = (*canvases(c["data"]["canvas"])[0], 3)
-    variables = init_variables(key, image_shape, model=model)
+    initial = partial(init_variables, image_shape=image_shape, model=model)
+    variables = Announced(initial, "the network's initial weights")(key)
     variables = load_weights(variables, c, data.train.classes, set_by_flag=set_by_flag)
 
     # ---- optimizer ----------------------------------------------------------

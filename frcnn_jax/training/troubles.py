@@ -17,9 +17,11 @@ So a loop goes on after 75 and 143 alone (and 137, which is a killed process):
 """  # noqa: E501
 
 import errno
+import os
 import pathlib
 import re
 import shutil
+import tempfile
 from typing import Any
 
 DONE, PARTLY, WRONG, LATER = 0, 1, 2, 75
@@ -28,6 +30,16 @@ PACKAGE = pathlib.Path(__file__).parents[1]
 PASSING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOTCONN),
     *(errno.ENODEV, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENXIO),
+}
+# What else to do about a path that cannot be used.
+CURES = {
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "choose a folder that this user may write",
+    ),
+    errno.ENOTDIR: "a part of this path is a file: choose another path",
+    errno.EEXIST: "it is a file, but a folder is needed: choose another path",
+    errno.EISDIR: "it is a folder: name a file in it",
 }
 MEMORY = re.compile(r"out of memory|RESOURCE_EXHAUSTED|bad_alloc", re.IGNORECASE)
 
@@ -50,7 +62,9 @@ def explain(
     OSError.
     """
     line = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    line = "; ".join([line, *getattr(error, "__notes__", ())])
+    notes = getattr(error, "__notes__", ())
+    notes = [note for note in notes if "Grain has removed" not in note]
+    line = "; ".join([line, *notes])
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C", 130
     if isinstance(error, Later):
@@ -62,8 +76,8 @@ def explain(
         line = f"{name}{error.strerror}" if error.strerror else line
         if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename:
             line += f" ({room(error.filename)})"
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            line += ": choose a folder that this user may write"
+        if error.errno in CURES:
+            line += f": {CURES[error.errno]}"
         return line, LATER if error.errno in PASSING else WRONG
     foreseen = ValueError, TypeError, KeyError, ImportError, AttributeError
     if isinstance(error, FloatingPointError):
@@ -82,6 +96,30 @@ def _raised_in(error: BaseException, folders: tuple[Any, ...]) -> bool:
         return False
     parents = pathlib.Path(last).absolute().parents
     return any(pathlib.Path(folder).absolute() in parents for folder in folders)
+
+
+def prepare_folder(path: Any) -> pathlib.Path:
+    """The folder, made where it is missing; OSError unless a file can be written there.
+
+    To be called before the work whose results go there.
+    """
+    folder = pathlib.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+    return folder
+
+
+def prepare_file(path: Any) -> pathlib.Path:
+    """The path of a file to be written, its folder as in `prepare_folder`."""
+    file = pathlib.Path(path)
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    prepare_folder(file.parent)
+    return file
 
 
 def is_of_the_disk(error: BaseException) -> bool:

@@ -104,6 +104,14 @@ def test_what_the_surroundings_do_has_a_line_and_a_code(error, code, said):
     assert found == code and said in line and "\n" not in line
 
 
+def test_what_grain_adds_to_an_error_is_left_out():
+    error = FileNotFoundError("no image file a.jpg")
+    error.add_note("or go on without it: data.on_bad_image='skip'")
+    error.add_note("-----\nFor simplicity, Grain has removed its internal frames")
+    line, _ = troubles.explain(error)
+    assert line == "no image file a.jpg; or go on without it: data.on_bad_image='skip'"
+
+
 def test_what_nobody_foresaw_is_not_hidden():
     def bug():
         raise ValueError("of this test, no message of the package")
