@@ -9,6 +9,8 @@ import os
 import pathlib
 import posixpath
 import re
+import unicodedata
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -124,31 +126,53 @@ class Pictures:
         self._by_stem: dict[str, list[str]] = {}
         for name in names:
             base = posixpath.basename(name)
-            self._by_name.setdefault(base.casefold(), []).append(name)
-            self._by_stem.setdefault(stem(base).casefold(), []).append(name)
+            self._by_name.setdefault(_plain(base), []).append(name)
+            self._by_stem.setdefault(_plain(stem(base)), []).append(name)
 
     def find(self, name: str, *, near: str = "", where: object = "") -> str | None:
         r"""The image that `name` means: a path below the root or `near`, or its end.
 
         A path of another machine (`C:\a\b.jpg`, `/data/b.jpg`) means the image of the
-        same last parts. ValueError, naming `where` it stands, where several fit equally
-        well; None where none does.
+        same last parts, and an address what it encodes (`my%20cat.jpg`, Label Studio's
+        `/data/local-files/?d=a.jpg`). ValueError, naming `where` it stands, where
+        several fit equally well; None where none does.
         """
+        found = self._find(name, near, where)
+        if found is None and (other := _decoded(name)) != name:
+            found = self._find(other, near, where)
+        return found
+
+    def _find(self, name: str, near: str, where: object) -> str | None:
+        """`find` of a name as it stands."""
         path = tidy(name)
         for start in dict.fromkeys((near, self._inside, "")):
             if (
                 whole := posixpath.normpath(posixpath.join(start, path))
             ) in self._names:
                 return whole
-        same = self._by_name.get(posixpath.basename(path).casefold(), [])
+        same = self._by_name.get(_plain(posixpath.basename(path)), [])
         exact = [n for n in same if n.endswith(posixpath.basename(path))]
         return _nearest(exact or same, path, near, name, where)
 
     def of_stem(self, name: str, *, near: str = "", where: object = "") -> str | None:
         """The image whose name without suffix is that of `name`, as `find`."""
-        same = self._by_stem.get(name.casefold(), [])
+        same = self._by_stem.get(_plain(name), [])
         exact = [n for n in same if stem(n) == name]
         return _nearest(exact or same, name, near, name, where)
+
+
+def _plain(name: str) -> str:
+    """A name in the one Unicode form (macOS writes another one), without case."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _decoded(name: str) -> str:
+    """The path that an address means.
+
+    >>> _decoded("my%20cat.jpg"), _decoded("/data/local-files/?d=pets%5Ca.jpg")
+    ('my cat.jpg', 'pets\\\\a.jpg')
+    """
+    return urllib.parse.unquote(name.rpartition("?d=")[2])
 
 
 def tidy(name: str) -> str:
@@ -307,3 +331,22 @@ def read_json(file: pathlib.Path) -> Any:
         raise ValueError(
             f"{file} is not JSON: {error}: correct it, or export it again"
         ) from error
+
+
+_ENCODING = rb"<\?xml[^>]*?\bencoding\s*=\s*[\"']([A-Za-z0-9._-]+)[\"']"
+
+
+def xml_text(raw: bytes) -> str:
+    """The text of an XML file in the encoding that it declares, else in utf-8.
+
+    ValueError where it is not of that encoding, or of one that Python does not know.
+    """
+    declared = re.match(_ENCODING, raw)
+    encoding = declared[1].decode() if declared else "utf-8"
+    if encoding.lower().replace("-", "") in ("utf8", "ascii", "usascii"):
+        encoding = "utf-8-sig"
+    try:
+        text = raw.decode(encoding)
+    except LookupError:
+        raise ValueError(f"it declares the unknown encoding {encoding}") from None
+    return re.sub(r"^<\?xml[^>]*\?>", "", text)

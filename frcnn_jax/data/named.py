@@ -5,11 +5,15 @@ train, evaluation = load_splits("coco", "train2017", "val2017[:100]", root=...)
 
 import importlib
 import importlib.util
+import os
 import pathlib
 import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from frcnn_jax import ranges
 from frcnn_jax.data import splits
 from frcnn_jax.data.source import Source, subset
 from frcnn_jax.data.source import merge_duplicates as merge
@@ -94,6 +98,7 @@ def load_source(
     if colon:
         kwargs["dataset"] = dataset
     load = find_source(name).load
+    check_leaves(load, kwargs)
     percent = "%" in split and name != "tfds"
     number = r"(?:(\d+)%)?" if percent else r"(-?\d+)?"
     match = re.fullmatch(rf"(.+?)(?:\[{number}:{number}\])?", split)
@@ -113,6 +118,48 @@ def load_source(
     if start is stop is None:
         return source
     return subset(source, slice(start, stop))
+
+
+_PATH = ranges.Rule("a text", lambda value: isinstance(value, str | os.PathLike))
+_NAMES = ranges.several(ranges.WORDS, least=0)
+_TEXTS = ranges.Rule(
+    "a dict of texts",
+    lambda value: (
+        value is None
+        or isinstance(value, Mapping)
+        and all(map(ranges.TEXT.holds, [*value, *value.values()]))
+    ),
+)
+# What a leaf may be, by the annotation of the source's argument.
+_KINDS: tuple[tuple[Any, ranges.Rule], ...] = (
+    (str, _PATH),
+    (bool, ranges.TRUTH),
+    (int, ranges.number(whole=True)),
+    (float, ranges.FINITE),
+    (Sequence[str], _NAMES),
+    (tuple[str, ...], _NAMES),
+    (str | Sequence[str], ranges.either(ranges.TEXT, _NAMES)),
+    (Mapping[str, str] | None, _TEXTS),
+)
+
+
+def check_leaves(load: Callable[..., Source], given: Mapping[str, Any]) -> None:
+    """ValueError names a leaf that is not of the kind that the source's `load` takes.
+
+    A leaf whose annotation is not one of the usual kinds is left to the source.
+    """
+    try:
+        hints = typing.get_type_hints(load)
+    except (NameError, TypeError):  # names that exist for a type checker only
+        return
+    rules = {
+        leaf: rule
+        for leaf, hint in hints.items()
+        for kind, rule in _KINDS
+        if hint == kind
+    }
+    checked = {leaf: (given[leaf], rules[leaf]) for leaf in given if leaf in rules}
+    ranges.check("data", **checked)
 
 
 def find_source(name: str) -> ModuleType:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from frcnn_jax.data import folders, named, pipeline
+from frcnn_jax.data import folders, hints, named, pipeline
 
 AUTO = "auto"
 OPEN: tuple[Any, ...] = ("", (), None)  # what a leaf is that was not decided
@@ -156,9 +156,11 @@ def _look(
 def _nothing(folder: folders.Folder, names: list[str]) -> str:
     count = sum(map(folders.is_image, folder.files))
     others = [f for f in folder.files if not folders.is_image(f)][:5]
+    cure = hints.hint(folder) or (
+        "set data.root to the data set's folder, or data.name (docs/data.md)"
+    )
     return (
         f"{folder.root}: none of {', '.join(names)} found among its "
         f"{len(folder.files)} files ({count} images; others: "
-        f"{', '.join(others) or 'none'}): set data.root to the data set's folder, or "
-        "data.name (docs/data.md)"
+        f"{', '.join(others) or 'none'}): {cure}"
     )

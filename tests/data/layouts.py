@@ -132,6 +132,33 @@ def coco_of_another_machine(root):
     return Expected("coco", "train", "test", **OWN)
 
 
+def coco_polygons(root):
+    """Polygons alone, as tools for masks write them; no sizes, no areas, no ids."""
+    found = json.loads(coco(NAMES))
+    for a in found["annotations"]:
+        x, y, w, h = a.pop("bbox")
+        a["segmentation"] = [[x, y, x + w, y, x + w, y + h], [x, y, x, y + h]]
+        del a["area"], a["id"], a["iscrowd"]
+    for entry in found["images"]:
+        del entry["width"], entry["height"]
+    text(root / "masks.json", json.dumps(found))
+    for n in NAMES:
+        image(root / "images" / f"{n}.png")
+    return Expected("coco", *HASHED)
+
+
+def coco_addresses(root):
+    """Names as addresses, which Label Studio writes for local files."""
+    found = json.loads(coco(NAMES))
+    for entry in found["images"]:
+        name = entry["file_name"].replace(" ", "%20")
+        entry["file_name"] = f"/data/local-files/?d=pets%5C{name}"
+    text(root / "result.json", json.dumps(found))
+    for n in NAMES:
+        image(root / "photos" / f"{n}.png")
+    return Expected("coco", *HASHED)
+
+
 # -------------------------------------------------------------------------------- VOC
 
 
@@ -191,6 +218,15 @@ def voc_lists(root):
     for split, names in (("train", TRAIN), ("val", VAL)):
         text(root / f"{split}.txt", "".join(f"images/{n}.png\n" for n in names))
     return Expected("voc", "train", "val", **OWN)
+
+
+def voc_latin(root):
+    """XML in the encoding that it declares."""
+    for n in NAMES:
+        head = '<?xml version="1.0" encoding="ISO-8859-1"?>\n'
+        text(root / f"{n}.xml", head + xml(n, f"{n}.png"), "latin-1")
+        image(root / f"{n}.png")
+    return Expected("voc", *HASHED)
 
 
 # ------------------------------------------------------------------------------- YOLO
@@ -309,6 +345,54 @@ def csv_tabs(root):
     return Expected("csv", *HASHED)
 
 
+def rows(names, header, line, delimiter=","):
+    """A table of every object by `line(name, class, x1, y1, x2, y2)`."""
+    lines = [line(n, *row) for n in names for row in TRUTH[n]]
+    return "".join(delimiter.join(map(str, row)) + "\n" for row in [header, *lines])
+
+
+def csv_make_sense(root):
+    header = "label_name bbox_x bbox_y bbox_width bbox_height image_name".split()
+
+    def line(n, c, x, y, x2, y2):
+        return c, x, y, x2 - x, y2 - y, f"{n}.png"
+
+    for split, names in (("train", TRAIN), ("val", VAL)):
+        text(root / f"labels_{split}.csv", rows(names, header, line))
+        for n in names:
+            image(root / split / f"{n}.png")
+    return Expected("csv", "train", "val", **OWN)
+
+
+def csv_open_images(root):
+    """Names without suffix, shares of the sides."""
+    header = "ImageID Source LabelName XMin XMax YMin YMax IsGroupOf".split()
+
+    def line(n, c, x, y, x2, y2):
+        return n, "xclick", c, x / W, x2 / W, y / H, y2 / H, 0
+
+    for split, names in (("train", TRAIN), ("validation", VAL)):
+        text(root / f"{split}-annotations-bbox.csv", rows(names, header, line))
+        for n in names:
+            image(root / split / f"{n}.png")
+    return Expected("csv", "train", "validation", **OWN)
+
+
+def csv_sides(root):
+    """Corner and sides, for Excel: decimal commas, and utf-8 with its mark."""
+    header = "\ufefffile x y w h class".split(" ")
+
+    def line(n, c, x, y, x2, y2):
+        numbers = (f"{v:.1f}".replace(".", ",") for v in (x, y, x2 - x, y2 - y))
+        return f"{n}.PNG", *numbers, c
+
+    for split, names in (("train", TRAIN), ("val", VAL)):
+        text(root / f"{split}.csv", rows(names, header, line, ";"))
+        for n in names:
+            image(root / "images" / f"{n}.png")
+    return Expected("csv", "train", "val", **OWN)
+
+
 # ----------------------------------------------------------------------------- others
 
 
@@ -358,6 +442,8 @@ def hf_folder(root):
 
 LAYOUTS = (
     *(coco_roboflow, coco_cvat, coco_label_studio, coco_classical, coco_fiftyone),
+    *(coco_polygons, coco_addresses, voc_latin),
+    *(csv_make_sense, csv_open_images, csv_sides),
     *(coco_of_another_machine, voc_devkit, voc_tool, voc_beside, voc_roboflow),
     *(voc_lists, yolo_ultralytics, yolo_roboflow, yolo_lists, yolo_label_studio),
     *(yolo_darknet, csv_tensorflow, csv_roboflow, csv_semicolon, csv_tabs),

@@ -1,6 +1,7 @@
 """Every layout is recognised, resolved, and read to the same boxes."""
 
 import pathlib
+import unicodedata
 
 import numpy as np
 import pytest
@@ -200,3 +201,57 @@ def test_parts_of_one_split_are_read_once(tmp_path, monkeypatch):
     whole = named.load_source("csv", split="all", **options)
     ids = sorted(e.image_id for part in (a, b) for e in part)
     assert ids == sorted(e.image_id for e in whole) and len(a) and len(b)
+
+
+@pytest.mark.parametrize(
+    "files, said",
+    [
+        ({"pets.zip": ""}, "unpack pets.zip$"),
+        ({"a.png": "", "b.png": ""}, "images but no annotations"),
+        ({"a.png": "", "a.txt": "0 .5 .5 .1 .1"}, "no class names: write them into "),
+        ({"a.png": "", "a.txt": "cat 0.0 0 -1.5 2 4 9 9"}, "a.txt and its like .* are"),
+        ({"a.csv": "a.jpg,1,2,3,4,cat"}, "a.csv has no line with the names of its"),
+        (
+            {"a.csv": "pic,left,top,right,bottom,kind"},
+            "a.csv has the columns pic, left",
+        ),
+        ({"a.csv": "x;region_shape_attributes;y;z;w"}, "a.csv is of VGG Image Annot"),
+        ({"a.json": '{"shape_attributes": 1, "region_attributes": 2}'}, "is of VGG Im"),
+        (
+            {"a.json": '[{"image": "a", "annotations": [{"coordinates": 1}]}]'},
+            "a.json is of Create ML, which is not read: export it as COCO JSON",
+        ),
+    ],
+)
+def test_what_is_not_read_is_named_with_the_cure(files, said, tmp_path):
+    for name, content in files.items():
+        layouts.text(tmp_path / name, content)
+    with pytest.raises(FileNotFoundError, match=said):
+        resolved(tmp_path)
+
+
+def test_names_in_another_unicode_form_are_found():
+    """macOS writes a letter and its accent, other machines one character."""
+    apart, one = (unicodedata.normalize(form, "bär 1.jpg") for form in ("NFD", "NFC"))
+    assert apart != one
+    for there, asked in ((apart, one), (one, apart)):
+        folder = folders.Folder(pathlib.Path(), (f"images/{there}",))
+        pictures = folders.Pictures(folder)
+        assert pictures.find(asked) == f"images/{there}"
+        assert pictures.of_stem(asked[:-4]) == f"images/{there}"
+
+
+def test_a_score_in_a_label_file_is_named(tmp_path):
+    layouts.yolo_darknet(tmp_path)
+    file = tmp_path / "obj_train_data" / "img 0.txt"
+    file.write_text("0 0.5 0.5 0.1 0.1 0.93\n")
+    with pytest.raises(ValueError, match="6 numbers, .*is the sixth a score"):
+        read(resolved(tmp_path)[0])
+
+
+def test_xml_of_an_encoding_that_nobody_knows_is_named(tmp_path):
+    layouts.voc_latin(tmp_path)
+    file = tmp_path / "img 0.xml"
+    file.write_bytes(file.read_bytes().replace(b"ISO-8859-1", b"klingon-1"))
+    with pytest.raises(ValueError, match="img 0.xml: it declares the unknown encoding"):
+        read(resolved(tmp_path)[0])

@@ -6,16 +6,18 @@ a number; a text is a number; nothing is there at all. The sets below say where 
 value makes sense.
 """
 
+import inspect
 import math
 
 import numpy as np
 import pytest
 
 from frcnn_jax import ranges
-from frcnn_jax.data import pipeline
+from frcnn_jax.data import named, pipeline, recognise
 from frcnn_jax.data.sources import shapes
 from frcnn_jax.training import config as configs
 from frcnn_jax.training import recipe, rehearsal
+from tests.data import layouts
 from tests.test_experiments import FILES, FOLDER
 from tests.training.test_recipe import CPU, facts
 
@@ -154,6 +156,72 @@ def test_nonsense_in_the_demo_is_refused_and_named():
 def test_nonsense_in_every_experiment_is_refused_and_named(name):
     wrong, _ = accepted(name, None)
     assert not wrong
+
+
+ANYTHING = [3, None, ["x"]]
+NO_FILE = [*ANYTHING, "no/such/place"]
+NO_NAMES = [3, None, "cat", (3,), ("",)]
+SOURCES = {  # a layout, and what its leaves must not be
+    layouts.coco_polygons: dict(annotations=NO_FILE, images=NO_FILE),
+    layouts.voc_lists: dict(
+        annotations=NO_FILE, images=NO_FILE, lists=NO_FILE, classes=NO_NAMES
+    ),
+    layouts.voc_devkit: dict(root=NO_FILE, classes=NO_NAMES),
+    layouts.yolo_lists: dict(yaml=NO_FILE, classes=[3, None, (3,), "no/such/file"]),
+    layouts.yolo_darknet: dict(images=NO_FILE, labels=NO_FILE, classes=[3, None]),
+    layouts.csv_make_sense: dict(
+        annotations=NO_FILE,
+        images=NO_FILE,
+        classes=NO_NAMES,
+        convention=[*ANYTHING, "nonsense"],
+        columns=[3, "x", {"image": 3}, {"nonsense": "x"}, {"image": "nonsense"}],
+        delimiter=[*ANYTHING, "::"],
+    ),
+    layouts.supervisely: dict(
+        annotations=NO_FILE, classes=NO_NAMES, convention=[*ANYTHING, "nonsense"]
+    ),
+    layouts.labelme: dict(annotations=NO_FILE, images=NO_FILE, classes=NO_NAMES),
+    layouts.hf_folder: dict(
+        annotations=NO_FILE, classes=NO_NAMES, convention=[*ANYTHING, "nonsense"]
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", SOURCES, ids=lambda f: f.__name__)
+def test_nonsense_in_the_leaves_of_a_source_is_refused_and_named(layout, tmp_path):
+    layout(tmp_path)
+    data = dict(name="auto", root=str(tmp_path), train_split="auto", eval_split="auto")
+    data, _ = recognise.resolve(data)
+    known = recognise.leaves(data["name"])
+    own = {k: v for k, v in data.items() if k in known and not k.endswith("_split")}
+    own = {k: v for k, v in own.items() if k not in ("name", "group")}
+    split, wrong = data["train_split"], []
+    assert len(named.load_source(data["name"], split=split, **own))
+    for leaf, values in SOURCES[layout].items():
+        for value in values:
+            try:
+                named.load_source(data["name"], split=split, **(own | {leaf: value}))
+                wrong.append(f"{leaf}={value!r}")
+            except (ValueError, FileNotFoundError) as error:
+                if leaf not in str(error):
+                    wrong.append(f"{leaf}={value!r} is not named: {error}")
+    assert not wrong
+
+
+def test_every_leaf_of_every_source_with_files_is_tried():
+    tried: dict[str, set[str]] = {}
+    for layout, leaves in SOURCES.items():
+        tried.setdefault(layout.__name__.partition("_")[0], set()).update(leaves)
+    for name in named.source_names("recognise"):
+        taken = inspect.signature(named.find_source(name).load).parameters
+        assert set(taken) - {"split", "root", "dataset", "config"} <= tried[name]
+
+
+def test_a_group_that_is_no_expression_is_refused(tmp_path):
+    layouts.voc_beside(tmp_path)
+    given = dict(root=str(tmp_path), annotations=".", group="(")
+    with pytest.raises(ValueError, match="data.group"):
+        named.load_source("voc", split="all[:80%]", **given)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -68,11 +68,14 @@ def load(
         shown = names.pop(group)["name"]
         report.append(f"{file}: left out category {group} {shown!r}, Roboflow's root")
     names = {i: names[i]["name"] for i in sorted(names)}
-    objects = collections.defaultdict(list)
+    objects, masks = collections.defaultdict(list), 0
     for position, a in enumerate(found["annotations"]):
         _check_types(a, _TYPES["annotation"], "annotation", position, file)
+        masks += _fill_box(a)
         _check(a, entries, names, file)
         objects[a["image_id"]].append(a)
+    if masks:
+        report.append(f"{file}: {masks} annotations have the box of their polygons")
     examples = [
         _example(paths[i], e, objects[i], names, report) for i, e in entries.items()
     ]
@@ -385,6 +388,20 @@ def _other_form(value: Any, known: dict) -> Any:
         return str(value) if str(value) in known else None
     number = int(value) if value.isascii() and value.isdigit() else None
     return number if number in known else None
+
+
+def _fill_box(a: dict) -> bool:
+    """Gives an annotation without `bbox` that of its polygons; whether it did."""
+    polygons = a.get("segmentation")
+    if a.get("bbox") or not isinstance(polygons, list) or not polygons:
+        return False
+    try:
+        points = np.concatenate([np.array(p, float).reshape(-1, 2) for p in polygons])
+        low, high = points.min(0), points.max(0)
+    except (TypeError, ValueError):
+        return False  # `_check` says that the box is missing
+    a["bbox"] = [*low.tolist(), *(high - low).tolist()]
+    return True
 
 
 def _check(a: dict, images: dict, names: dict[int, str], file: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ The first line names the columns, in any order and case; other columns are left 
 
 | column | also called | meaning |
 | --- | --- | --- |
-| `image` | `filename`, `file_name`, `path`, `image_path` | file below the folder |
+| `image` | `filename`, `file_name`, `file`, `path`, `image_path` | file below it |
 | `x1`, `y1`, `x2`, `y2` | `xmin`, `ymin`, `xmax`, `ymax` | the box, see `convention` |
 | `label` | `class`, `class_name`, `name` | name of its class |
 | `ignore` | `iscrowd`, `difficult` | optional: 1 for neither object nor background |
@@ -18,6 +18,9 @@ These are TensorFlow's and Roboflow's (`_annotations.csv`), too. Columns are sep
 by commas, semicolons or tabs, the text is utf-8 or else cp1252. A line without numbers
 and label is an image without objects. Images are in the order of their first line; one
 that is not where the table says is looked for by its name below the root.
+
+`recognise` knows the columns of Make Sense and of Open Images, and `x`, `y`, `w`, `h`
+in place of corners.
 """
 
 import csv
@@ -26,6 +29,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from frcnn_jax import ranges
 from frcnn_jax.data.folders import (
     Folder,
     Found,
@@ -41,7 +45,7 @@ from frcnn_jax.data.source import Source, below
 from frcnn_jax.data.sources.dicts import from_dicts
 
 ALIASES = dict(
-    image=("image", "filename", "file_name", "path", "image_path"),
+    image=("image", "filename", "file_name", "file", "path", "image_path"),
     x1=("x1", "xmin"),
     y1=("y1", "ymin"),
     x2=("x2", "xmax"),
@@ -50,6 +54,20 @@ ALIASES = dict(
     ignore=("ignore", "iscrowd", "difficult"),
     split=("split", "set", "subset"),
 )
+# Columns of other tools, and what the four numbers are there.
+OTHERS: tuple[tuple[str, dict[str, str]], ...] = (
+    (
+        "xyxy_normalized",  # Open Images
+        dict(image="imageid", label="labelname", ignore="isgroupof"),
+    ),
+    (
+        "xywh",  # Make Sense
+        dict(image="image_name", label="label_name", x1="bbox_x", y1="bbox_y")
+        | dict(x2="bbox_width", y2="bbox_height"),
+    ),
+    ("xywh", dict(x1="x", y1="y", x2="w", y2="h")),
+)
+ONE = ranges.Rule("one character, or none", lambda text: len(text) < 2)
 OPTIONAL = ("ignore", "split")
 Rows = list[tuple[str, dict[str, str]]]  # where a line is, its values by our names
 
@@ -74,6 +92,7 @@ def load(
     `conventions.CONVENTIONS`. `delimiter` separates columns; empty: whichever of comma,
     semicolon and tab the first line has most of.
     """
+    ranges.check("data", delimiter=(delimiter, ONE))
     base, name = pathlib.Path(root), fill(annotations, split)
     report: list[str] = []
     where, rows = _table(base / name, columns or {}, delimiter, report)
@@ -138,7 +157,8 @@ def recognise(folder: Folder, *, annotations: str = "") -> Found | None:
     if annotations:
         found = files_of(Folder(folder.root, tuple(files)), annotations)
         sets, files = {annotations: found} if found else {}, list(found.values())
-    with_split = {f: found for f in files if (found := _header(folder.root / f))}
+    headers = {f: found for f in files if (found := _header(folder.root / f))}
+    with_split = {f: where for f, (where, _) in headers.items()}
     if not annotations:
         sets = templates(with_split)
     if several := [t for t in sets if len(sets[t]) > 1]:
@@ -155,24 +175,32 @@ def recognise(folder: Folder, *, annotations: str = "") -> Found | None:
     why = f"{shown}: columns of images, boxes and labels"
     if left := sorted(set(with_split) - set(found.values())):
         why += f" ({', '.join(left)} left aside)"
-    leaves = dict(annotations=template)
     (first, *_) = found.values()
+    columns = headers[first][1].get("columns", {})
+    leaves = dict(annotations=template, **headers[first][1])
     if len(found) == 1 and "split" in with_split[first]:
-        _, rows = _table(folder.root / first, {}, "", [])
+        _, rows = _table(folder.root / first, columns, "", [])
         names = dict.fromkeys(r["split"] for _, r in rows)
         return Found(leaves, tuple(names), f"{why}, and one of splits")
     return Found(leaves, tuple(found), why)
 
 
-def _header(file: pathlib.Path) -> dict[str, str] | None:
-    """The columns of a table by our names; None for any other file."""
+def _header(file: pathlib.Path) -> tuple[dict[str, str], dict[str, Any]] | None:
+    """The columns of a table by our names, and leaves; None for any other file."""
     try:
         with file.open("rb") as handle:
             text = handle.readline(1 << 16).decode("utf-8-sig", "replace")
-        reader = csv.reader([text], delimiter=_delimiter(text))
-        return _columns(next(reader, []), {}, file)
+        header = next(csv.reader([text], delimiter=_delimiter(text)), [])
     except (OSError, ValueError, csv.Error):
         return None
+    for convention, columns in (("", {}), *OTHERS):
+        try:
+            found = _columns(header, columns, file)
+        except ValueError:
+            continue
+        leaves = dict(columns=columns, convention=convention) if convention else {}
+        return found, leaves
+    return None
 
 
 def _delimiter(text: str) -> str:
@@ -224,6 +252,7 @@ def _finder(
         if not pictures:
             pictures.append(Pictures(list_folder(base), images))
         found = pictures[0].find(name, near=near, where=line)
+        found = found or pictures[0].of_stem(name, near=near, where=line)
         if found is None:
             below(base / images, name, line)
             raise FileNotFoundError(

@@ -38,6 +38,7 @@ from frcnn_jax.data.folders import (
     list_folder,
     stem,
     templates,
+    xml_text,
 )
 from frcnn_jax.data.images import image_size
 from frcnn_jax.data.source import Example, Size, Source, below, clean_boxes
@@ -236,7 +237,7 @@ def _picture(pictures: Pictures, file: str, filename: str) -> str:
 def parse(file: pathlib.Path) -> Annotation:
     """Reads one annotation file; ValueError, naming it, for anything but plain XML."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = xml_text(file.read_bytes())
         if re.search("<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):
             raise ValueError(
                 "it declares a document type or entities, which are refused"

@@ -58,6 +58,8 @@ def load(
     first of data.yaml, names.txt, classes.txt and obj.names there is.
     """
     base = pathlib.Path(root)
+    if yaml and not (base / yaml).is_file():
+        raise FileNotFoundError(f"no file {base / yaml}: set data.root or data.yaml")
     report: list[str] = []
     if yaml and not (images and labels):
         names = read_names(base, classes or yaml, report)
@@ -239,6 +241,12 @@ def parse(
                 f"{where}: {line[:80]!r} has more than numbers, expected a class and "
                 "x, y, width, height: correct it or remove the line"
             ) from None
+        if len(values) == 6:
+            raise ValueError(
+                f"{where}: 6 numbers, expected a class and x, y, width, height: is the "
+                "sixth a score? Then these are detections and no labels; correct it "
+                "or remove the sixth number"
+            )
         if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
             raise ValueError(
                 f"{where}: {len(values)} numbers, expected a class and x, y, width, "
