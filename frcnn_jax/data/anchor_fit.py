@@ -23,8 +23,8 @@ def best_iou(
 ) -> Float[np.ndarray, "n"]:
     """Each box's highest IoU with any anchor that is centred inside its image.
 
-    Exact without the grid: of boxes of one shape the nearest one, along x and along y,
-    overlaps most.
+    This is exact although the grid is not built: of anchors of one shape, the one whose
+    centre is nearest along x and along y overlaps most.
     """
     best = np.zeros(len(boxes))
     low, high = boxes[:, None, :2], boxes[:, None, 2:]  # [n, 1, 2], as (x, y)
@@ -47,7 +47,7 @@ def coverage(
     image_sizes: Int[np.ndarray, "n 2"],
     anchors: Levels,
 ) -> dict[str, Any]:
-    """What share of the boxes has an anchor of IoU 0.5 and 0.7, by size and in all."""
+    """The share of boxes with an anchor of IoU 0.5 and 0.7, by size and in all."""
     best = best_iou(boxes, image_sizes, anchors)
     bins = np.digitize(np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1)), SIDES[1:])
     shares = {
@@ -65,12 +65,12 @@ def suggest(
 ) -> dict[str, Any]:
     """Anchor sizes and aspect ratios that follow the boxes, as many as there are now.
 
-    Ratios are the present ones or k-means of the boxes' own. Sizes of one level are the
-    same, likewise. Sizes of several levels are the present ones times one factor, up to
-    half an octave: anchors that are small for the stride of their level have a lattice
-    too coarse for them. Of the combinations that reach no fewer boxes at IoU 0.7 than
-    the present one, that is suggested which has the highest mean IoU; of those within
-    0.01 of it the first, with the factor nearest to 1: it may be the present one.
+    Ratios are the present ones or k-means of the boxes' own; so are the sizes if there
+    is one level. With several levels all present sizes are multiplied by one factor, up
+    to half an octave, because anchors that are small for the stride of their level have
+    too coarse a lattice. Only combinations that reach at least as many boxes at IoU 0.7
+    as the present one count. Of those within 0.01 of the highest mean IoU the first is
+    suggested, with the factor nearest to 1; it may be the present one.
     `shapes` are the (w, h) of k-means on IoU, which need not be a grid.
     """
     sides = boxes[:, 2:] - boxes[:, :2]

@@ -136,7 +136,7 @@ def draw_window(
     short_sides: Sequence[int] = (),
     jitter: Sequence[Number] = (),
 ) -> Window:
-    """What to take of an image of (h, w), and at what size; all of it unless jitter."""
+    """The window of an image of (h, w) and its new size; without jitter all of it."""
     h, w = size
     if short_sides:
         short_side = int(rng.choice(np.array(short_sides)))

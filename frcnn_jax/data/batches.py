@@ -61,7 +61,7 @@ class Batches:
         return Stream(self)
 
     def open(self, start: int) -> grain.DatasetIterator:
-        """What is made from batch `start` on, in threads and worker processes."""
+        """An iterator from batch `start` on, made in threads and worker processes."""
         options = grain.ReadOptions(self._threads, prefetch_buffer_size=self._threads)
         numbers = grain.MapDataset.range(start, self._length)
         made = numbers.map(self._make).to_iter_dataset(options)
@@ -90,8 +90,8 @@ class Batches:
 class Stream:
     """Batches one after another, made ahead of their use.
 
-    The state is the number of batches taken, not of those made: it restores the very
-    next one, whatever the numbers of threads and workers were and are.
+    The state is the number of batches taken, not of those made. It restores the next
+    batch for any number of threads and workers.
     """
 
     def __init__(self, batches: Batches):
@@ -138,7 +138,7 @@ class Notes:
 
 
 def collect(rows: Sequence[Row], canvas: Size, notes: Notes) -> Made:
-    """Rows as one batch, with what there is to say of them."""
+    """Rows as one batch, with the lines for the report."""
     skipped = tuple(line for row in rows for line in row.skipped)
     return Made(make_batch([row.row for row in rows], canvas), skipped, notes())
 

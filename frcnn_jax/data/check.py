@@ -96,7 +96,7 @@ def check(
 
 
 def duplicates(example: Example) -> int:
-    """How many boxes repeat an earlier one of the same class exactly."""
+    """The number of boxes that equal an earlier box of the same class."""
     rows = np.concatenate([example.boxes, example.classes[:, None]], axis=1)
     return len(rows) - len(np.unique(rows, axis=0))
 
@@ -117,7 +117,7 @@ def class_counts(
 
 
 def report_counts(report: Sequence[str]) -> dict[str, Any]:
-    """Boxes that a source dropped, by reason, and clipped, read from its report."""
+    """The numbers of dropped boxes by reason and of clipped boxes, from a report."""
     dropped: collections.Counter[str] = collections.Counter()
     clipped = 0
     for line in report:
@@ -231,14 +231,14 @@ _NONE = np.zeros((0, 4), np.float32)
 
 
 def _within_a_pixel(examples: Sequence[Example]) -> bool:
-    """Whether every box ends at 1 or before, as normalised ones do."""
+    """Whether all coordinates are at most 1, as those of normalised boxes are."""
     return all(e.boxes.max(initial=0.0) <= 1.0 for e in examples)
 
 
 def same_pictures(first: Source, second: Source) -> list[tuple[str, str]]:
-    """The names of pictures that are in both splits, under whatever name.
+    """Pairs of names of pictures with the same content, one from each split.
 
-    Files of one length are compared by their contents.
+    Only files of equal length are compared.
     """
 
     def lengths(source: Source) -> dict[int, list[int]]:
@@ -276,7 +276,7 @@ def _digest(image: Any) -> bytes:
 
 
 def _fitted(readable, short_side, max_side, options) -> tuple[list[int], list[Size]]:
-    """Of each image the position of its canvas, and its size there."""
+    """The position of each image's canvas, and the image's size on it."""
     buckets = [choose_canvas(s, short_side, max_side, options) for _, s in readable]
     sizes = [
         fit(size, short_side, max_side, options[bucket])

@@ -104,7 +104,7 @@ class Row(NamedTuple):
 
 
 def train_row(read, pad, change, seed, flip, canvas, n: int, visit) -> Row:
-    """Reads an image (or the next one if it is skipped), augments, mirrors, pads."""
+    """Reads an image (the next one if it is skipped), augments, mirrors and pads it."""
     rng = np.random.default_rng((seed, *visit))
     skipped = []
     for candidate in range(visit.index, visit.index + n):
@@ -135,7 +135,7 @@ def eval_row(read, pad, canvas, index: int) -> Row:
 
 
 def _blank() -> Example:
-    """One black pixel and no box: what an unused slot of a batch is made from."""
+    """One black pixel without a box; an unused slot of a batch is made from it."""
     none = np.zeros(0, np.int32)
     image, boxes = np.zeros((1, 1, 3), np.uint8), np.zeros((0, 4), np.float32)
     return Example(image, 0, boxes, none, none.astype(bool))
@@ -144,7 +144,7 @@ def _blank() -> Example:
 def _attempt(
     source: Source, skip: bool, read, index: int, canvas: Size
 ) -> tuple[Example, Resized | str]:
-    """The example and its image or, if that is bad and to be skipped, what is wrong."""
+    """The example and its image; for a bad image that is skipped, what is wrong."""
     example = source[index]
     try:
         return example, read(index, example, canvas)
@@ -216,9 +216,9 @@ def decode_resized(
 def decode(example: Example, **how: Any) -> UInt8[np.ndarray, "h w 3"]:
     """The image of an example, in the frame that its boxes were drawn in.
 
-    That is upright, as its EXIF tag says; but as stored where only that has the size
-    that the annotation states. ValueError where neither has. `how` is what `load_image`
-    takes besides (`reading`).
+    The image is turned upright, as its EXIF tag says. If only the image as stored has
+    the size that the annotation states, it is not turned. ValueError if neither has
+    this size. `how` is what `load_image` takes besides (`reading`).
     """
     if isinstance(example.image, np.ndarray):
         if example.image.dtype != np.uint8 or example.image.shape[2:] != (3,):

@@ -11,7 +11,7 @@ LOOK = 5000  # examples of a source that makes them on demand
 
 
 class Facts(NamedTuple):
-    """m images with n objects; what is ignored (crowds, difficult) is no object."""
+    """m images with n objects; ignored boxes (crowds, difficult) do not count."""
 
     images: int  # of the source, m or more
     sizes: Int[np.ndarray, "m 2"]  # (h, w) on disk
@@ -23,15 +23,15 @@ class Facts(NamedTuple):
 
     @property
     def objects(self) -> int:
-        """How many there are in all images, estimated where not all were looked at."""
+        """The number in all images; an estimate if not all images were looked at."""
         return round(len(self.boxes) * self.images / max(1, len(self.sizes)))
 
 
 def facts_of(source: Source) -> Facts:
-    """The facts of a validated source; images whose size is not known are left out.
+    """The facts of a validated source; images of unknown size are left out.
 
-    A list is looked at from end to end, of any other sequence 5,000 examples that lie
-    evenly in it.
+    All examples of a list are looked at. Any other sequence makes its examples on
+    demand: of more than 5,000, every k-th is looked at, 5,000 in all.
     """
     n = len(source)
     listed = isinstance(source.examples, list | tuple)

@@ -1,7 +1,7 @@
 """Folders as people have them: what is in one, images by name, names of splits.
 
-A format's `recognise(folder) -> Found | None` is built from these. Nothing outside of
-the root is named by anything here; links inside it are followed, they are the user's.
+A format's `recognise(folder) -> Found | None` uses these functions. No function here
+returns a path outside the root. Links inside the root are followed: the user made them.
 """
 
 import json
@@ -190,7 +190,7 @@ def tidy(name: str) -> str:
 def _nearest(
     names: Sequence[str], path: str, near: str, shown: str, where: object
 ) -> str | None:
-    """Of some files that with most of the last parts of `path`, then nearest `near`."""
+    """The file that shares most last parts with `path`, then most first with `near`."""
     if len(names) < 2:
         return names[0] if names else None
 
@@ -210,7 +210,7 @@ def _nearest(
 
 
 def _agree(pairs: Iterable[tuple[str, str]]) -> int:
-    """How many pairs are the same before the first that is not."""
+    """The number of equal pairs before the first unequal one."""
     count = 0
     for a, b in pairs:
         if a != b:
@@ -229,7 +229,7 @@ _SPLIT = re.compile(
 
 
 def templates(paths: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Paths that differ by the name of a split alone: `{template: {split: path}}`.
+    """Groups paths that differ only in a split's name: `{template: {split: path}}`.
 
     A path without such a name is its own template, of the split "all".
 
@@ -275,7 +275,7 @@ def files_of(folder: Folder, template: str) -> dict[str, str]:
 def choose_splits(names: Sequence[str]) -> tuple[str, str, str]:
     """The splits to train and to evaluate on, and why.
 
-    ValueError where the names do not tell: they have to be given.
+    ValueError if the names do not decide it; the flags then have to.
 
     >>> choose_splits(["test", "train", "valid"])[:2], choose_splits(["all"])[:2]
     (('train', 'valid'), ('all[:80%]', 'all[80%:]'))

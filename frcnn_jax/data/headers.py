@@ -98,9 +98,9 @@ def _jpeg(head: bytes) -> tuple[Size | None, int]:
 def cut_short(data: bytes) -> bool:
     """Whether a JPEG, PNG, BMP or WebP ends before its picture does.
 
-    (Some decoders fill what is missing with gray.) Markers of a JPEG before the first
-    scan lie in segments that say how long they are (a thumbnail has its own); from
-    there on FFD9 is the end, whatever may follow it.
+    (Some decoders fill the missing part with gray.) Before its first scan a JPEG is
+    made of segments that state their length; a thumbnail in one of them has its own
+    end marker. From the first scan on FFD9 is the end; bytes after it do not matter.
     """
     if data[:2] == b"\xff\xd8":
         return _jpeg_cut_short(data)

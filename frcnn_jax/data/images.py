@@ -1,7 +1,7 @@
 """One image: decode, resize by the short side, place on a canvas of static size.
 
 One deep thing behind two functions, `load_image` and `prepare`: training, evaluation,
-prediction and export see the same pixels at the same places. Nothing here depends on a
+prediction and export get the same pixels at the same places. Nothing here depends on a
 data set.
 """
 
@@ -42,7 +42,7 @@ def load_image(
     decoded to its end, ValueError, both naming the file.
     """
     shown = name if isinstance(path, bytes) else path
-    if not isinstance(path, bytes) and not os.path.isfile(path):  # a pipe never ends
+    if not isinstance(path, bytes) and not os.path.isfile(path):  # a pipe would hang
         raise FileNotFoundError(f"no image file {path}")
     data = path if isinstance(path, bytes) else _read(path)
     _check_pixels(data, shown)
@@ -91,7 +91,7 @@ def reading(
 def _read(path: str) -> bytes:
     try:
         return pathlib.Path(path).read_bytes()
-    except FileNotFoundError:  # only now
+    except FileNotFoundError:  # removed since it was looked for
         raise FileNotFoundError(f"no image file {path}") from None
 
 
@@ -255,7 +255,7 @@ def check_canvas(short_side: int, max_side: int, canvas: Canvas) -> None:
 def choose_canvas(
     size: Size, short_side: int, max_side: int, options: Sequence[Size]
 ) -> int:
-    """The position of the canvas that shrinks an image least, of those the smallest.
+    """The canvas that shrinks an image least (the smallest such one), by position.
 
     >>> choose_canvas((480, 640), 300, 400, [(400, 304), (304, 400), (400, 400)])
     1
@@ -284,16 +284,16 @@ def fit(size: Size, short_side: int, max_side: int, canvas: Size) -> Size:
         *((short_side, min(size)), (max_side, max(size))),
         *((canvas[0], h), (canvas[1], w)),
     )
-    # Rounding keeps the order: the least side is that of the least scale.
+    # Rounding keeps the order, so the least side belongs to the least scale.
     fitted = [min(rounded(side * p, q) for p, q in scales) for side in size]
     return max(1, int(fitted[0])), max(1, int(fitted[1]))
 
 
 def rounded(numerator: Any, denominator: Any) -> Any:
-    """The integer nearest to a quotient of integers, of two the larger; no overflow.
+    """The integer nearest to a quotient of integers; halves are rounded up.
 
-    As Detectron2 and MMDetection round sizes. Of Python's integers, or of arrays of
-    them where `2 * denominator` fits their width.
+    So Detectron2 and MMDetection round sizes. Takes Python integers, or integer arrays
+    whose width holds `2 * denominator`.
 
     >>> [rounded(n, 2) for n in (1, 2, 3, 5)]
     [1, 1, 2, 3]
@@ -359,7 +359,7 @@ def shrink(
 
 
 def reduction(size: Size, wanted: Size) -> int:
-    """By how much both sides can be divided and not become too small: 1, 2, 4 or 8.
+    """The largest of 1, 2, 4, 8 that divides both sides to `wanted` or more.
 
     >>> reduction((3000, 4000), (300, 400)), reduction((480, 640), (300, 400))
     (8, 1)
@@ -423,7 +423,7 @@ def save_image(path: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"]) -> No
     """Write an RGB picture; the format is that of the name, folders are made."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:  # OpenCV takes no name that is not UTF-8, and says of a full disk nothing
+    try:  # cv2.imwrite takes UTF-8 names only and does not report a full disk
         made, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     except cv2.error as error:
         raise ValueError(f"cannot write the picture {path}: {error.err}") from None

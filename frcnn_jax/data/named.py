@@ -28,9 +28,9 @@ def load_splits(
     merge_duplicates: bool = False,
     **kwargs: Any,
 ) -> tuple[Source, Source]:
-    """Both splits, validated, or one twice; none to evaluate on where its name is "".
+    """Both splits, validated. They may be the same; `eval_split=""` is an empty one.
 
-    ValueError where they have other classes, or where an evaluation would be refused.
+    ValueError if their classes differ, or if an evaluation would be refused.
     """
     kwargs.update(merge_duplicates=merge_duplicates, loaded={})
     train = load_split(name, split=train_split, **kwargs)

@@ -1,11 +1,11 @@
 """From a source to batches: shuffle, decode, resize, flip, pad, batch, shard, resume.
 
-The order of training is one stream, fixed by `seed`: a permutation of the examples per
-epoch, one after another (`sampling`). Step k takes the `batch_size` next ones, all of
-one canvas where there are several, and of these process p of n takes the p-th n-th
-part: the same examples make the same batch, in the same order, on any number of
-processes. The random draws of an example depend on (seed, epoch, index) alone. An
-iterator's state is a number; a resumed run continues with the very next batch.
+The order of training is one stream, fixed by `seed`: one permutation of the examples
+for each epoch (`sampling`). Step k takes the next `batch_size` examples, all of one
+canvas if there are several. Of n processes each takes its own n-th of them, so that the
+same examples make the same batch on any number of processes. The random draws of an
+example depend on (seed, epoch, index) alone. An iterator's state is one number; a
+resumed run continues with the next batch.
 
 Arguments of `build`, which are the group `data` of a configuration:
 
@@ -346,8 +346,7 @@ def find_buckets(
 ) -> Int[np.ndarray, "n"]:
     """The position in `canvas` of the one that suits each example (0 if there is one).
 
-    An image whose size can only be learnt by reading it is read; one that cannot be
-    read is 0's.
+    An image without a stated size is opened for it. One that cannot be read gets 0.
     """
     options = canvases(canvas)
     found = np.zeros(len(source), int)

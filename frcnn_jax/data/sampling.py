@@ -1,10 +1,10 @@
 """The order of training: which examples make batch k, from (seed, k) alone.
 
-An epoch visits every example `repeats` times on average (1 for all but long tails and
-mixtures), in an order of its own. Visits follow one another in an endless stream per
-bucket (canvas); a batch is complete, and comes next, with its last visit. So a batch
-has one bucket, no visit is lost at the end of an epoch, and every process and every
-resumed run computes the same order without a state.
+An epoch visits every example `repeats` times on average (once, except for long tails
+and mixtures), in its own random order. Each bucket (canvas) has an endless stream of
+visits, cut into batches; batches are ordered by their last visit. So a batch has one
+bucket, no visit is lost at the end of an epoch, and every process and every resumed run
+computes the same order without a state.
 
 How often an example is visited, `data.sampling=dict(name=..., ...)`, is a function
 below: `repeat_factors` or `class_balanced`.
@@ -65,7 +65,7 @@ class Order:
         return bucket, [self._visit(bucket, place) for place in places]
 
     def batches_before(self, epoch: int) -> int:
-        """How many batches are complete when an epoch begins."""
+        """The number of batches that are complete when an epoch begins."""
         return sum(epoch * count // self.batch_size for count in self.counts)
 
     def epoch(self, number: int) -> Epoch:

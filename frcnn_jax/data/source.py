@@ -124,7 +124,10 @@ def merge_duplicates(source: Source) -> Source:
 
 
 def _renumber(example: Example, *, table: np.ndarray) -> Example:
-    """The classes of an example by a table of 0..C+1; `validate` meets the two ends."""
+    """The example with its classes mapped by a table of 0..C+1.
+
+    0 and C+1 stand for classes out of range, which `validate` refuses.
+    """
     found = np.clip(np.asarray(example.classes), 0, len(table) - 1).astype(int)
     return example._replace(classes=table[found])
 
@@ -150,7 +153,8 @@ def example_size(example: Example) -> Size:
 def below(folder: pathlib.Path, name: str, where: object) -> pathlib.Path:
     """The file `name` in a folder; ValueError where the name leads out of it.
 
-    `where` says who named it. (Links in the folder are followed: they are the user's.)
+    `where` says which file states the name. Links in the folder are followed: the user
+    made them.
 
     >>> below(pathlib.Path("photos"), "1/a.jpg", "cats.csv").as_posix()
     'photos/1/a.jpg'

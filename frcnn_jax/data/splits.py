@@ -25,9 +25,10 @@ def share(
 ) -> Source:
     """The images of a source from `start` to `stop` percent, in their order.
 
-    Groups in the order of the hash of their names, of which those that end in
-    `(start, stop]` percent of the images are taken: of two groups or more, neither part
-    of 80 to 20 is empty. `group` is searched in the paths below `root`. The report
+    Images of one origin form a group (`group_of`). Groups are sorted by the hash of
+    their names and counted up; a group is taken if its last image lies in
+    `(start, stop]` percent. So both parts of an 80 to 20 split have images if there
+    are two groups or more. `group` is searched in the paths below `root`. The report
     says how many images were taken.
     """
     if not 0 <= start < stop <= 100:
@@ -58,9 +59,9 @@ def share(
 def group_of(example: Example, group: str = "", root: str = "") -> str:
     """The name that an image shares with others of the same origin.
 
-    That of its file without folder, suffix and Roboflow's hash, or its id where it has
-    no file; with `group`, what that finds in the path below `root` (its first pair of
-    parentheses, if it has one).
+    This is the file's name without folder, suffix and Roboflow's hash, or the image's
+    id if it has no file. With the expression `group` it is the match in the path below
+    `root` (the first pair of parentheses, if the expression has one).
     """
     if not isinstance(example.image, str):
         return str(example.image_id)

@@ -1,4 +1,4 @@
-"""The border: what a source may hold, whoever wrote it, checked once.
+"""The checks that every source must pass, whoever wrote it.
 
 source = validate(source)            # training, evaluation and check_dataset alike
 check_trainable(source, "train")     # what the two roles of a split ask besides
@@ -204,9 +204,9 @@ def _inside(example: Example, report: list[str]) -> Example:
 def _check_list(
     examples: Sequence[Example], num_classes: int, report: list[str]
 ) -> list[Example]:
-    """Every example checked; those in which nothing needs to change are taken as is.
+    """Checks every example; one that needs no change is kept as it is.
 
-    One look at all numbers at once finds them, so that large sets stay fast.
+    All numbers are tested at once first, so that large sets stay fast.
     """
     right = np.array([_has_right_types(e) for e in examples], bool)
     plain = [e for e, fine in zip(examples, right, strict=True) if fine]
@@ -233,7 +233,7 @@ _NO_BOX = np.zeros((0, 4), np.float32)
 
 
 def _has_right_types(e: Example) -> bool:
-    """Whether nothing needs to be converted or looked up, whatever the numbers are."""
+    """Whether no array needs to be converted and the size is known."""
     n = len(e.boxes)
     return (
         type(e.image_id) in (int, str)
@@ -256,7 +256,7 @@ def _has_right_types(e: Example) -> bool:
 def _with_size(example: Example) -> Example:
     """The example with its size, read from the image if need be; or as it is.
 
-    What cannot be read is met again, and dealt with, when the image is used.
+    An image that cannot be read raises no error here, but when it is used.
     """
     try:
         h, w = example_size(example)

@@ -1,4 +1,4 @@
-"""What a function needs to run everywhere JAX does: `vmap`, `shard_map`, any mesh."""
+"""Helpers that make a function run under `vmap`, `shard_map` and on any mesh."""
 
 import functools
 from typing import Any, TypeVar
@@ -14,12 +14,13 @@ T = TypeVar("T")
 
 
 def carry(start: T, inputs: PyTree) -> T:
-    """`start`, unchanged, as what a loop over `inputs` hands on from turn to turn.
+    """`start` with the same values, as the initial carry of a loop over `inputs`.
 
-    A loop's carry keeps its type. What a loop makes of its inputs is mapped (`vmap`),
-    varies (`shard_map`) and is sharded (an Explicit mesh) as they are, and so must be
-    what it starts from: constants are not. The result depends on every leaf of
-    `inputs` by way of a condition that is never true and that a compiler removes.
+    The carry of a loop must not change its type. What a loop computes from its inputs
+    is batched (`vmap`), varies over axes (`shard_map`) and is sharded (an Explicit
+    mesh) as the inputs are. A constant is none of these, so it cannot be the initial
+    carry. The result here depends on every leaf of `inputs` through a condition that
+    is never true; the compiler removes it.
 
     >>> carry(jnp.zeros(2), inputs=jnp.ones(3)).tolist()
     [0.0, 0.0]
@@ -28,17 +29,17 @@ def carry(start: T, inputs: PyTree) -> T:
     if not never:
         return start
     tie = functools.reduce(jnp.logical_or, never)
-    # Added to a zero, not only selected by: a selection takes the mesh of its values.
+    # The condition is added to a zero as well: `where` takes the mesh of its values.
     return jax.tree.map(
         lambda x: jnp.where(tie, jnp.zeros_like(x) + tie.astype(x.dtype), x), start
     )
 
 
 def take(x: Shaped[Array, "n *d"], index: Int[Array, "*r"]) -> Shaped[Array, "..."]:
-    """`x[index]`, also where `x` is shared and `index` sharded over an Explicit mesh.
+    """`x[index]`, also where `x` is replicated and `index` sharded (Explicit mesh).
 
-    There JAX asks how the result is sharded: as the index, and as the rows of `x`.
-    Without rows (n = 0) the result is zeros.
+    JAX then needs the sharding of the result: first that of the index, then that of
+    the rows of `x`. If `x` has no rows (n = 0) the result is zeros.
 
     >>> take(jnp.array([5.0, 7.0]), jnp.array([1, 1, 0])).tolist()
     [7.0, 7.0, 5.0]
@@ -49,7 +50,7 @@ def take(x: Shaped[Array, "n *d"], index: Int[Array, "*r"]) -> Shaped[Array, "..
     mesh = ours.mesh if theirs.mesh.empty else theirs.mesh
     if AxisType.Explicit not in mesh.axis_types:
         return x[index]
-    if index.ndim == 0:  # else a slice, which does not ask
+    if index.ndim == 0:  # a scalar index is a slice, which takes no sharding
         return take(x, index[None])[0]
     spec = PartitionSpec(*theirs.spec, *ours.spec[1:])
     return x.at[index].get(out_sharding=NamedSharding(mesh, spec))
@@ -64,7 +65,7 @@ def one_image(function: str, **arrays: tuple[Any, str]) -> None:
     """
     for name, (x, axes) in arrays.items():
         expected = len(axes.split())
-        shape = getattr(x, "shape", None)  # none of None, or of a pair of numbers
+        shape = getattr(x, "shape", None)  # None and a pair of numbers have none
         if shape is not None and len(shape) != expected:
             raise ValueError(
                 f"{function}: {name} has shape {shape}, expected {expected} "

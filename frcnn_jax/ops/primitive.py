@@ -1,14 +1,16 @@
-"""Operations that state themselves how they are computed, differentiated and batched.
+"""JAX primitives with their own rules for computing, differentiating and batching.
 
-`custom_vjp` gives reverse mode only, and plain differentiation of a choice between
-platforms keeps the residuals of every branch. The operations here are multilinear in
-some of their arguments, so one rule gives every derivative: the tangent is the
-operation itself with a tangent in place of an argument, and its transpose is another
-such operation. Forward mode, reverse mode and all higher derivatives follow.
+Why not `custom_vjp`: it gives reverse mode only. Why not plain differentiation: of a
+choice between platforms it keeps the residuals of every branch. The operations here
+are multilinear in some of their arguments, so one rule gives every derivative. The
+tangent is the operation itself with a tangent in place of an argument; the transpose
+is another such operation. Forward mode, reverse mode and all higher derivatives
+follow from these two.
 
-A formulation is a function of arrays. It may ask for the platform with
-`lax.platform_dependent`: nothing differentiates through it, and an export for one
-platform has the formulation of that platform alone, forward and backward.
+A formulation is the function of arrays that computes an operation. It may choose by
+platform with `lax.platform_dependent`, because JAX does not differentiate through it.
+An export for one platform contains the formulations of that platform alone, forward
+and backward.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +27,10 @@ Rule = Callable[..., Any]
 class Operation:
     """A function of arrays with rules of its own; keyword arguments are static.
 
-    `formulation(*arrays, **static)` returns a tuple of arrays, and `like` such as these
-    where it is faster to trace. The rules are set by `derivatives` and `batched`.
-    Called with arrays that vary over different axes of a `shard_map`, it makes them
-    vary alike.
+    `formulation(*arrays, **static)` returns a tuple of arrays. `like` is a function
+    with the same shapes and dtypes that is faster to trace; only its types are used.
+    `derivatives` and `batched` set the rules. If the arrays vary over different axes
+    of a `shard_map`, they are cast to vary over all of them.
     """
 
     def __init__(self, name: str, formulation: Rule, *, like: Rule | None = None):
@@ -58,8 +60,9 @@ class Operation:
 
         `jvp(args, tangents, results, **static)` returns the tangents of the results;
         a tangent is None where it is zero. `transpose(cotangents, args, **static)`
-        returns a cotangent of each argument, None for those the operation is not
-        linear in; an argument that is differentiated is a `Linear` there.
+        returns a cotangent for each argument, and None for an argument in which the
+        operation is not linear. There an argument that is differentiated has no value:
+        it is a `Linear`.
         """
 
         def jvp_rule(args, tangents, **static):
@@ -87,9 +90,9 @@ class Operation:
     def batched(self, rule: Rule) -> None:
         """Set what vmap does: `rule(size, batched, *args, **static)`.
 
-        Batched arguments have the axis in front, and so have all results. Without a
-        rule the operation goes one by one. Where the axis is sharded over an Explicit
-        mesh, each device applies the rule to what it has.
+        Batched arguments and all results have the batch as their first axis. Without
+        a rule the operation runs for one example after the other. If the axis is
+        sharded over an Explicit mesh, each device applies the rule to its own part.
         """
 
         def batching_rule(args, dims, **static):
@@ -109,7 +112,7 @@ class Operation:
         batching.primitive_batchers[self.primitive] = batching_rule
 
     def one_by_one(self, size: int, batched: Sequence[bool], /, *args, **static):
-        """The rule of an operation without one."""
+        """The default batching rule: a loop over the examples."""
         del size
 
         def one(mapped):
@@ -131,18 +134,18 @@ def _jitted(name, function):
 
 
 class Linear:
-    """The type of an argument that a transpose rule is asked for."""
+    """Shape and dtype of an argument whose cotangent a transpose rule computes."""
 
     def __init__(self, aval: Any):
         self.shape, self.dtype = aval.shape, aval.dtype
 
 
 def linear_pair(forward: Operation, backward: Operation) -> None:
-    """Say that two operations are linear in their first argument, and transposes.
+    """Declare two operations linear in their first argument, each other's transpose.
 
-    The other arguments are indices, and weights that have no derivative; both take the
-    same static ones. `backward` takes two more, `size` and `dtype`: those of what
-    `forward` takes, which has `size` rows.
+    The other arguments are indices and weights without a derivative. Both operations
+    take the same static arguments. `backward` takes two more: `size`, the number of
+    rows of the first argument of `forward`, and its `dtype`.
     """
 
     def forward_transpose(cotangents, args, **static):
@@ -165,12 +168,13 @@ def linear_pair(forward: Operation, backward: Operation) -> None:
 
 
 def bilinear(of_both: Operation, of_first: Operation, of_second: Operation) -> None:
-    """Say that an operation is linear in each of two arguments, and its transposes.
+    """Declare an operation linear in each of two arguments, and its two transposes.
 
         y = of_both(x, k)        dx = of_first(dy, k)        dk = of_second(x, dy)
 
-    Each of the three is linear in both arguments, and the others are its transposes.
-    All take the same static arguments, and `first` and `second`, the shapes of x and k.
+    Each of the three is linear in both arguments, and the other two are its
+    transposes. All take the same static arguments, among them `first` and `second`,
+    the shapes of x and k.
     """
 
     def derivatives(operation, transposes):
@@ -201,7 +205,7 @@ def bilinear(of_both: Operation, of_first: Operation, of_second: Operation) -> N
 
 
 def vary_alike(*args: Any) -> list[Any]:
-    """`args`, varying over the same axes of a `shard_map` that checks it."""
+    """`args`, cast to vary over the same axes (`jax.shard_map(check_vma=True)`)."""
     varying = [getattr(jax.typeof(a), "mat", None) for a in args]
     varying = [frozenset() if m is None else m.varying for m in varying]
     axes = frozenset().union(*varying)
@@ -212,12 +216,12 @@ def vary_alike(*args: Any) -> list[Any]:
 
 
 def varying_as(like: Any, x: Any) -> Any:
-    """`x`, varying over the axes of a `shard_map` that `like` varies over."""
+    """`x`, cast to vary over the axes of a `shard_map` over which `like` varies."""
     return vary_alike(x, like)[0]
 
 
 def on_each_device(apply: Rule, batched: Sequence[bool], args: Sequence[Any]) -> Any:
-    """`apply(*args)`, on each device alone where an Explicit mesh shards the batch.
+    """`apply(*args)`; if an Explicit mesh shards the batch, on each device by itself.
 
     The batch is axis 0 of the arguments that are `batched`, and of the results.
     """
@@ -239,5 +243,5 @@ def on_each_device(apply: Rule, batched: Sequence[bool], args: Sequence[Any]) ->
 
 
 def as_list(found: Any) -> list[Any]:
-    """What an operation returned, one array or several."""
+    """The results of an operation, one array or several, as a list."""
     return list(found) if isinstance(found, (list, tuple)) else [found]
