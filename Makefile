@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test test-slow test-prepare test-tools test-wheel test-wheel-all lint docs check \
-    peer clean
+    peer chips clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	@echo "installing into $(VENV) (once; a few minutes)"
@@ -52,6 +52,12 @@ PACKAGES_tools := supervision==0.31.2 trackers==2.6.1 sahi==0.12.8 gradio
 PACKAGES_fiftyone := fiftyone
 OPTIONAL_fiftyone := || echo "FiftyOne cannot be installed here: its tests are skipped"
 PACKAGES_prepare := tensorflow-cpu
+# Of the versions that JAX asks for, and alone: nothing of CUDA is run.
+PACKAGES_chips = --no-deps --editable . $$($(BIN)/python -c "import importlib.metadata as m; v = m.version('jax'); \
+    print(f'jax-cuda12-plugin=={v} jax-cuda12-pjrt=={v}', *(r.split(';')[0] for r in m.requires('jax') if r.startswith('libtpu')))")
+
+# docs/accelerators.md
+chips: .venv-chips/.installed  ## the compilers of GPUs and TPUs, for scripts/compile_for.py, in .venv-chips
 
 # The wheel in an environment of its own, the tests in a folder of their own: the pure
 # layer with jax and numpy alone, then all that does not concern the repository.
@@ -98,4 +104,4 @@ peer: .venv-peer/.installed  ## torch, torchvision and mayaku in .venv-peer, to 
 	touch $@
 
 clean:  ## remove environments and runs
-	rm -rf $(VENV) .venv-peer .venv-prepare .venv-tools .venv-fiftyone build runs
+	rm -rf $(VENV) .venv-peer .venv-prepare .venv-tools .venv-fiftyone .venv-chips build runs

@@ -326,7 +326,8 @@ def _gather_rows(flat, y, x, y_weight, x_weight, *, loops):
         shape = (*y.shape[:2], x.shape[1], flat.shape[1])
         return (varying_as(flat, jnp.zeros(shape, flat.dtype)),)
     if not loops:
-        return (_gather_written_out(flat, *cells),)
+        by_platform = dict(tpu=_gather_in_rows, default=_gather_written_out)
+        return (lax.platform_dependent(flat, *cells, **by_platform),)
     return (
         lax.platform_dependent(
             flat, *cells, cpu=_gather_by_roi, default=_gather_in_loops
@@ -335,13 +336,25 @@ def _gather_rows(flat, y, x, y_weight, x_weight, *, loops):
 
 
 def _gather_written_out(flat, *cells):
+    (r, oh, _), (_, ow, _) = cells[0].shape, cells[1].shape
+    return _rows_of_cells(flat, *cells).reshape(r, oh, ow, flat.shape[1])
+
+
+def _gather_in_rows(flat, *cells):
+    # A TPU's compiler would move the shape of the result onto each of the gathers and
+    # write every one of them to memory in it, in float32 and with 7 rows padded to 8.
+    (r, oh, _), (_, ow, _) = cells[0].shape, cells[1].shape
+    rows = lax.optimization_barrier(_rows_of_cells(flat, *cells))
+    return rows.reshape(r, oh, ow, flat.shape[1])
+
+
+def _rows_of_cells(flat, *cells):
+    """The sum for each of the m = r oh ow cells, [m, c]."""
     index, weight = _all_pairs(*cells)
     out = jnp.zeros((), weight.dtype)
     for k in range(index.shape[1]):
         out += flat[index[:, k]].astype(weight.dtype) * weight[:, k, None]
-    (r, oh, _), (_, ow, _) = cells[0].shape, cells[1].shape
-    out = jnp.broadcast_to(out, (r * oh * ow, flat.shape[1]))
-    return out.astype(flat.dtype).reshape(r, oh, ow, flat.shape[1])
+    return jnp.broadcast_to(out, (len(index), flat.shape[1])).astype(flat.dtype)
 
 
 def _gather_in_loops(flat, *cells):

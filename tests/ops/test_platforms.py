@@ -101,6 +101,36 @@ def test_an_export_has_the_formulation_of_its_platform_alone(name):
         assert {key: found[key] for key in expected} == expected, platform
 
 
+def test_roi_align_on_a_tpu_sums_rows_before_it_shapes_them():
+    for platform in PLATFORMS:
+        found = operations(align, platform, MAP, ROIS)
+        assert found["optimization_barrier"] == (platform == "tpu")
+
+
+def test_roi_align_of_a_tpu_gives_what_the_others_give(rng):
+    flat = jnp.asarray(rng.normal(size=(60, 8)), jnp.bfloat16)
+    y, x = (jnp.asarray(rng.integers(0, 30, (5, n, 4))) for n in (3, 7))
+    weights = (jnp.asarray(rng.random(a.shape), jnp.float32) for a in (y, x))
+    args = flat, y, x, *weights
+    found, expected = (
+        jax.jit(f)(*args)
+        for f in (roi_align._gather_in_rows, roi_align._gather_written_out)
+    )
+    assert found.shape == (5, 3, 7, 8) and found.dtype == jnp.bfloat16
+    assert jnp.array_equal(found, expected)
+
+
+def test_products_have_the_precision_that_jax_is_told():
+    """A TPU multiplies float32 in bfloat16 unless it is told otherwise."""
+    for function, shapes in ((conv, (X, K)), (backward(conv, 1), (Y, X, K))):
+        args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        for wanted in (None, "float32"):
+            with jax.default_matmul_precision(wanted):
+                exported = jax.export.export(jax.jit(function), platforms=("tpu",))
+                text = exported(*args).mlir_module()
+            assert ("HIGHEST" in text) == (wanted == "float32")
+
+
 def rpn(x, kernel, bias, first, second):
     weights = (kernel, bias), (first, jnp.zeros(3)), (second, jnp.zeros(12))
     head = rpn_head.sampled_head(rpn_head.last_layers, 8, weights, x)
