@@ -35,7 +35,9 @@ CHIP = flags.DEFINE_enum(
 PART = flags.DEFINE_list(
     "part",
     "prediction,train",
-    f"What is compiled: {', '.join(programs.WHOLE + programs.PARTS)}.",
+    "What is compiled, with commas: prediction, train; or parts: features, rpn_head, "
+    "proposals, rpn_targets, roi_targets, roi_align, roi_align_backward, box_head, "
+    "postprocess.",
 )
 DEVICES = flags.DEFINE_integer("devices", 1, "The number of chips.", 1)
 BATCH = flags.DEFINE_integer("batch", 1, "Images on each chip.", 1)

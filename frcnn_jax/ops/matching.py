@@ -8,6 +8,7 @@ keeps the best of each row, so its time depends on the number of objects and not
 padding.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -168,19 +169,47 @@ def sample(
     n, labels = len(labels), jnp.asarray(labels)
     max_fg = min(int(fg_fraction * num_samples), n)
     priority = priorities(key, n, places)
-    fg_priority, fg = jax.lax.top_k(jnp.where(labels >= 1, priority, -1.0), max_fg)
-    bg_priority, bg = jax.lax.top_k(
-        jnp.where(labels == 0, priority, -1.0), min(num_samples, n)
+    counts = dict(max_fg=max_fg, max_bg=min(num_samples, n))
+    rows, drawn = jax.lax.platform_dependent(
+        *(labels, priority),
+        cuda=partial(_drawn_by_one_sort, **counts),
+        default=partial(_drawn_by_class, **counts),
     )
     # Objects, then background, without the gaps between: a stable partition.
-    drawn = jnp.concatenate([fg_priority, bg_priority]) >= 0
     place = jnp.cumsum(drawn, dtype=jnp.int32)
     place = jnp.where(drawn, place - 1, num_samples)
     indices = jnp.zeros(num_samples, jnp.int32)
-    indices = indices.at[place].set(jnp.concatenate([fg, bg]), mode="drop")
+    indices = indices.at[place].set(rows, mode="drop")
     return indices, jnp.arange(num_samples, dtype=jnp.int32) < jnp.sum(
         drawn, dtype=jnp.int32
     )
+
+
+def _drawn_by_class(labels, priority, *, max_fg, max_bg):
+    """The rows of the highest priorities, objects before background, and which count.
+
+    Two arrays of max_fg + max_bg. What does not count may be any row.
+    """
+    fg, fg_rows = jax.lax.top_k(jnp.where(labels >= 1, priority, -1.0), max_fg)
+    bg, bg_rows = jax.lax.top_k(jnp.where(labels == 0, priority, -1.0), max_bg)
+    return jnp.concatenate([fg_rows, bg_rows]), jnp.concatenate([fg, bg]) >= 0
+
+
+def _drawn_by_one_sort(labels, priority, *, max_fg, max_bg):
+    """The same where a top-k is a sort of all rows: one instead of two.
+
+    A priority from 0 to 1 has the order of its bits, and leaves two of them free.
+    """
+    kind = jnp.where(labels >= 1, 2, jnp.where(labels == 0, 1, 0)).astype(jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(priority, jnp.uint32)
+    key = ~((kind << 30) | bits)  # a stable sort: the first of equals comes first
+    row = jax.lax.broadcasted_iota(jnp.int32, key.shape, 0)
+    _, order = jax.lax.sort((key, row), num_keys=1, is_stable=True)
+    fg, bg = jnp.sum(kind == 2, dtype=jnp.int32), jnp.sum(kind == 1, dtype=jnp.int32)
+    of_fg, of_bg = (jnp.arange(count, dtype=jnp.int32) for count in (max_fg, max_bg))
+    place = jnp.concatenate([of_fg, fg + of_bg])
+    rows = modes.take(order, jnp.minimum(place, len(order) - 1))
+    return rows, jnp.concatenate([of_fg < fg, of_bg < bg])
 
 
 def priorities(

@@ -35,6 +35,14 @@ StackFrames
   ROOT %c = pred[] compare(%i, %n), direction=LT
 }
 
+%more (p: (s32[], f32[100])) -> pred[] {
+  %p = (s32[], f32[100]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] constant(3)
+  %c = pred[] compare(%i, %n), direction=LT
+  ROOT %d = pred[] negate(%c)
+}
+
 %rows (p0: f32[50,4], p1: s32[7,1]) -> f32[7,4] {
   %p0 = f32[50,4]{1,0} parameter(0)
   %p1 = s32[7,1]{1,0} parameter(1)
@@ -56,11 +64,15 @@ ENTRY %main (x: f32[100], t: f32[50,4], r: s32[7,1], u: f32[1,4]) -> f32[7,4] {
   %z = s32[] constant(0)
   %start = (s32[], f32[100]{0}) tuple(%z, %x)
   %known = (s32[], f32[100]{0}) while(%start), condition=%counted, body=%body, backend_config={"known_trip_count":{"n":"3"}}
-  %open = (s32[], f32[100]{0}) while(%known), condition=%counted, body=%body, metadata={op_name="jit(f)/while" stack_frame_id=1}
+  %open = (s32[], f32[100]{0}) while(%known), condition=%more, body=%body, metadata={op_name="jit(f)/while" stack_frame_id=1}
   %w = f32[50,4]{1,0} fusion(%t, %u, %z), kind=kLoop, calls=%writes
   %l = f32[50,4]{0,1} copy(%w), metadata={op_name="jit(f)/fpn/copy"}
   %sum = f32[50,4]{0,1} all-reduce(%l), replica_groups={}, to_apply=%add
   %far = f32[50,4]{0,1} custom-call(%sum), custom_call_target="xla_ffi_python_cpu_callback"
+  %seven = s32[] constant(-4)
+  %from = s32[] copy(%seven)
+  %again = (s32[], f32[100]{0}) tuple(%from, %x)
+  %unsaid = (s32[], f32[100]{0}) while(%again), condition=%counted, body=%body
   ROOT %g = f32[7,4]{1,0} fusion(%far, %r), kind=kLoop, calls=%rows, backend_config={"estimated_cycles":"50"}
 }
 """  # noqa: E501
@@ -68,18 +80,20 @@ ENTRY %main (x: f32[100], t: f32[50,4], r: s32[7,1], u: f32[1,4]) -> f32[7,4] {
 
 def test_everything_of_a_hand_written_program_is_counted():
     found = count.count(hlo.parse(TEXT))
-    assert found.sorts == [(1, 100)] * 4  # three times, and once
-    assert found.counted_loops == 1
+    # Three times as it says, once, and from -4 to 3.
+    assert found.sorts == [(1, 100)] * (3 + 1 + 7)
+    assert found.counted_loops == 2
     assert found.loops == [count.Loop("matching", "match", 3)]
     assert found.gathers == 1 and found.scatters == 0 and found.host == 1
     assert found.collectives == {"all-reduce": (1, 800)}
     assert found.copies == (1, 800)
     assert found.cycles == {"FPN": 50}
     # Sorts read and write 400 bytes each, conditions compare two numbers and write a
-    # truth (9 bytes, 3 + 1 times). The update is read and written, its place is read:
+    # truth (9 bytes), in one loop that is negated (2 bytes); a number is copied (8).
+    # The update is read and written, its place is read:
     # 16 + 16 + 4. Copy, sum and call: 1,600 each. Rows: 7 x 16 read and written,
     # 7 x 4 of indices.
-    sorts, updates = 4 * 800 + 4 * 9, 36
+    sorts, updates = 11 * 800 + 11 * 9 + 2 + 8, 36
     assert found.bytes == sorts + updates + 3 * 1600 + 2 * 112 + 28
     assert found.bytes_by_part["FPN"] == 3 * 1600 + 2 * 112 + 28
 

@@ -331,6 +331,25 @@ def test_sample_is_drawn_by_its_key_alone(rng):
     assert valid.all() and not np.array_equal(np.sort(first), np.sort(other))
 
 
+@pytest.mark.parametrize("share", [(0.3, 0.3), (0, 0.5), (0.5, 0), (0, 0), (1, 0)])
+def test_one_sort_draws_what_two_searches_draw(rng, share):
+    """Equal priorities too, of which the first row comes first."""
+    for n in (1, 7, 60):
+        of = rng.random(n)
+        labels = np.where(of < share[0], 3, np.where(of > 1 - share[1], 0, -1))
+        priority = np.float32(rng.integers(0, 9, n) / 9)
+        counts = dict(max_fg=min(8, n), max_bg=min(16, n))
+        (rows, drawn), (expected, which) = (
+            f(jnp.asarray(labels), jnp.asarray(priority), **counts)
+            for f in (matching._drawn_by_one_sort, matching._drawn_by_class)
+        )
+        np.testing.assert_array_equal(drawn, which)
+        np.testing.assert_array_equal(rows[drawn], expected[which])
+        assert rows.dtype == expected.dtype and drawn.sum() == min(
+            counts["max_fg"], (labels > 0).sum()
+        ) + min(counts["max_bg"], (labels == 0).sum())
+
+
 def test_overlaps_of_whole_pixels_are_exact(rng):
     """What the comparisons above stand on."""
     a, b = whole_boxes(rng, 20), whole_boxes(rng, 9)

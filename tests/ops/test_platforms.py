@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from frcnn_jax.models import rpn_head
-from frcnn_jax.ops import convolution, roi_align, roi_pool
+from frcnn_jax.ops import convolution, matching, roi_align, roi_pool
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -118,6 +118,15 @@ def test_roi_align_of_a_tpu_gives_what_the_others_give(rng):
     )
     assert found.shape == (5, 3, 7, 8) and found.dtype == jnp.bfloat16
     assert jnp.array_equal(found, expected)
+
+
+def test_a_sample_is_one_sort_on_cuda_and_no_sort_elsewhere():
+    def draw(labels):
+        rules = dict(num_samples=8, fg_fraction=0.5)
+        return matching.sample(jax.random.key(0), labels.astype(jnp.int32), **rules)
+
+    for platform in PLATFORMS:
+        assert operations(draw, platform, (100,))["sort"] == (platform == "cuda")
 
 
 def test_products_have_the_precision_that_jax_is_told():
