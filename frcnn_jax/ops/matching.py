@@ -3,9 +3,9 @@
     n   rows: anchors or RoIs        g   ground-truth slots (padded, `gt_valid`)
     labels   -1 ignored, 0 background, 1 object
 
-The [n, g] matrix of overlaps is never kept: `match` loops over the slots in use and
+A large [n, g] matrix of overlaps is never kept: `match` loops over the slots in use and
 keeps the best of each row, so its time depends on the number of objects and not on the
-padding.
+padding. A small one, as of RoIs, is kept on a GPU.
 """
 
 from functools import partial
@@ -17,7 +17,11 @@ from jaxtyping import Bool, Float, Int, Integer, PRNGKeyArray
 
 from frcnn_jax.ops import boxes as box_ops
 from frcnn_jax.ops import modes
+from frcnn_jax.ops.primitive import vary_alike
 from frcnn_jax.types import Array
+
+# On a GPU each trip of a loop waits for the host: up to so many overlaps are a matrix.
+MATRIX = 2**20
 
 
 class Matches(NamedTuple):
@@ -103,6 +107,28 @@ def at_least_one_slot(*columns: Array | None) -> tuple[Any, ...]:
 
 def _best(boxes, gt_boxes, used):
     """Of each row: the best IoU, its slot, and whether it is the best of some slot."""
+    if len(boxes) * len(gt_boxes) > MATRIX:
+        return _best_in_turn(boxes, gt_boxes, used)
+    args = vary_alike(boxes, gt_boxes, used)
+    by_platform = dict(cuda=_best_at_once, default=_best_in_turn)
+    return jax.lax.platform_dependent(*args, **by_platform)
+
+
+def _best_at_once(boxes, gt_boxes, used):
+    """`_best` by the matrix of all overlaps, [g, n]: no trip for each object."""
+    gt_boxes = jnp.where(used[:, None], gt_boxes, 0.0)
+    # The barrier has each overlap computed once, so that a maximum equals itself.
+    iou = jax.lax.optimization_barrier(
+        box_ops.elementwise_iou(gt_boxes[:, None], boxes[None])
+    )
+    top = iou.max(axis=1, initial=0)
+    forced = ((iou == top[:, None]) & (top > 0)[:, None]).any(0)
+    positive = jnp.where(iou > 0, iou, 0)
+    return positive.max(0), jnp.argmax(positive, 0).astype(jnp.int32), forced
+
+
+def _best_in_turn(boxes, gt_boxes, used):
+    """`_best` in a loop over the slots, of which only those in use cost time."""
     n, lanes = len(boxes), 1024
     boxes = jnp.pad(boxes, ((0, -n % lanes), (0, 0)))
     gt_boxes = jnp.where(used[:, None], gt_boxes, 0.0)
@@ -130,7 +156,20 @@ def _best(boxes, gt_boxes, used):
 
 def _covered(boxes, gt_boxes, crowd, ignore_ioa):
     """Rows with `ignore_ioa` of their area inside one of the crowd boxes."""
+    in_turn = partial(_covered_in_turn, ignore_ioa=ignore_ioa)
+    if len(boxes) * len(gt_boxes) > MATRIX:
+        return in_turn(boxes, gt_boxes, crowd)
+    at_once = partial(_covered_at_once, ignore_ioa=ignore_ioa)
+    args = vary_alike(boxes, gt_boxes, crowd)
+    return jax.lax.platform_dependent(*args, cuda=at_once, default=in_turn)
 
+
+def _covered_at_once(boxes, gt_boxes, crowd, *, ignore_ioa):
+    ioa = box_ops.ioa(boxes, gt_boxes)
+    return (crowd[None] & (ioa >= ignore_ioa)).any(1)
+
+
+def _covered_in_turn(boxes, gt_boxes, crowd, *, ignore_ioa):
     def step(j, covered):
         ioa = box_ops.ioa(boxes, modes.take(gt_boxes, j)[None])[:, 0]
         return covered | (crowd[j] & (ioa >= ignore_ioa))
@@ -171,7 +210,7 @@ def sample(
     priority = priorities(key, n, places)
     counts = dict(max_fg=max_fg, max_bg=min(num_samples, n))
     rows, drawn = jax.lax.platform_dependent(
-        *(labels, priority),
+        *vary_alike(labels, priority),
         cuda=partial(_drawn_by_one_sort, **counts),
         default=partial(_drawn_by_class, **counts),
     )

@@ -331,6 +331,30 @@ def test_sample_is_drawn_by_its_key_alone(rng):
     assert valid.all() and not np.array_equal(np.sort(first), np.sort(other))
 
 
+@pytest.mark.parametrize(("n", "g"), [(60, 9), (30, 1), (1, 4), (0, 2)])
+def test_the_matrix_gives_what_the_loop_gives(rng, n, g):
+    """Ties, slots that are not used, and boxes that overlap nothing.
+
+    No share of an area on whole pixels is so near to 0.487 that rounding decides.
+    """
+    for share in (0, 0.6, 1):
+        boxes, gt_boxes = (jnp.asarray(whole_boxes(rng, k)) for k in (n, g))
+        boxes = jnp.concatenate([boxes, boxes[:20], gt_boxes, jnp.zeros((1, 4))])
+        used = jnp.asarray(rng.random(g) < share)
+        for at_once, in_turn in (
+            (matching._best_at_once, matching._best_in_turn),
+            (matching._covered_at_once, matching._covered_in_turn),
+        ):
+            more = {} if at_once is matching._best_at_once else dict(ignore_ioa=0.487)
+            found, expected = (
+                jax.tree.leaves(f(boxes, gt_boxes, used, **more))
+                for f in (at_once, in_turn)
+            )
+            for a, b in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(a, b)
+                assert a.dtype == b.dtype
+
+
 @pytest.mark.parametrize("share", [(0.3, 0.3), (0, 0.5), (0.5, 0), (0, 0), (1, 0)])
 def test_one_sort_draws_what_two_searches_draw(rng, share):
     """Equal priorities too, of which the first row comes first."""

@@ -120,13 +120,27 @@ def test_roi_align_of_a_tpu_gives_what_the_others_give(rng):
     assert jnp.array_equal(found, expected)
 
 
-def test_a_sample_is_one_sort_on_cuda_and_no_sort_elsewhere():
+def test_few_overlaps_are_matched_at_once_on_cuda():
+    def match(boxes, gt_boxes):
+        crowd = gt_boxes[:, 0] > 9
+        rules = dict(fg_iou=0.7, bg_iou=0.3, force_best=True)
+        return matching.match(boxes, gt_boxes, ~crowd | crowd, crowd, **rules)
+
+    for boxes in (2100, 20_000):
+        for platform in PLATFORMS:
+            found = operations(match, platform, (boxes, 4), (100, 4))
+            at_once = platform == "cuda" and boxes == 2100
+            assert found["while"] == (0 if at_once else 2), (boxes, platform)
+
+
+def test_a_sample_is_one_sort_on_cuda_and_two_searches_elsewhere():
     def draw(labels):
         rules = dict(num_samples=8, fg_fraction=0.5)
         return matching.sample(jax.random.key(0), labels.astype(jnp.int32), **rules)
 
     for platform in PLATFORMS:
-        assert operations(draw, platform, (100,))["sort"] == (platform == "cuda")
+        expected = 1 if platform == "cuda" else 2
+        assert operations(draw, platform, (100,))["sort"] == expected
 
 
 def test_products_have_the_precision_that_jax_is_told():
