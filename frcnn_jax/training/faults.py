@@ -11,6 +11,7 @@ import numpy as np
 
 from frcnn_jax.training import checkpoint
 from frcnn_jax.training import config as configs
+from frcnn_jax.training.compiling import Announced
 from frcnn_jax.training.step import image_keys, image_losses, norms
 from frcnn_jax.types import Batch, Proposals
 from frcnn_jax.weights.files import read_arrays
@@ -96,7 +97,7 @@ def replay(
         (total, terms), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return dict(terms, total=total, **norms("grad_norm", grads))
 
-    rows = []
+    look, rows = Announced(look, "losses and gradients of an image"), []
     for i, index in enumerate(batch.index):
         one = jax.tree.map(lambda x, i=i: x[i : i + 1], batch)
         values = jax.device_get(look(params, one))

@@ -99,6 +99,12 @@ def complete(
     c = config.to_dict()
     sources = pipeline.splits_of(c["data"])
     most = max(facts_of(sources[1]).slots, (facts := facts_of(sources[0])).slots)
+    if (looked := len(facts.sizes)) < facts.images:
+        log.info(
+            "recipe: chosen from %d of %d training images, which lie evenly among them "
+            "and whose size is known; the objects of all are estimated from these",
+            *(looked, facts.images),
+        )
     chosen, lines = choose(c, facts._replace(slots=most), device())
     for line in lines:
         log.info("recipe: %s", line)

@@ -76,6 +76,31 @@ def test_leaves_of_data_are_admitted_others_are_an_error_of_one_line(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_source_of_ones_own_is_trained_and_evaluated(tmp_path):
+    """`examples/my_dataset.py`, a module outside the package, under any experiment."""
+    folder = tmp_path / "set"
+    for split, names in (("train", "abcdef"), ("val", "gh")):
+        lines = [
+            f"{layouts.image(folder / f'{n}.png').name} 2,3,30,30,cat" for n in names
+        ]
+        layouts.text(folder / f"{split}.txt", "\n".join(lines) + "\n")
+    layouts.text(folder / "classes.txt", "cat\ndog\n")
+    steps = ("total_steps", "eval_every", "checkpoint_every")
+    flags = [f"--config.{name}=20" for name in steps] + ["--config.batch_size=2"]
+    flags += ["--config.data.name=examples.my_dataset", f"--config.data.root={folder}"]
+    flags += ["--config.data.short_side=64", "--config.data.max_side=64"]
+    flags += ["--config.data.canvas=(64, 64)", f"--workdir={tmp_path / 'run'}"]
+    done = run("train.py", f"--config={EXPERIMENTS / 'shapes_demo.py'}", *flags)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert "6 training and 2 evaluation images, 2 classes: cat, dog" in done.stderr
+    assert "step 20/20" in done.stderr and 0 <= result["AP"] <= 1
+    written = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    assert written["name"] == "examples.my_dataset"
+    again = run("evaluate.py", f"--checkpoint={tmp_path / 'run'}")
+    assert json.loads(again.stdout.splitlines()[-1])["AP"] == result["AP"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, source, train_split, eval_split, flags",
     [

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from experiments import finetune
+from frcnn_jax.data import facts as data_facts
 from frcnn_jax.data import pipeline, validate
 from frcnn_jax.data.facts import Facts, facts_of, relative_sides
 from frcnn_jax.data.images import check_canvas
 from frcnn_jax.data.source import Example, Source
+from frcnn_jax.data.sources import shapes
 from frcnn_jax.training import config as configs
 from frcnn_jax.training import recipe, timing
 from tests.training import small
@@ -254,6 +256,18 @@ def test_a_config_is_completed_once_and_explained(monkeypatch, caplog, tmp_path)
     assert "hf:timm/resnet50" in text and "AP 0.579" in text  # no weights are named
     again, nothing = recipe.complete(done, tmp_path)
     assert again is done and nothing is None
+
+
+def test_the_log_says_when_not_all_images_were_looked_at(monkeypatch, caplog):
+    """Of a source that makes its examples on demand, as many as `LOOK`."""
+    monkeypatch.setattr(data_facts, "LOOK", 5)
+    split = shapes.load(split="val", num_images=20)
+    monkeypatch.setattr(recipe.pipeline, "splits_of", lambda data: (split, split))
+    caplog.set_level(logging.INFO, "frcnn_jax")
+    recipe.complete(finetune.get_config())
+    assert (
+        "recipe: chosen from 5 of 20 training images, which lie evenly" in caplog.text
+    )
 
 
 def test_a_resumed_run_takes_its_values_from_the_checkpoint(
