@@ -9,6 +9,9 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 LOOK = 20  # files of a kind that are looked at
 # Formats of tools that are not read, by what their JSON files hold.
 TOOLS = (
+    ("Label Studio's own kind", (rb'"rectanglelabels"', rb'"result"')),
+    ("Labelbox", (rb'"data_row"',)),
+    ("CVAT's own kind", (rb"<image [^>]*name=", rb"<(box|polygon) [^>]*label=")),
     ("VGG Image Annotator", (rb'"shape_attributes"', rb'"region_attributes"')),
     ("Create ML", (rb'"annotations"', rb'"coordinates"', rb'"image(filename)?"')),
 )
@@ -30,7 +33,8 @@ def _archive(folder: Folder) -> str:
 
 
 def _tool(folder: Folder) -> str:
-    for file in [f for f in folder.files if f.endswith(".json")][:LOOK]:
+    ends = (".json", ".ndjson", ".xml")
+    for file in [f for f in folder.files if f.lower().endswith(ends)][:LOOK]:
         for name, patterns in TOOLS:
             if contains(folder.root / file, patterns, 1 << 20):
                 return f"{file} is of {name}, which is not read: export it as COCO JSON"
@@ -70,6 +74,7 @@ def _table(folder: Folder) -> str:
 def _texts(folder: Folder) -> str:
     """Text files that have the names of the images."""
     images = {stem(f) for f in folder.files if is_image(f)}
+    lists = [f for f in folder.files if f.endswith((".names", "classes.txt", ".yaml"))]
     texts = [f for f in folder.files if f.endswith(".txt") and stem(f) in images]
     for file in texts[:LOOK]:
         with (folder.root / file).open("rb") as handle:
@@ -77,6 +82,12 @@ def _texts(folder: Folder) -> str:
         if not line:
             continue
         if re.fullmatch(r"\d+(\s+[01]?\.?\d*(e-?\d+)?){4,}", line):
+            if lists:
+                return (
+                    f"{file} and its like are YOLO's: name the folders, "
+                    "--config.data.name=yolo --config.data.images=... "
+                    "--config.data.labels=..., with {split} for a split's name"
+                )
             return (
                 f"{file} and its like are YOLO's, but there are no class names: write "
                 f"them into {folder.root / 'classes.txt'}, one a line"

@@ -393,6 +393,26 @@ def csv_sides(root):
     return Expected("csv", "train", "val", **OWN)
 
 
+def csv_excel(root):
+    """Excel's text in Unicode, with bars."""
+    header = "file_name category xmin ymin xmax ymax".split()
+    for split, names in (("train", TRAIN), ("val", VAL)):
+        table_ = rows(names, header, lambda n, *row: (f"{n}.png", *row), "|")
+        text(root / f"{split}.csv", table_, "utf-16")
+        for n in names:
+            image(root / "images" / f"{n}.png")
+    return Expected("csv", "train", "val", **OWN)
+
+
+def yolo_capitals(root):
+    for split, names in (("Train", TRAIN), ("Valid", VAL)):
+        for n in names:
+            text(root / split / "Labels" / f"{n}.txt", yolo(n))
+            image(root / split / "Images" / f"{n}.png")
+    text(root / "classes.txt", "\n".join(CLASSES))
+    return Expected("yolo", "Train", "Valid", **OWN)
+
+
 # ----------------------------------------------------------------------------- others
 
 
@@ -443,7 +463,7 @@ def hf_folder(root):
 LAYOUTS = (
     *(coco_roboflow, coco_cvat, coco_label_studio, coco_classical, coco_fiftyone),
     *(coco_polygons, coco_addresses, voc_latin),
-    *(csv_make_sense, csv_open_images, csv_sides),
+    *(csv_make_sense, csv_open_images, csv_sides, csv_excel, yolo_capitals),
     *(coco_of_another_machine, voc_devkit, voc_tool, voc_beside, voc_roboflow),
     *(voc_lists, yolo_ultralytics, yolo_roboflow, yolo_lists, yolo_label_studio),
     *(yolo_darknet, csv_tensorflow, csv_roboflow, csv_semicolon, csv_tabs),

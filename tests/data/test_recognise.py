@@ -218,6 +218,15 @@ def test_parts_of_one_split_are_read_once(tmp_path, monkeypatch):
         ({"a.csv": "x;region_shape_attributes;y;z;w"}, "a.csv is of VGG Image Annot"),
         ({"a.json": '{"shape_attributes": 1, "region_attributes": 2}'}, "is of VGG Im"),
         (
+            {"a.json": '[{"result": [{"rectanglelabels": []}]}]'},
+            "of Label Studio's own",
+        ),
+        ({"a.ndjson": '{"data_row": {}}'}, "a.ndjson is of Labelbox"),
+        (
+            {"a.xml": '<annotations><image id="0" name="a"><box label="x"/></image>'},
+            "a.xml is of CVAT's own kind, which is not read: export it as COCO JSON",
+        ),
+        (
             {"a.json": '[{"image": "a", "annotations": [{"coordinates": 1}]}]'},
             "a.json is of Create ML, which is not read: export it as COCO JSON",
         ),
@@ -255,3 +264,18 @@ def test_xml_of_an_encoding_that_nobody_knows_is_named(tmp_path):
     file.write_bytes(file.read_bytes().replace(b"ISO-8859-1", b"klingon-1"))
     with pytest.raises(ValueError, match="img 0.xml: it declares the unknown encoding"):
         read(resolved(tmp_path)[0])
+
+
+def test_a_table_without_labels_has_one_class(tmp_path):
+    layouts.image(tmp_path / "a.png")
+    layouts.image(tmp_path / "b.png")
+    file, header = tmp_path / "boxes.csv", "image,xmin,ymin,xmax,ymax"
+    layouts.text(file, f"{header}\na.png,1,2,9,8\nb.png,,,,\n")
+    data, _ = resolved(tmp_path)
+    assert data["classes"] == ("object",)
+    given = dict(root=str(tmp_path), annotations="boxes.csv", classes=("car",))
+    source = named.load_source("csv", split="all", **given)
+    assert source.classes == ("car",) and [len(e.boxes) for e in source] == [1, 0]
+    layouts.text(file, f"{header},kind\na.png,1,2,9,8,x\n")
+    with pytest.raises(FileNotFoundError, match="has the columns image, .* kind"):
+        resolved(tmp_path)  # which class a box is of is not guessed

@@ -96,7 +96,10 @@ def test_a_source_of_ones_own_is_trained_and_evaluated(tmp_path):
     assert "step 20/20" in done.stderr and 0 <= result["AP"] <= 1
     written = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
     assert written["name"] == "examples.my_dataset"
-    again = run("evaluate.py", f"--checkpoint={tmp_path / 'run'}")
+    checkpoint = f"--checkpoint={tmp_path / 'run'}"
+    refused = run("evaluate.py", checkpoint, code=2)  # the code might be a stranger's
+    assert "if it is yours, name it, as --set=data.name=examples.my" in refused.stderr
+    again = run("evaluate.py", checkpoint, "--set=data.name=examples.my_dataset")
     assert json.loads(again.stdout.splitlines()[-1])["AP"] == result["AP"]
 
 

@@ -10,19 +10,22 @@ The first line names the columns, in any order and case; other columns are left 
 | --- | --- | --- |
 | `image` | `filename`, `file_name`, `file`, `path`, `image_path` | file below it |
 | `x1`, `y1`, `x2`, `y2` | `xmin`, `ymin`, `xmax`, `ymax` | the box, see `convention` |
-| `label` | `class`, `class_name`, `name` | name of its class |
+| `label` | `class`, `class_name`, `name`, `category`, `class_id` | its class |
 | `ignore` | `iscrowd`, `difficult` | optional: 1 for neither object nor background |
 | `split` | `set`, `subset` | optional: which lines belong to which split |
 
 These are TensorFlow's and Roboflow's (`_annotations.csv`), too. Columns are separated
-by commas, semicolons or tabs, the text is utf-8 or else cp1252. A line without numbers
-and label is an image without objects. Images are in the order of their first line; one
-that is not where the table says is looked for by its name below the root.
+by commas, semicolons, tabs or bars; the text is utf-8 or else cp1252, or utf-16 as
+Excel writes it. With one name in `classes` a table needs no column of labels. A line
+without numbers and label is an image without objects. Images are in the order of their
+first line; one that is not where the table says is looked for by its name below the
+root.
 
 `recognise` knows the columns of Make Sense and of Open Images, and `x`, `y`, `w`, `h`
 in place of corners.
 """
 
+import codecs
 import csv
 import io
 import pathlib
@@ -50,7 +53,7 @@ ALIASES = dict(
     y1=("y1", "ymin"),
     x2=("x2", "xmax"),
     y2=("y2", "ymax"),
-    label=("label", "class", "class_name", "name"),
+    label=("label", "class", "class_name", "name", "category", "class_id"),
     ignore=("ignore", "iscrowd", "difficult"),
     split=("split", "set", "subset"),
 )
@@ -67,6 +70,7 @@ OTHERS: tuple[tuple[str, dict[str, str]], ...] = (
     ),
     ("xywh", dict(x1="x", y1="y", x2="w", y2="h")),
 )
+ONLY = "object"  # the class of a table without labels
 ONE = ranges.Rule("one character, or none", lambda text: len(text) < 2)
 OPTIONAL = ("ignore", "split")
 Rows = list[tuple[str, dict[str, str]]]  # where a line is, its values by our names
@@ -90,18 +94,23 @@ def load(
     `classes` in order, or empty: every label of the files of all splits, sorted.
     `columns` maps the names above to your own; `convention` is one of
     `conventions.CONVENTIONS`. `delimiter` separates columns; empty: whichever of comma,
-    semicolon and tab the first line has most of.
+    semicolon, tab and bar the first line has most of.
     """
     ranges.check("data", delimiter=(delimiter, ONE))
     base, name = pathlib.Path(root), fill(annotations, split)
     report: list[str] = []
-    where, rows = _table(base / name, columns or {}, delimiter, report)
+    known = columns or {}
+    where, rows = _table(base / name, known, delimiter, report, len(classes) == 1)
+    if "label" not in where:
+        rows = [
+            (line, dict(r, label=classes[0] if r["x1"] else "")) for line, r in rows
+        ]
     if not classes:
         tables = [rows]
         if "{split}" in annotations and root:
             others = files_of(list_folder(base), annotations).values()
             tables += [
-                _table(base / other, columns or {}, delimiter, [])[1]
+                _table(base / other, known, delimiter, [])[1]
                 for other in others
                 if other != name
             ]
@@ -189,7 +198,9 @@ def _header(file: pathlib.Path) -> tuple[dict[str, str], dict[str, Any]] | None:
     """The columns of a table by our names, and leaves; None for any other file."""
     try:
         with file.open("rb") as handle:
-            text = handle.readline(1 << 16).decode("utf-8-sig", "replace")
+            head = handle.read(1 << 16)
+        text = head.decode("utf-16" if _is_utf16(head) else "utf-8-sig", "replace")
+        text = text.splitlines()[0] if text else ""
         header = next(csv.reader([text], delimiter=_delimiter(text)), [])
     except (OSError, ValueError, csv.Error):
         return None
@@ -200,26 +211,44 @@ def _header(file: pathlib.Path) -> tuple[dict[str, str], dict[str, Any]] | None:
             continue
         leaves = dict(columns=columns, convention=convention) if convention else {}
         return found, leaves
+    names = {name for names in ALIASES.values() for name in names}
+    if {h.strip().lower() for h in header} <= names | {"width", "height"}:
+        try:  # boxes and nothing that could be a label
+            return _columns(header, {}, file, labelled=False), dict(classes=(ONLY,))
+        except ValueError:
+            pass
     return None
 
 
 def _delimiter(text: str) -> str:
     """Whichever of comma, semicolon and tab a table's first line has most of."""
     header = text.partition("\n")[0]
-    return max(",;\t", key=header.count)
+    return max(",;\t|", key=header.count)
+
+
+def _is_utf16(raw: bytes) -> bool:
+    """Whether the mark at the beginning is that of utf-16."""
+    return raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def _table(
-    file: pathlib.Path, columns: Mapping[str, str], delimiter: str, report: list[str]
+    file: pathlib.Path,
+    columns: Mapping[str, str],
+    delimiter: str,
+    report: list[str],
+    one_class: bool = False,
 ) -> tuple[dict[str, str], Rows]:
-    """The table's columns by our names, and its rows, each with where it stands."""
+    """The table's columns by our names, and its rows, each with where it stands.
+
+    With `one_class` the column of labels may be missing.
+    """
     if not file.is_file():
         raise FileNotFoundError(
             f"no annotation file {file}: set data.root or data.annotations"
         )
     raw = file.read_bytes()
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode("utf-16" if _is_utf16(raw) else "utf-8-sig")
     except UnicodeDecodeError:
         try:
             text = raw.decode("cp1252")
@@ -231,7 +260,8 @@ def _table(
     lines = io.StringIO(text, newline="")
     reader = csv.DictReader(lines, delimiter=delimiter or _delimiter(text))
     try:
-        where = _columns(reader.fieldnames or (), columns, file)
+        header = reader.fieldnames or ()
+        where = _columns(header, columns, file, labelled=not one_class)
     except csv.Error as error:
         raise _no_row(file, reader, error) from error
     return where, list(_rows(reader, where, file))
@@ -296,7 +326,10 @@ def _no_row(file: pathlib.Path, reader: csv.DictReader, error: csv.Error) -> Val
 
 
 def _columns(
-    header: Sequence[str], given: Mapping[str, str], file: pathlib.Path
+    header: Sequence[str],
+    given: Mapping[str, str],
+    file: pathlib.Path,
+    labelled: bool = True,
 ) -> dict[str, str]:
     """The table's own name of each column; ValueError names what is missing."""
     if unknown := set(given) - set(ALIASES):
@@ -311,7 +344,7 @@ def _columns(
         present = [own[n.lower()] for n in names if n.lower() in own]
         if present:
             found[name] = present[0]
-        elif name in given or name not in OPTIONAL:
+        elif name in given or name not in (*OPTIONAL, *["label"] * (not labelled)):
             raise ValueError(
                 f"{file} has no column {' or '.join(names)}, but {', '.join(header)}: "
                 f"set data.columns=dict({name}=...), or the first line is no header"

@@ -19,13 +19,15 @@ SPLITS = ("train", "val", "valid", "test")
 def label_paths(image: str) -> tuple[str, ...]:
     """Where the labels of an image may be: the path of both without a suffix.
 
-    The last folder `images` replaced by `labels`, as Ultralytics does, or beside it.
+    The last folder `images` replaced by `labels`, as Ultralytics does, or beside it;
+    `Images` by `Labels`.
     """
     parts = image.split("/")
-    places = [i for i, part in enumerate(parts[:-1]) if part == "images"]
+    places = [i for i, part in enumerate(parts[:-1]) if part.lower() == "images"]
     if not places:
         return (image,)
-    parts[places[-1]] = "labels"
+    known = dict(images="labels", Images="Labels", IMAGES="LABELS")
+    parts[places[-1]] = known.get(parts[places[-1]], "labels")
     return "/".join(parts), image
 
 
