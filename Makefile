@@ -27,9 +27,14 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile -rs
 test: $(VENV)/.installed  ## the tests
 	$(PYTEST)
 
-# With all of XLA's optimisations, as a user has them (tests/conftest.py).
+# With all of XLA's optimisations, as a user has them (tests/conftest.py). Tests of
+# COMPILING do little else than compile, many small programs each: they have the default
+# suite's few optimisations, but for the mode `optimised`, which has all.
+COMPILING := tests/modes/test_modes.py tests/models/test_extents.py tests/test_experiments.py
+
 test-slow: $(VENV)/.installed  ## the slow tests
-	XLA_FLAGS= $(PYTEST) -m slow
+	$(PYTEST) --dist worksteal -m slow $(COMPILING)
+	XLA_FLAGS= $(PYTEST) -m slow $(COMPILING:%=--ignore=%)
 
 # TensorFlow in an environment of its own, on top of the other: nothing else may need it.
 test-prepare: .venv-prepare/.installed  ## the test that needs TensorFlow

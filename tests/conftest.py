@@ -6,7 +6,7 @@ import pathlib
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The default suite spends its time compiling, and these flags make that two to five
 # times as fast; an XLA that lacks one of them names it and ends. `make test-slow` sets
-# XLA_FLAGS to nothing: the compiler that users have.
+# XLA_FLAGS to nothing, the compiler that users have, for all but a few files.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0"

@@ -327,6 +327,20 @@ def leaked_tracers(case):
     assert_same(found, stacked(plain(case)), case.tolerance)
 
 
+# What `tests/conftest.py` turns down, as it is without: the compiler that users have.
+OPTIMISED = {
+    "xla_backend_optimization_level": 3,
+    "xla_cpu_use_fusion_emitters": True,
+    "xla_cpu_parallel_codegen_split_count": 32,
+}
+
+
+def optimised(case):
+    """With all of XLA's optimisations: `make test-slow` runs the rest with few."""
+    found = jax.jit(jax.vmap(derived(case)), compiler_options=OPTIMISED)(batch(case))
+    assert_same(found, stacked(plain(case)), 10 * case.tolerance)
+
+
 def export(case):
     """Lowered for all platforms in one file, and what was read back runs here."""
     platforms = ("cpu", "cuda", "tpu")
@@ -355,6 +369,7 @@ MODES = [
     strict_promotion,
     debug_nans,
     leaked_tracers,
+    optimised,
     export,
 ]
 

@@ -12,6 +12,12 @@ from frcnn_jax.ops import nms, primitive
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
+def some(values, *quick):
+    """Parameters, all but `quick` for the slow suite: each compiles a program."""
+    slow = pytest.mark.slow
+    return [pytest.param(v, marks=[] if v in quick else slow) for v in values]
+
+
 def iou_with(box, boxes):
     x1, y1, x2, y2 = boxes.T
     area = (x2 - x1) * (y2 - y1)
@@ -62,7 +68,7 @@ def test_nms_by_hand():
     assert nms.nms(boxes, scores, iou_threshold=0.85).tolist() == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("threshold", some(THRESHOLDS, 0.1, 0.5, 0.7))
 def test_nms_equals_the_loop_at_every_threshold(rng, threshold):
     for n in (150, 300):
         boxes, scores = crowd(rng, n)
@@ -72,11 +78,13 @@ def test_nms_equals_the_loop_at_every_threshold(rng, threshold):
         np.testing.assert_array_equal(keep, mask(kept, n))
 
 
-@pytest.mark.parametrize(
-    ("tile", "n"),
-    [(1, 9), (7, 63), (64, 63), (64, 64), (64, 65), (64, 128), (64, 130), (2048, 130)],
-)
-def test_tile_size_does_not_matter(rng, monkeypatch, tile, n):
+TILES = ((1, 9), (7, 63), (64, 63), (64, 64), (64, 65), (64, 128), (64, 130))
+TILES += ((2048, 130),)
+
+
+@pytest.mark.parametrize("sizes", some(TILES, (7, 63), (64, 65), (2048, 130)), ids=str)
+def test_tile_size_does_not_matter(rng, monkeypatch, sizes):
+    tile, n = sizes
     monkeypatch.setattr(nms, "CPU_TILE", tile)
     anew = primitive.Operation("nms", nms._sorted_greedy)  # nothing compiled yet
     monkeypatch.setattr(nms, "_first_kept", anew)
@@ -224,7 +232,7 @@ def test_classwise_nms_separates_classes(rng):
     np.testing.assert_array_equal(keep, mask(kept, 150))
 
 
-@pytest.mark.parametrize("max_output", [1, 10, 64, 400])
+@pytest.mark.parametrize("max_output", some((1, 10, 64, 400), 64, 400))
 def test_nms_indices_are_the_first_of_the_kept(rng, max_output):
     boxes, scores = crowd(rng, 300, objects=40)
     kept = greedy(boxes, scores, 0.6)
@@ -306,7 +314,7 @@ def worst_cases(rng, n=260):
     )
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.7])
+@pytest.mark.parametrize("threshold", some((0.3, 0.7), 0.7))
 def test_worst_cases_equal_the_loop_alone_and_in_one_batch(rng, threshold):
     cases = worst_cases(rng)
     expected = {
