@@ -120,9 +120,7 @@ def test_match_by_hand():
             [50, 50, 60, 60],
         ]
     )
-    ours = matching.match(
-        boxes, boxes[:1], jnp.array([True]), fg_iou=0.7, bg_iou=0.3, force_best=False
-    )
+    ours = match(boxes, boxes[:1], jnp.array([True]), **dict(RPN, force_best=False))
     np.testing.assert_allclose(ours.iou, [1, 0.8, 0.5, 0.2, 0], rtol=1e-6)
     assert ours.labels.tolist() == [1, 1, -1, 0, 0]
 
@@ -209,7 +207,7 @@ def test_match_takes_objects_in_any_order_and_place(rng):
 def test_match_without_objects(slots):
     boxes = jnp.array([[0.0, 0, 4, 4], [2, 2, 9, 9], [0, 0, 0, 0]])
     gt_boxes, none = jnp.full((slots, 4), jnp.nan), jnp.zeros(slots, bool)
-    ours = matching.match(boxes, gt_boxes, none, none, **RPN)
+    ours = match(boxes, gt_boxes, none, none, **RPN)
     assert ours.labels.tolist() == [0, 0, 0] and ours.iou.tolist() == [0, 0, 0]
 
 
@@ -228,8 +226,8 @@ def test_match_in_a_batch_is_match_in_a_loop(rng):
 
 def test_match_lets_no_gradient_through(rng):
     boxes, gt_boxes, gt_valid, _, _ = map(jnp.asarray, scene(rng))
-    gradient = jax.grad(
-        lambda boxes, gt: matching.match(boxes, gt, gt_valid, **RPN).iou.sum(), (0, 1)
+    gradient = jax.jit(
+        jax.grad(lambda boxes, gt: match(boxes, gt, gt_valid, **RPN).iou.sum(), (0, 1))
     )(boxes, gt_boxes)
     assert not np.any(gradient[0]) and not np.any(gradient[1])
 
@@ -249,12 +247,13 @@ def test_match_does_not_keep_the_matrix_of_overlaps():
 # -- Sampling --------------------------------------------------------------------------
 
 
+sample = jax.jit(matching.sample, static_argnames=("num_samples", "fg_fraction"))
+
+
 @functools.partial(jax.jit, static_argnames=("num_samples", "fg_fraction"))
 def draws(key, labels, *, num_samples, fg_fraction):
-    sample = functools.partial(
-        matching.sample, num_samples=num_samples, fg_fraction=fg_fraction
-    )
-    return jax.vmap(sample, (0, None))(jax.random.split(key, 1000), labels)
+    draw = functools.partial(sample, num_samples=num_samples, fg_fraction=fg_fraction)
+    return jax.vmap(draw, (0, None))(jax.random.split(key, 1000), labels)
 
 
 def make_labels(rng, fg, bg, ignored):
@@ -281,7 +280,7 @@ def make_labels(rng, fg, bg, ignored):
 def test_sample_fills_its_quotas(rng, fg, bg, ignored, num_samples, fraction, expected):
     labels = make_labels(rng, fg, bg, ignored)
     for seed in range(3):
-        indices, valid = matching.sample(
+        indices, valid = sample(
             jax.random.key(seed),
             jnp.asarray(labels),
             num_samples=num_samples,
