@@ -77,9 +77,12 @@ def test_where_nothing_can_be_written_is_one_line(tmp_path):
     files = [c for c in calls(tmp_path, image, data) if "/a." in c[-1]]
     folders = [c for c in calls(image, image, data) if "/a." not in c[-1]]
     page, curves = tmp_path / "new" / "a" / "b.html", tmp_path / "new" / "c" / "d.svg"
+    odd = tmp_path / os.fsdecode(b"run \xff")  # a name that is not UTF-8
+    odd.mkdir()
+    inputs(odd)
     good = [
-        ["report", str(data), "--images=0", f"--output={page}"],
-        ["plot_curves", f"--runs={data}", f"--output={curves}"],
+        ["report", str(odd), "--images=0", f"--output={page}"],
+        ["plot_curves", f"--runs={odd}", f"--output={curves}"],
     ]
     ends = many.run([*below, *files, *folders, *good])
     check(below, ends[: len(below)], "image.png", "a part of this path is a file")

@@ -98,11 +98,13 @@ def _record(example: Example, image_id: int, classes: tuple[str, ...]) -> dict:
         image = image.tobytes()
     else:
         h, w = example.size or image_size(image)
+        image = pathlib.Path(image).read_bytes() if isinstance(image, str) else image
+    name = os.fsencode(name).decode("utf-8", "backslashreplace")  # the text is UTF-8
     boxes = from_xyxy(example.boxes.astype(np.float64), "yxyx_normalized", (h, w))
     areas = np.full(len(boxes), np.nan) if example.area is None else example.area
     rows = zip(boxes.tolist(), example.classes, example.ignore, areas, strict=True)
     return {
-        "image": io.BytesIO(image) if isinstance(image, bytes) else image,
+        "image": io.BytesIO(image),
         "image/filename": name,
         "image/id": image_id,
         "image/height": h,

@@ -1,5 +1,6 @@
 """TFDS: array_record that is really written and read, and TFDS's own mock data."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -65,6 +66,19 @@ def test_what_is_written_is_read(source, tmp_path):
     assert coco.to_coco(found)["annotations"] == coco.to_coco(source)["annotations"]
     assert [e.image_id for e in found.examples[1:]] == [101, 102]
     assert_same(pickle.loads(pickle.dumps(found))[1], source[1])
+
+
+def test_a_name_that_is_not_utf8_is_written_readably(tmp_path):
+    file = tmp_path / os.fsdecode(b"\xff\xe9.png")
+    file.write_bytes(cv2.imencode(".png", np.full((8, 9, 3), 7, np.uint8))[1].tobytes())
+    box, none = np.float32([[1, 2, 5, 6]]), np.zeros(1, bool)
+    example = Example(str(file), str(file), box, np.int32([1]), none, (8, 9))
+    records.write({"train": Source([example], ("cat",))}, tmp_path / "out")
+    (read,) = tfds.load(split="train", root=str(tmp_path / "out"))
+    written = records._record(example, 1, ("cat",))
+    assert written["image/filename"] == r"\xff\xe9.png"
+    np.testing.assert_allclose(read.boxes, box, atol=1e-5)
+    assert read.image == file.read_bytes()
 
 
 def test_batches_of_records(source, tmp_path):
