@@ -172,8 +172,7 @@ def make_optimizer(
     (`decay_mask`) and, unless `decay_biases` (torchvision and Detectron2 decay them),
     biases; `clip_norm` > 0 clips the gradient's global norm; biases learn `bias_rate`
     times as fast (Caffe's have 2). `layers` are those of a backbone, first to last, as
-    tuples of path prefixes: each learns `layer_decay` times as fast as the next
-    (`scale_by_layer`).
+    tuples of path prefixes: each learns `layer_decay` times as fast as the next.
     """
     _check(
         learning_rate=learning_rate,
