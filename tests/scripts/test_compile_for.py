@@ -15,6 +15,7 @@ from tests.scripts.test_scripts import ROOT
 
 PYTHON = ROOT / ".venv-chips" / "bin" / "python"
 CONFIG = "--config=experiments/shapes_demo.py"
+SMALL = ("--dtype=bfloat16", "--classes=3", "--size=64x96")
 
 
 def test_wrong_calls_end_in_one_line():
@@ -68,7 +69,7 @@ def compile_for(*arguments):
     if not PYTHON.exists():
         pytest.skip(f"needs the compilers of `make chips`: there is no {PYTHON}")
     done = subprocess.run(
-        [PYTHON, "scripts/compile_for.py", CONFIG, "--dtype=bfloat16", *arguments],
+        [PYTHON, "scripts/compile_for.py", CONFIG, *SMALL, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -80,7 +81,7 @@ def compile_for(*arguments):
 
 @pytest.mark.slow
 def test_a_small_detector_is_compiled_for_eight_gpus():
-    found = compile_for("--chip=h100", "--devices=8", "--size=64x96")
+    found = compile_for("--chip=h100", "--devices=8")
     step, prediction = found["train"], found["prediction"]
     state = jax.tree.leaves(small("train").arguments[0])
     assert step["aliases"] == len(state) and step["host"] == prediction["host"] == 0
@@ -97,7 +98,7 @@ def test_a_small_detector_is_compiled_for_eight_gpus():
 
 @pytest.mark.slow
 def test_parts_are_compiled_for_a_tpu():
-    found = compile_for("--chip=v5e", "--size=64x96", "--part=roi_align,rpn_targets")
+    found = compile_for("--chip=v5e", "--part=roi_align,rpn_targets")
     for part in found.values():
         assert part["cycles"] and part["bytes"] > 0 and part["host"] == 0
     assert found["roi_align"]["gathers"] >= 16 and not found["roi_align"]["sorts"]
