@@ -1,5 +1,5 @@
 """What the compilers of GPUs and TPUs say of a detector, without such a chip.
 
 `targets` has the chips, `programs` what is compiled, `hlo` reads a compiled program,
-`count` counts what it does. `scripts/compile_for.py` is the command.
+`count` and `traffic` count what it does. `scripts/compile_for.py` is the command.
 """

@@ -16,22 +16,15 @@ Of a choice between branches all are counted.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from frcnn_jax.chips.hlo import Buffer, Instruction, Module, width
+from frcnn_jax.chips.hlo import Module, Step, operands, trips, walk
+from frcnn_jax.chips.traffic import traffic
 
 COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
     *("collective-permute", "collective-broadcast"),
 )
-_FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while"),
-    *("call", "conditional", "after-all", "partition-id", "replica-id", "domain"),
-    *("opt-barrier", "async-start", "async-update", "async-done"),
-}
-_CUT = {"slice", "dynamic-slice", "gather"}
-_VIEW = {"bitcast", "reshape", "copy", "transpose", "convert"}
 
 # The first row whose pattern is in the name of a Python function, from the inner ones
 # to the outer ones, or else in the path of modules.
@@ -52,15 +45,6 @@ MODULES = (
     ("FPN", r"\bfpn\b"),
     ("backbone", r"\bbackbone\b"),
 )
-
-
-class Step(NamedTuple):
-    """An instruction that runs: how often, and whether inside of a fusion."""
-
-    instruction: Instruction
-    within: str  # the computation that it stands in
-    times: int
-    fused: bool
 
 
 class Loop(NamedTuple):
@@ -148,67 +132,6 @@ def count(module: Module) -> Counts:
     )
 
 
-def walk(module: Module) -> Iterator[Step]:
-    """All instructions that run, those in loops, branches and fusions too."""
-
-    def visit(name, times, fused):
-        for i in module.computations[name].instructions.values():
-            yield Step(i, name, times, fused)
-            inside = fused or i.opcode == "fusion"
-            if i.opcode in ("fusion", "call", "conditional", "async-start"):
-                for called in i.called:
-                    yield from visit(called, times, inside)
-            elif i.opcode == "while":
-                body = re.findall(r"(?:condition|body)=%?([\w.\-]+)", i.text)
-                n = trips(module, name, i)
-                for called in body:
-                    yield from visit(called, times * (1 if n is None else n), inside)
-
-    return visit(module.entry, 1, False)
-
-
-def trips(module: Module, within: str, i: Instruction) -> int | None:
-    """How often a loop runs, None where that depends on the data.
-
-    Where the compiler does not say: a loop that compares a counter, from a constant on
-    and by ones as all of JAX's do, with a constant.
-    """
-    found = re.search(r"condition=%?([\w.\-]+)", i.text)
-    if i.trips is not None or not found or found[1] not in module.computations:
-        return i.trips
-    condition = module.computations[found[1]]
-    around = module.computations[within].instructions
-    root, inside = condition.root, condition.instructions
-    if root.opcode != "compare" or root.attribute("direction") != "LT":
-        return None
-    counter, end = (inside[name] for name in root.operands)
-    start = around[i.operands[0]]
-    if counter.opcode != "get-tuple-element" or start.opcode != "tuple":
-        return None
-    first, last = (
-        _constant(instructions, one)
-        for instructions, one in (
-            (around, around[start.operands[int(counter.attribute("index"))]]),
-            (inside, end),
-        )
-    )
-    return None if first is None or last is None else max(last - first, 0)
-
-
-def _constant(instructions, i):
-    """The whole number that an instruction is, or a copy of; None for anything else."""
-    while i.opcode in ("copy", "bitcast") and i.operands:
-        i = instructions[i.operands[0]]
-    found = re.match(r"\((-?\d+)\)", i.text) if i.opcode == "constant" else None
-    return int(found[1]) if found else None
-
-
-def operands(module: Module, step: Step) -> list[Buffer]:
-    """The buffers that an instruction reads."""
-    around = module.computations[step.within].instructions
-    return [b for name in step.instruction.operands for b in around[name].results]
-
-
 def part_of(module: Module, step: Step, known: dict[tuple[str, str], str]) -> str:
     """The part of the network that an instruction belongs to, "other" for none.
 
@@ -229,107 +152,6 @@ def part_of(module: Module, step: Step, known: dict[tuple[str, str], str]) -> st
             if (part := known.get((step.within, name), "other")) != "other":
                 return part
     return "other"
-
-
-# ------------------------------------------------------------------- memory traffic
-
-
-def traffic(module: Module, step: Step) -> int:
-    """Bytes of main memory that an instruction outside of fusions reads and writes."""
-    i, read = step.instruction, operands(module, step)
-    if i.opcode in _FREE or i.opcode.endswith("-done"):
-        return 0
-    if i.target == "ConcatBitcast":
-        return 0
-    if i.opcode in ("copy-start", "slice-start"):
-        moved = i.results[0 if i.opcode == "copy-start" else 1]
-        return moved.bytes * ((read[0].space == 0) + (moved.space == 0))
-    if i.opcode == "dynamic-update-slice":
-        return 2 * _main(read[1])
-    if i.opcode == "scatter":
-        third = len(read) // 2
-        return sum(map(_main, read[third:])) + sum(map(_main, read[third + 1 :]))
-    if i.opcode in _CUT:
-        return sum(map(_main, read[1:])) + 2 * sum(map(_main, i.results))
-    if i.opcode != "fusion":
-        return sum(map(_main, read)) + sum(map(_main, i.results))
-    return _fused_traffic(module, i, read)
-
-
-def _main(buffer: Buffer) -> int:
-    return buffer.bytes if buffer.space == 0 else 0
-
-
-def _fused_traffic(module, i, read):
-    body = module.computations[i.called[0]].instructions
-    users: dict[str, list[Instruction]] = {}
-    for inner in body.values():
-        for name in inner.operands:
-            users.setdefault(name, []).append(inner)
-    written = _written(module, body)
-    total = 0
-    for inner in body.values():
-        if inner.opcode != "parameter":
-            continue
-        number = _number(inner)
-        whole = _main(read[number]) if number < len(read) else 0
-        cuts = _cuts(inner.name, users, written)
-        total += whole if cuts is None else min(whole, cuts) if whole else 0
-    if written:
-        return total + sum(size for _, size in written.values())
-    return total + sum(map(_main, i.results))
-
-
-def _cuts(name, users, written):
-    """Bytes that a fusion reads of a parameter; None: all of it."""
-    total = 0
-    for user in users.get(name, []):
-        if user.opcode in _CUT and user.operands[0] == name:
-            total += sum(b.elements * width(b.dtype) // 8 for b in user.results)
-        elif user.name in written and user.operands[written[user.name][0]] == name:
-            continue  # written into
-        elif user.opcode == "bitcast":
-            inner = _cuts(user.name, users, written)
-            if inner is None:
-                return None
-            total += inner
-        else:
-            return None
-    return total
-
-
-def _written(module, body):
-    """What writes into an operand: {instruction: (which operand, bytes accessed)}.
-
-    Empty unless that is all that a fusion results in.
-    """
-    root = next(x for x in body.values() if x.root)
-    roots = [body[n] for n in root.operands] if root.opcode == "tuple" else [root]
-    found = {}
-    for r in roots:
-        while r.opcode in ("bitcast", "convert", "copy") and r.operands:
-            r = body[r.operands[0]]
-        if r.opcode == "dynamic-update-slice":
-            found[r.name] = 0, body[r.operands[1]].results[0].bytes
-        elif r.opcode == "scatter" and len(r.operands) == 3:  # reads what it adds to
-            found[r.name] = 0, 2 * body[r.operands[2]].results[0].bytes
-        elif r.opcode == "fusion":
-            inside = module.computations[r.called[0]].instructions
-            below = _written(module, inside)
-            if len(below) != 1:
-                return {}
-            ((name, (place, size)),) = below.items()
-            target = inside[inside[name].operands[place]]
-            if target.opcode != "parameter":
-                return {}
-            found[r.name] = _number(target), size
-        else:
-            return {}
-    return found
-
-
-def _number(parameter):
-    return int(re.match(r"\((\d+)\)", parameter.text)[1])  # pyright: ignore
 
 
 def _changes_layout(module, step):

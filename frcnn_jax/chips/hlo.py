@@ -237,3 +237,76 @@ def _frames(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
             # Identifiers of parents are one more than those of the frames.
             at = at - 1
         yield frame, tuple(found)
+
+
+# ---------------------------------------------------------------- what runs, how often
+
+
+class Step(NamedTuple):
+    """An instruction that runs: how often, and whether inside of a fusion."""
+
+    instruction: Instruction
+    within: str  # the computation that it stands in
+    times: int
+    fused: bool
+
+
+def walk(module: Module) -> Iterator[Step]:
+    """All instructions that run, those in loops, branches and fusions too."""
+
+    def visit(name, times, fused):
+        for i in module.computations[name].instructions.values():
+            yield Step(i, name, times, fused)
+            inside = fused or i.opcode == "fusion"
+            if i.opcode in ("fusion", "call", "conditional", "async-start"):
+                for called in i.called:
+                    yield from visit(called, times, inside)
+            elif i.opcode == "while":
+                body = re.findall(r"(?:condition|body)=%?([\w.\-]+)", i.text)
+                n = trips(module, name, i)
+                for called in body:
+                    yield from visit(called, times * (1 if n is None else n), inside)
+
+    return visit(module.entry, 1, False)
+
+
+def trips(module: Module, within: str, i: Instruction) -> int | None:
+    """How often a loop runs, None where that depends on the data.
+
+    Where the compiler does not say: a loop that compares a counter, from a constant on
+    and by ones as all of JAX's do, with a constant.
+    """
+    found = re.search(r"condition=%?([\w.\-]+)", i.text)
+    if i.trips is not None or not found or found[1] not in module.computations:
+        return i.trips
+    condition = module.computations[found[1]]
+    around = module.computations[within].instructions
+    root, inside = condition.root, condition.instructions
+    if root.opcode != "compare" or root.attribute("direction") != "LT":
+        return None
+    counter, end = (inside[name] for name in root.operands)
+    start = around[i.operands[0]]
+    if counter.opcode != "get-tuple-element" or start.opcode != "tuple":
+        return None
+    first, last = (
+        _constant(instructions, one)
+        for instructions, one in (
+            (around, around[start.operands[int(counter.attribute("index"))]]),
+            (inside, end),
+        )
+    )
+    return None if first is None or last is None else max(last - first, 0)
+
+
+def _constant(instructions, i):
+    """The whole number that an instruction is, or a copy of; None for anything else."""
+    while i.opcode in ("copy", "bitcast") and i.operands:
+        i = instructions[i.operands[0]]
+    found = re.match(r"\((-?\d+)\)", i.text) if i.opcode == "constant" else None
+    return int(found[1]) if found else None
+
+
+def operands(module: Module, step: Step) -> list[Buffer]:
+    """The buffers that an instruction reads."""
+    around = module.computations[step.within].instructions
+    return [b for name in step.instruction.operands for b in around[name].results]
