@@ -20,7 +20,7 @@ from frcnn_jax.training.algorithms import fast_rcnn
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
 from frcnn_jax.training.state import init_variables, initial_state
 from frcnn_jax.training.step import image_keys, predict_step, train_step
-from frcnn_jax.types import Batch, Proposals
+from frcnn_jax.types import Batch
 
 Shape = jax.ShapeDtypeStruct
 WHOLE = ("prediction", "train")
@@ -69,7 +69,9 @@ def build(
             f"part {name!r} of algorithm {config['algorithm']!r}: expected one of "
             f"{WHOLE}, or of {PARTS} with 'faster_rcnn'"
         )
-    return _part(name, config, model, variables, images, key)
+    parts = _Parts(config, model, variables, images, key)
+    run, arguments = getattr(parts, name)()
+    return Program(run, arguments, (False,) * len(arguments), False)
 
 
 def lower(program: Program, devices: list[Any]) -> jax.stages.Lowered:
@@ -134,104 +136,106 @@ def _training(config, model, variables, images, key):
     )
 
 
-def _part(name, config, model, variables, batch, key):
-    """A part as a function of the variables and of what the parts before it give."""
-    algorithm = algorithms.of(config)
+class _Parts:
+    """The parts: a method for each, which returns a function and its arguments.
 
-    def bound(function, *arguments):
-        """Arguments and a function of them that calls `function(model, ...)`."""
+    The arguments are abstract, what the parts before it give.
+    """
 
-        def run(variables, *arguments):
-            return model.apply(variables, *arguments, method=function)
+    def __init__(self, config, model, variables, batch, key):
+        self.config, self.model, self.variables = config, model, variables
+        self.batch, self.key, self.sizes = batch, key, batch.image_size
+        self.algorithm = algorithms.of(config)
 
-        return run, (variables, *arguments)
-
-    def given(name):
-        run, arguments = parts[name]()
+    def given(self, name):
+        run, arguments = getattr(self, name)()
         return jax.eval_shape(run, *arguments)
 
-    def features(model, image, image_size):
-        extent = model.extent(image_size)
-        return model.features(model.normalize(image, image_size), extent)
+    def bound(self, function, *arguments):
+        """A call of `function(model, *arguments)`, the variables before those."""
 
-    def rpn(model, features, image_size):
-        return model.rpn_of(features, model.extent(image_size))
+        def run(variables, *arguments):
+            return self.model.apply(variables, *arguments, method=function)
 
-    def pooled(model, features, rois, image_size):
-        return model.pooled(features, rois, model.extent(image_size))
+        return run, (self.variables, *arguments)
 
-    def pulled(model, g, features, rois, image_size):
-        extent = model.extent(image_size)
-        return jax.vjp(lambda x: model.pooled(x, rois, extent), features)[1](g)[0]
-
-    def backward():
-        boxes = given("roi_targets").boxes
-        _, arguments = bound(pooled, given("features"), boxes, sizes)
-        g = jax.eval_shape(bound(pooled)[0], *arguments)
-        return bound(pulled, g, *arguments[1:])
-
-    def second(model, features, rois, image_size):
-        return model.detect(features, rois, extent=model.extent(image_size))
-
-    def targets(out, batch, key):
-        keys = image_keys(key, jnp.int32(0), batch.index)
-        return algorithm.rpn_losses(out, batch, keys[:, 0], config)
-
-    def rois_of(props, batch, key):
-        keys = image_keys(key, jnp.int32(0), batch.index)
-        return fast_rcnn.sample(props, batch, keys[:, 1], config)
-
-    def propose(out, sizes):
-        return algorithm.rpn_proposals(out, sizes, **config["proposals"]["eval"])
-
-    sizes = batch.image_size
-
-    def levels():
-        """An RPNOutput without the static numbers that it carries, and these."""
-        maps, k = given("features"), model.rpn_head.num_anchors
-        shapes = [maps[s].shape[1:3] for s in sorted(model.levels)]
+    def on_levels(self, function, *more):
+        """A call of `function(out, *more)` on an RPNOutput, whose sizes are static."""
+        maps, k = self.given("features"), self.model.rpn_head.num_anchors
+        shapes = [maps[s].shape[1:3] for s in sorted(self.model.levels)]
         static = tuple(h * w * k for h, w in shapes)
-        return given("rpn_head")._replace(level_sizes=()), static
-
-    def on_levels(function, *more):
-        out, static = levels()
 
         def run(out, *more):
             return function(out._replace(level_sizes=static), *more)
 
-        return run, (out, *more)
+        return run, (self.given("rpn_head")._replace(level_sizes=()), *more)
 
-    def of_rois(function):
-        return bound(function, given("features"), given("proposals").boxes, sizes)
+    def of_rois(self, function, rois):
+        return self.bound(function, self.given("features"), rois, self.sizes)
 
-    def finish():
-        props = given("proposals")
-        logits, deltas = given("box_head")
-        run = jax.vmap(fast_rcnn.postprocess_of(config))
-        return run, (props.boxes, props.valid, logits, deltas, sizes)
+    def features(self):
+        return self.bound(_features, self.batch.image, self.sizes)
 
-    def sampling():
-        props: Proposals = jax.eval_shape(
-            lambda out, sizes: algorithm.rpn_proposals(
-                out._replace(level_sizes=levels()[1]),
-                sizes,
-                **config["proposals"]["train"],
-            ),
-            levels()[0],
-            sizes,
-        )
-        return rois_of, (props, batch, key)
+    def rpn_head(self):
+        return self.bound(_rpn, self.given("features"), self.sizes)
 
-    parts = dict(
-        features=lambda: bound(features, batch.image, sizes),
-        rpn_head=lambda: bound(rpn, given("features"), sizes),
-        proposals=lambda: on_levels(propose, sizes),
-        rpn_targets=lambda: on_levels(targets, batch, key),
-        roi_targets=sampling,
-        roi_align=lambda: of_rois(pooled),
-        roi_align_backward=backward,
-        box_head=lambda: of_rois(second),
-        postprocess=finish,
-    )
-    run, arguments = parts[name]()
-    return Program(run, arguments, (False,) * len(arguments), False)
+    def proposals(self, use="eval"):
+        propose = partial(self.algorithm.rpn_proposals, **self.config["proposals"][use])
+        return self.on_levels(propose, self.sizes)
+
+    def rpn_targets(self):
+        def targets(out, batch, key):
+            keys = image_keys(key, jnp.int32(0), batch.index)
+            return self.algorithm.rpn_losses(out, batch, keys[:, 0], self.config)
+
+        return self.on_levels(targets, self.batch, self.key)
+
+    def roi_targets(self):
+        def sample(props, batch, key):
+            keys = image_keys(key, jnp.int32(0), batch.index)
+            return fast_rcnn.sample(props, batch, keys[:, 1], self.config)
+
+        run, arguments = self.proposals("train")
+        props = jax.eval_shape(run, *arguments)
+        return sample, (props, self.batch, self.key)
+
+    def roi_align(self):
+        return self.of_rois(_pooled, self.given("proposals").boxes)
+
+    def roi_align_backward(self):
+        run, arguments = self.of_rois(_pooled, self.given("roi_targets").boxes)
+        g = jax.eval_shape(run, *arguments)
+        return self.bound(_pulled, g, *arguments[1:])
+
+    def box_head(self):
+        return self.of_rois(_second, self.given("proposals").boxes)
+
+    def postprocess(self):
+        props, (logits, deltas) = self.given("proposals"), self.given("box_head")
+        run = jax.vmap(fast_rcnn.postprocess_of(self.config))
+        return run, (props.boxes, props.valid, logits, deltas, self.sizes)
+
+
+# ----------------------------------------------------------- parts, of a bound model
+
+
+def _features(model, image, image_size):
+    extent = model.extent(image_size)
+    return model.features(model.normalize(image, image_size), extent)
+
+
+def _rpn(model, features, image_size):
+    return model.rpn_of(features, model.extent(image_size))
+
+
+def _pooled(model, features, rois, image_size):
+    return model.pooled(features, rois, model.extent(image_size))
+
+
+def _pulled(model, g, features, rois, image_size):
+    extent = model.extent(image_size)
+    return jax.vjp(lambda x: model.pooled(x, rois, extent), features)[1](g)[0]
+
+
+def _second(model, features, rois, image_size):
+    return model.detect(features, rois, extent=model.extent(image_size))
