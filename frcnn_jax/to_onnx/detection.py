@@ -3,6 +3,7 @@
 b images · n candidates · m kept · k classes · r RoIs of an image · h w c map
 """
 
+import functools
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float
 from frcnn_jax.models.build import pool_rois
 from frcnn_jax.ops import roi_align as align_ops
 from frcnn_jax.to_onnx.shapes import materialised, out
-from frcnn_jax.to_onnx.tensors import Graph, Tensor
+from frcnn_jax.to_onnx.tensors import Graph, Tensor, element_type
 from frcnn_jax.types import Features
 
 # NMS -------------------------------------------------------------------------------
@@ -102,9 +103,7 @@ def pooled(
 ) -> Float[Array, "b r o o c"]:
     """`models.build.pool_rois` as one primitive, to be written as RoiAlign.
 
-    Two things differ. ONNX's operator has no `max_samples`. Without `aligned`, of a RoI
-    that is narrower than a pixel of the map and lies at the border of an `extent`, it
-    reads the extent's last pixel again where ours reads zeros. All else is the same.
+    One thing differs: ONNX's operator has no `max_samples`.
     """
     del max_samples
     strides = tuple(sorted(strides))
@@ -153,7 +152,7 @@ def _roi_align(graph: Graph, eqn: Any, inputs: list[Tensor]):
     level = materialised(graph, level)
     flat = graph.reshape(graph.full(level), (b * r,))
 
-    def align(i, boxes, image):
+    def align(i, boxes, image, size=p["output_size"], ratio=p["sampling_ratio"]):
         name = graph.channels_first(maps[i])
         if ends:
             name = _to_extent(graph, name, maps[i].shape, ends[2 * i : 2 * i + 2])
@@ -163,25 +162,49 @@ def _roi_align(graph: Graph, eqn: Any, inputs: list[Tensor]):
             boxes,
             image,
             mode="avg",
-            output_height=p["output_size"],
-            output_width=p["output_size"],
-            sampling_ratio=p["sampling_ratio"],
+            output_height=size,
+            output_width=size,
+            sampling_ratio=ratio,
             spatial_scale=1 / p["strides"][i],
             coordinate_transformation_mode=(
                 "half_pixel" if p["aligned"] else "output_half_pixel"
             ),
         )
 
-    if count == 1:
+    def by_sample(i, boxes, image):
+        """Each sample for itself: those beyond the extent are 0; then their means."""
+        ratio = p["sampling_ratio"]
+        size = p["output_size"] * ratio
+        found = align(i, boxes, image, size, 1)
+        inside = _samples(graph, boxes, image, p["strides"][i], ends[2 * i :], size)
+        for axis, mask in inside.items():
+            found = graph.add("Mul", found, mask)
+            parts = [_every(graph, found, axis, k, ratio) for k in range(ratio)]
+            found = functools.reduce(partial(graph.add, "Add"), parts)
+        return graph.add("Mul", found, np.float32(1 / ratio**2))
+
+    shorter = [_is_shorter(maps[i].shape, ends[2 * i :]) for i in range(count) if ends]
+    exact = any(shorter) and not p["aligned"] and p["sampling_ratio"] > 0
+    if count == 1 and not exact:
         found = align(0, boxes, image)
     else:
         places, parts = [], []
         for i in range(count):
             here = graph.add("Equal", flat, np.array(i))
-            place = graph.add("Squeeze", graph.add("NonZero", here), np.array([0]))
-            of_level = [graph.add("Gather", x, place, axis=0) for x in (boxes, image)]
-            places.append(place)
-            parts.append(align(i, *of_level))
+            groups = [(align, here)]
+            if exact and shorter[i]:
+                beyond = _beyond(graph, boxes, image, p["strides"][i], ends[2 * i :])
+                within = graph.add("And", here, graph.add("Not", beyond))
+                groups = [(align, within)]
+                groups.append((by_sample, graph.add("And", here, beyond)))
+            for rule, which in groups:
+                place = graph.add("NonZero", which)
+                place = graph.add("Squeeze", place, np.array([0]))
+                of_level = [
+                    graph.add("Gather", x, place, axis=0) for x in (boxes, image)
+                ]
+                places.append(place)
+                parts.append(rule(i, *of_level))
         order = graph.add("Concat", *places, axis=0)
         order = graph.add("Unsqueeze", order, np.array([1]))
         at, start = np.arange(b * r), np.zeros(b * r, np.int64)
@@ -191,6 +214,61 @@ def _roi_align(graph: Graph, eqn: Any, inputs: list[Tensor]):
     shape = out(eqn).shape
     of_rois = (b * r, *shape[2:])
     return Tensor(shape, maps[0].dtype, shape, found, image=of_rois)
+
+
+def _is_shorter(shape, ends) -> bool:
+    """Whether an extent may end before the map does."""
+    sides = zip(ends, shape[1:3], strict=False)
+    lows = [(end.bounds()[0], side) for end, side in sides]
+    return any(low is None or low < side for low, side in lows)
+
+
+def _spans(graph, boxes, image, stride, ends):
+    """By axis of a map [n, c, h, w]: start, length and extent [m, 1] of unaligned RoIs.
+
+    In cells. Such a RoI is a cell long at least, so that it may end beyond the extent,
+    where it has samples that are 0.
+    """
+    for axis, column, end in ((2, 1, ends[0]), (3, 0, ends[1])):
+        low, high = (
+            graph.add("Gather", boxes, np.array([c]), axis=1)
+            for c in (column, column + 2)
+        )
+        low, high = (graph.add("Mul", x, np.float32(1 / stride)) for x in (low, high))
+        length = graph.add("Max", graph.add("Sub", high, low), np.float32(1))
+        last = graph.add("Gather", graph.full(end), image, axis=0)
+        last = graph.add("Cast", last, to=element_type(np.float32))
+        yield axis, low, length, graph.add("Unsqueeze", last, np.array([1]))
+
+
+def _beyond(graph, boxes, image, stride, ends):
+    """Which RoIs `[m]` end beyond the extent of their image."""
+    spans = _spans(graph, boxes, image, stride, ends)
+    found = [
+        graph.add("Greater", graph.add("Add", low, length), last)
+        for _, low, length, last in spans
+    ]
+    return graph.add("Squeeze", graph.add("Or", *found), np.array([1]))
+
+
+def _samples(graph, boxes, image, stride, ends, count):
+    """By axis of a map: 1 for each of a RoI's `count` samples in the extent, 0 else."""
+    masks, places = {}, ((np.arange(count) + 0.5) / count)[None].astype(np.float32)
+    for axis, low, length, last in _spans(graph, boxes, image, stride, ends):
+        at = graph.add("Add", low, graph.add("Mul", length, places))
+        inside = graph.add("LessOrEqual", at, last)
+        inside = graph.add("Cast", inside, to=element_type(np.float32))
+        others = np.array([1, 5 - axis])
+        masks[axis] = graph.add("Unsqueeze", inside, others)
+    return masks
+
+
+def _every(graph, name, axis, first, step):
+    """Every `step`-th entry of an axis, from `first`."""
+    end = np.array([np.iinfo(np.int64).max])
+    return graph.add(
+        "Slice", name, np.array([first]), end, np.array([axis]), np.array([step])
+    )
 
 
 def _to_extent(graph, name, shape, ends):

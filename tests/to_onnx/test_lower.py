@@ -246,10 +246,15 @@ def test_roi_align_is_ours(aligned, samples, extents):
     side = np.exp(rng.uniform(0, 4, corner.shape))
     rois = np.concatenate([corner, corner + side], -1).astype(np.float32)
     size = np.int32([[64, 96], [40, 64]])
-    if extents and not aligned:  # see `pooled` for those below a pixel of the map
-        rois[..., 2:] = rois[..., :2] + np.maximum(side, 24)
     if extents:
         rois = np.minimum(rois, size[:, None, [1, 0, 1, 0]]).astype(np.float32)
+    # At the border and below a cell: an unaligned RoI has samples beyond the extent.
+    rois[1, :4] = [
+        [9, 39, 40, 40],
+        [63, 2, 64, 30],
+        [62, 38, 64, 40],
+        [0, 37.5, 64, 40],
+    ]
     rois[1, 20:] = 0
     options = dict(
         strides=(4, 8, 16),
@@ -275,7 +280,8 @@ def test_roi_align_is_ours(aligned, samples, extents):
         inputs={k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in inputs.items()},
         outputs=["pooled"],
     )
-    assert operators(model).count("RoiAlign") == 3
+    # Those with samples beyond the extent have an operator of their own.
+    assert operators(model).count("RoiAlign") == (6 if extents and not aligned else 3)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     (found,) = session.run(None, inputs)
     np.testing.assert_allclose(found, expected[0], atol=1e-4)
