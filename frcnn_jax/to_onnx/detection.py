@@ -4,7 +4,7 @@ b images · n candidates · m kept · k classes · r RoIs of an image · h w c m
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -191,7 +191,7 @@ def _roi_align(graph: Graph, eqn: Any, inputs: list[Tensor]):
         places, parts = [], []
         for i in range(count):
             here = graph.add("Equal", flat, np.array(i))
-            groups = [(align, here)]
+            groups: list[tuple[Callable[..., Any], Any]] = [(align, here)]
             if exact and shorter[i]:
                 beyond = _beyond(graph, boxes, image, p["strides"][i], ends[2 * i :])
                 within = graph.add("And", here, graph.add("Not", beyond))
