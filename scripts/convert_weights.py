@@ -84,7 +84,7 @@ def rows_and_classes(count: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
 
 def from_peer(weights: str) -> dict[str, Any]:
     """Write a checkpoint at step 0."""
-    troubles.prepare_folder(OUTPUT.value)
+    troubles.check_folder(OUTPUT.value)
     rows, classes = rows_and_classes(torchvision.count_classes(weights))
     config = CONFIG.value or configs.from_json(trained.settings_of(weights))
     changed = CONFIG.value and config_flags.get_override_values(flags.FLAGS["config"])

@@ -113,6 +113,22 @@ def prepare_folder(path: Any) -> pathlib.Path:
     return folder
 
 
+def check_folder(path: Any) -> pathlib.Path:
+    """The folder, not made; OSError unless it can be made and written to.
+
+    For work that may end before it has a result.
+    """
+    folder = pathlib.Path(path)
+    if folder.is_dir():
+        return prepare_folder(folder)
+    there = next(p for p in folder.absolute().parents if p.exists())
+    if not there.is_dir() or folder.exists():
+        code = errno.EEXIST if folder.exists() else errno.ENOTDIR
+        raise OSError(code, os.strerror(code), str(folder))
+    prepare_folder(there)
+    return folder
+
+
 def prepare_file(path: Any) -> pathlib.Path:
     """The path of a file to be written, its folder as in `prepare_folder`."""
     file = pathlib.Path(path)

@@ -62,7 +62,8 @@ def test_recall_counts_each_object_once(bench):
 def test_the_interval_is_one_of_resampled_images():
     """Of four images two are found: AP is k / 4 in a set with k of those."""
     low, high = intervals.interval(truth(), [found(0), found(1)], draws=200)
-    assert 0 < low < 0.5 < high <= 1.0
+    # One draw in 16 has none of the two: the 2.5th percentile is 0.
+    assert low == 0 and 0.5 < high <= 1.0
     every = [found(i) for i in range(4)]
     assert intervals.interval(truth(), every, draws=20) == (1.0, 1.0)
 
