@@ -246,7 +246,8 @@ def _drawn_by_one_sort(labels, priority, *, max_fg, max_bg):
     _, order = jax.lax.sort((key, row), num_keys=1, is_stable=True)
     fg, bg = jnp.sum(kind == 2, dtype=jnp.int32), jnp.sum(kind == 1, dtype=jnp.int32)
     of_fg, of_bg = (jnp.arange(count, dtype=jnp.int32) for count in (max_fg, max_bg))
-    place = jnp.concatenate([of_fg, fg + of_bg])
+    # Both parts of the sum: an Explicit mesh joins no constant with what it shards.
+    place = jnp.concatenate([0 * fg + of_fg, fg + of_bg])
     rows = modes.take(order, jnp.minimum(place, len(order) - 1))
     return rows, jnp.concatenate([of_fg < fg, of_bg < bg])
 
