@@ -18,6 +18,7 @@ from frcnn_jax.data.source import Example, Source
 from frcnn_jax.data.sources import shapes
 from frcnn_jax.training import config as configs
 from frcnn_jax.training import recipe, timing
+from frcnn_jax.training.optimizer import make_optimizer
 from tests.training import small
 
 CPU = recipe.Device("cpu", 1, 16.0)
@@ -299,6 +300,7 @@ def test_minutes_become_steps_once(monkeypatch, caplog):
 
     def time_steps(c, sources):
         asked.append(c["total_steps"])
+        make_optimizer(c["total_steps"], c["batch_size"], **c["optimizer"])  # accepts
         return 30.0, 1.5
 
     monkeypatch.setattr(timing, "time_steps", time_steps)
