@@ -73,16 +73,15 @@ def main(_):
         print(f"  {error}\n")
     if OUTPUT.value:
         output = pathlib.Path(OUTPUT.value)
-        problems_ = found[data["train_split"]]["problems"]
+        known, source = found[train]["problems"], sources[train]
         how = images.reading(**data)
-        source = sources[data["train_split"]]
-        picture, left_out = sheet(source, problems_, PICTURES.value, **how)
+        picture, left_out = sheet(source, known, PICTURES.value, **how)
         for line in left_out:
             print(f"  not on the sheet: {line}")
-        problems_ += [
+        known += [
             f"not on the sheet: {line}"
             for line in left_out
-            if not any(line in known for known in problems_)
+            if not any(line in problem for problem in known)
         ]
         (output / "check.json").write_text(json.dumps(found, indent=2) + "\n")
         images.save_image(output / "sheet.jpg", picture)

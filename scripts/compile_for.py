@@ -25,7 +25,7 @@ from absl import app, flags
 
 from frcnn_jax.chips import count, hlo, programs, targets
 from frcnn_jax.data.images import canvases
-from frcnn_jax.training import cli
+from frcnn_jax.training import cli, troubles
 from frcnn_jax.training import config as configs
 
 CONFIG = cli.define_config("The experiment that is compiled.", required=True)
@@ -35,9 +35,8 @@ CHIP = flags.DEFINE_enum(
 PART = flags.DEFINE_list(
     "part",
     "prediction,train",
-    "What is compiled, with commas: prediction, train; or parts: features, rpn_head, "
-    "proposals, rpn_targets, roi_targets, roi_align, roi_align_backward, box_head, "
-    "postprocess.",
+    f"What is compiled, with commas: {', '.join(programs.WHOLE)}; or parts: "
+    f"{', '.join(programs.PARTS)}.",
 )
 DEVICES = flags.DEFINE_integer("devices", 1, "The number of chips.", 1)
 BATCH = flags.DEFINE_integer("batch", 1, "Images on each chip.", 1)
@@ -63,6 +62,8 @@ def main(_):
     if wrong := sorted(set(PART.value) - set(known)):
         raise app.UsageError(f"--part={wrong[0]}: expected some of {', '.join(known)}")
     size = canvas(c)
+    if HLO.value:
+        troubles.prepare_folder(HLO.value)
     devices = targets.devices(CHIP.value, DEVICES.value)
     found = {}
     for name in PART.value:
@@ -104,9 +105,7 @@ def compiled(name, c, size, devices) -> dict[str, Any]:
     seconds = time.perf_counter() - wall, time.process_time() - processor
     text = done.as_text() or ""
     if HLO.value:
-        folder = pathlib.Path(HLO.value)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.{CHIP.value}.hlo").write_text(text)
+        (pathlib.Path(HLO.value) / f"{name}.{CHIP.value}.hlo").write_text(text)
     chip, counts = targets.CHIPS[CHIP.value], count.count(hlo.parse(text))
     peak = chip.bfloat16 if c["model"]["dtype"] == "bfloat16" else chip.float32
     memory: Any = done.memory_analysis()
@@ -121,10 +120,7 @@ def compiled(name, c, size, devices) -> dict[str, Any]:
             code=memory.generated_code_size_in_bytes,
         ),
         donated=memory.alias_size_in_bytes,
-        roofline_ms=dict(
-            products=1e3 * counts.products / peak,
-            bytes=1e3 * counts.bytes / chip.bandwidth,
-        ),
+        roofline_ms=count.roofline(counts, peak, chip.bandwidth),
         compiler=dict(flops=own.get("flops"), bytes=own.get("bytes accessed")),
         **counts._asdict(),
     )

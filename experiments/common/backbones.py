@@ -61,38 +61,37 @@ def imagenet_resnet50(weights: str) -> dict[str, Any]:
 def convnext(size: str, *, runlocal: bool) -> dict[str, Any]:
     """The group `model.backbone`: ConvNeXt of `size` "t", "s" or "b" (a narrow one)."""
     sizes = {
-        "t": ((3, 3, 9, 3), 96),
-        "s": ((3, 3, 27, 3), 96),
-        "b": ((3, 3, 27, 3), 128),
+        "t": ((3, 3, 9, 3), 96, 0.4),
+        "s": ((3, 3, 27, 3), 96, 0.6),
+        "b": ((3, 3, 27, 3), 128, 0.7),
     }
-    if size not in sizes:
-        raise ValueError(f"config argument size={size}: expected t, s or b")
-    depths, width = ((1, 1, 3, 1), 32) if runlocal else sizes[size]
-    return dict(
-        name="convnext",
-        depths=depths,
-        width=width,
-        stochastic_depth=dict(t=0.4, s=0.6, b=0.7)[size],
-        remat=False,
-        pretrained="",
-    )
+    narrow = ((1, 1, 3, 1), 32) if runlocal else None
+    return _of_four_stages("convnext", size, sizes, narrow)
 
 
 def swin(size: str, *, runlocal: bool) -> dict[str, Any]:
     """The group `model.backbone`: Swin of `size` "t", "s" or "b" (a narrow one)."""
     sizes = {
-        "t": ((2, 2, 6, 2), 96),
-        "s": ((2, 2, 18, 2), 96),
-        "b": ((2, 2, 18, 2), 128),
+        "t": ((2, 2, 6, 2), 96, 0.2),
+        "s": ((2, 2, 18, 2), 96, 0.2),
+        "b": ((2, 2, 18, 2), 128, 0.3),
     }
+    narrow = ((2, 1, 2, 1), 32) if runlocal else None
+    return _of_four_stages("swin", size, sizes, narrow)
+
+
+def _of_four_stages(name, size, sizes, narrow) -> dict[str, Any]:
+    """Depths, width and stochastic depth of `size`; of `narrow`, the first two."""
     if size not in sizes:
         raise ValueError(f"config argument size={size}: expected t, s or b")
-    depths, width = ((2, 1, 2, 1), 32) if runlocal else sizes[size]
+    depths, width, stochastic_depth = sizes[size]
+    if narrow is not None:
+        depths, width = narrow
     return dict(
-        name="swin",
+        name=name,
         depths=depths,
         width=width,
-        stochastic_depth=dict(t=0.2, s=0.2, b=0.3)[size],
+        stochastic_depth=stochastic_depth,
         remat=False,
         pretrained="",
     )

@@ -41,10 +41,7 @@ def torchvision(*, runlocal: bool, short_side: int = 800, max_side: int = 1333) 
     64, on which torchvision's whole-pixel strides are the true ones. 26 epochs of
     117,266 images (those with objects) in batches of 16, rates down at 16 and 22.
     """
-    groups = faster_rcnn()
-    groups["rpn_targets"]["exclude_padding"] = False
-    for group in groups["proposals"].values():
-        group["exclude_padding"] = False
+    groups = _with_padding()
     steps = 100 if runlocal else 26 * 7329
     return dict(
         dict(
@@ -56,18 +53,7 @@ def torchvision(*, runlocal: bool, short_side: int = 800, max_side: int = 1333) 
         data=coco(
             short_side=short_side, max_side=max_side, multiple=64, runlocal=runlocal
         ),
-        optimizer=dict(  # training.optimizer.make_optimizer
-            name="sgd",
-            learning_rate=0.02,
-            reference_batch=16,
-            momentum=0.9,
-            weight_decay=1e-4,
-            decay_biases=True,
-            schedule="step",
-            boundaries=(16 / 26, 22 / 26),
-            warmup_steps=1000,
-            warmup_factor=1e-3,
-        ),
+        optimizer=_sgd((16 / 26, 22 / 26)),
     )
 
 
@@ -87,10 +73,7 @@ def detectron2(*, runlocal: bool, schedule: str) -> dict[str, Any]:
     if schedule not in schedules:
         raise ValueError(f"config argument schedule={schedule}: expected 1x or 3x")
     steps, boundaries = schedules[schedule]
-    groups = faster_rcnn()
-    groups["rpn_targets"]["exclude_padding"] = False
-    for group in groups["proposals"].values():
-        group["exclude_padding"] = False
+    groups = _with_padding()
     groups["proposals"]["train"]["post_nms"] = 1000
     groups["rpn_loss"]["beta"] = groups["detector_loss"]["beta"] = 0.0
     groups["postprocess"]["min_size"] = 0.0
@@ -110,18 +93,7 @@ def detectron2(*, runlocal: bool, schedule: str) -> dict[str, Any]:
             reduced="smooth",
             augment=short_sides(640, runlocal=runlocal),
         ),
-        optimizer=dict(  # training.optimizer.make_optimizer
-            name="sgd",
-            learning_rate=0.02,
-            reference_batch=16,
-            momentum=0.9,
-            weight_decay=1e-4,
-            decay_biases=True,
-            schedule="step",
-            boundaries=boundaries,
-            warmup_steps=1000,
-            warmup_factor=1e-3,
-        ),
+        optimizer=_sgd(boundaries),
     )
 
 
@@ -143,6 +115,31 @@ def detectron2_c4(*, depth: int) -> dict[str, Any]:
             train=dict(pre_nms=12000, post_nms=2000),
             eval=dict(pre_nms=6000, post_nms=1000),
         ),
+    )
+
+
+def _with_padding() -> dict[str, Any]:
+    """The groups of `faster_rcnn`, anchors in the padding used as the peers do."""
+    groups = faster_rcnn()
+    groups["rpn_targets"]["exclude_padding"] = False
+    for group in groups["proposals"].values():
+        group["exclude_padding"] = False
+    return groups
+
+
+def _sgd(boundaries: tuple[float, ...]) -> dict[str, Any]:
+    """The group `optimizer` of torchvision and Detectron2, for batches of 16."""
+    return dict(  # training.optimizer.make_optimizer
+        name="sgd",
+        learning_rate=0.02,
+        reference_batch=16,
+        momentum=0.9,
+        weight_decay=1e-4,
+        decay_biases=True,
+        schedule="step",
+        boundaries=boundaries,
+        warmup_steps=1000,
+        warmup_factor=1e-3,
     )
 
 

@@ -16,9 +16,9 @@ Of a choice between branches all are counted.
 import math
 import re
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from frcnn_jax.chips.hlo import Module, Step, operands, trips, walk
+from frcnn_jax.chips.hlo import Module, Step, constant, operands, trips, walk
 from frcnn_jax.chips.traffic import traffic
 
 COLLECTIVES = (
@@ -252,17 +252,14 @@ def _sort(module, step):
 
 
 def _loop(module, i, part):
-    condition = re.search(r"condition=%?([\w.\-]+)", i.text)
     bounds = []
-    if condition:
-        for name in _reached(module, condition[1]):
-            for inner in module.computations[name].instructions.values():
-                if inner.opcode == "constant" and inner.results[0].dtype == "s32":
-                    value = re.match(r"\((-?\d+)\)", inner.text)
-                    bounds += [int(value[1])] if value else []
-    positive = [x for x in bounds if x > 1]
+    for name in _reached(module, i.condition) if i.condition else ():
+        around = module.computations[name].instructions
+        for inner in around.values():
+            if inner.opcode == "constant" and inner.results[0].dtype == "s32":
+                bounds.append(constant(around, inner) or 0)
     source = next(iter(module.functions(i)), "")
-    return Loop(part, source, min(positive) if positive else None)
+    return Loop(part, source, min((x for x in bounds if x > 1), default=None))
 
 
 def _reached(module, name):
@@ -272,6 +269,8 @@ def _reached(module, name):
             yield from _reached(module, called)
 
 
-def roofline(counts: Counts, peak: float, bandwidth: float) -> dict[str, Any]:
-    """Seconds for the products and for the bytes, at the peaks of a chip."""
-    return dict(products=counts.products / peak, bytes=counts.bytes / bandwidth)
+def roofline(counts: Counts, peak: float, bandwidth: float) -> dict[str, float]:
+    """Milliseconds for the products and for the bytes, at the peaks of a chip."""
+    return dict(
+        products=1e3 * counts.products / peak, bytes=1e3 * counts.bytes / bandwidth
+    )

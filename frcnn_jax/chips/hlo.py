@@ -74,6 +74,11 @@ class Instruction(NamedTuple):
         return found[1] if found else ""
 
     @property
+    def condition(self) -> str:
+        """The computation that says whether a loop goes on; empty for all else."""
+        return self.attribute("condition").lstrip("%")
+
+    @property
     def trips(self) -> int | None:
         """How often a loop runs, None where the compiler does not know."""
         found = re.search(r'known_trip_count":\{"n":"(\d+)"', self.text)
@@ -262,9 +267,8 @@ def walk(module: Module) -> Iterator[Step]:
                 for called in i.called:
                     yield from visit(called, times, inside)
             elif i.opcode == "while":
-                body = re.findall(r"(?:condition|body)=%?([\w.\-]+)", i.text)
                 n = trips(module, name, i)
-                for called in body:
+                for called in i.called:
                     yield from visit(called, times * (1 if n is None else n), inside)
 
     return visit(module.entry, 1, False)
@@ -276,10 +280,9 @@ def trips(module: Module, within: str, i: Instruction) -> int | None:
     Where the compiler does not say: a loop that compares a counter, from a constant on
     and by ones as all of JAX's do, with a constant.
     """
-    found = re.search(r"condition=%?([\w.\-]+)", i.text)
-    if i.trips is not None or not found or found[1] not in module.computations:
+    if i.trips is not None or i.condition not in module.computations:
         return i.trips
-    condition = module.computations[found[1]]
+    condition = module.computations[i.condition]
     around = module.computations[within].instructions
     root, inside = condition.root, condition.instructions
     if root.opcode != "compare" or root.attribute("direction") != "LT":
@@ -289,7 +292,7 @@ def trips(module: Module, within: str, i: Instruction) -> int | None:
     if counter.opcode != "get-tuple-element" or start.opcode != "tuple":
         return None
     first, last = (
-        _constant(instructions, one)
+        constant(instructions, one)
         for instructions, one in (
             (around, around[start.operands[int(counter.attribute("index"))]]),
             (inside, end),
@@ -298,7 +301,7 @@ def trips(module: Module, within: str, i: Instruction) -> int | None:
     return None if first is None or last is None else max(last - first, 0)
 
 
-def _constant(instructions, i):
+def constant(instructions, i):
     """The whole number that an instruction is, or a copy of; None for anything else."""
     while i.opcode in ("copy", "bitcast") and i.operands:
         i = instructions[i.operands[0]]

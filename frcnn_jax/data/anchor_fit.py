@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 SIDES = (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, math.inf)  # square root of areas
 Levels = Sequence[tuple[int, np.ndarray]]
-FACTORS = (1.0, *(2.0 ** (s * k / 8) for k in (1, 2, 3, 4) for s in (1, -1)))
+FACTORS = tuple(2.0 ** (s * k / 8) for k in (1, 2, 3, 4) for s in (1, -1))
 
 
 def best_iou(
@@ -77,16 +77,13 @@ def suggest(
     shapes = [cells[:, 2:] - cells[:, :2] for _, cells in anchors]
     sizes = [np.unique(np.sqrt(s.prod(1)).round(1)).tolist() for s in shapes]
     ratios = np.unique((shapes[0][:, 1] / shapes[0][:, 0]).round(2)).tolist()
+    own_ratios = _means(sides[:, 1] / sides[:, 0], len(ratios))
     if len(anchors) > 1:
-        own = [[[f * v for v in level] for level in sizes] for f in FACTORS[1:]]
+        own = [[[f * v for v in level] for level in sizes] for f in FACTORS]
     else:
         own = [[_means(np.sqrt(sides.prod(1)), len(sizes[0]))]]
         own = own if len(own[0][0]) == len(sizes[0]) else []
-    grid = [
-        (s, r)
-        for s in (sizes, *own)
-        for r in (ratios, _means(sides[:, 1] / sides[:, 0], len(ratios)))
-    ]
+    grid = [(s, r) for s in (sizes, *own) for r in (ratios, own_ratios)]
     middles = [(cells[0, :2] + cells[0, 2:]) / 2 for _, cells in anchors]
     made = [
         [
@@ -96,13 +93,9 @@ def suggest(
         for s, r in grid
     ]
     reached = [best_iou(boxes, image_sizes, levels) for levels in made]
-    counts = [np.sum(iou >= 0.7) for iou in reached]
-    values = np.array(
-        [
-            iou.mean() if count >= counts[0] else -1.0
-            for iou, count in zip(reached, counts, strict=True)
-        ]
-    )
+    counts = np.array([np.sum(iou >= 0.7) for iou in reached])
+    values = np.array([iou.mean() for iou in reached])
+    values[counts < counts[0]] = -1.0
     best = int(np.argmax(values >= values.max() - 0.01))
     clusters, iou = kmeans(sides, min(9, len(shapes) * len(shapes[0])))
     return dict(

@@ -37,21 +37,21 @@ def _tool(folder: Folder) -> str:
     for file in [f for f in folder.files if f.lower().endswith(ends)][:LOOK]:
         for name, patterns in TOOLS:
             if contains(folder.root / file, patterns, 1 << 20):
-                return f"{file} is of {name}, which is not read: export it as COCO JSON"
+                return _unread(file, name)
     return ""
 
 
+def _unread(file: str, tool: str) -> str:
+    return f"{file} is of {tool}, which is not read: export it as COCO JSON"
+
+
 def _table(folder: Folder) -> str:
-    for file in [f for f in folder.files if f.lower().endswith((".csv", ".tsv"))][
-        :LOOK
-    ]:
+    tables = [f for f in folder.files if f.lower().endswith((".csv", ".tsv"))]
+    for file in tables[:LOOK]:
         with (folder.root / file).open("rb") as handle:
             line = handle.readline(1 << 16).decode("utf-8-sig", "replace").strip()
         if "region_shape_attributes" in line:
-            return (
-                f"{file} is of VGG Image Annotator, which is not read: export it as "
-                "COCO JSON"
-            )
+            return _unread(file, "VGG Image Annotator")
         header = next(csv.reader([line], delimiter=max(",;\t", key=line.count)), [])
         numbers = sum(bool(re.fullmatch(r"-?\d+(\.\d*)?", cell)) for cell in header)
         if len(header) < 5 and numbers == 0:

@@ -218,9 +218,12 @@ def _roi_align(graph: Graph, eqn: Any, inputs: list[Tensor]):
 
 def _is_shorter(shape, ends) -> bool:
     """Whether an extent may end before the map does."""
-    sides = zip(ends, shape[1:3], strict=False)
-    lows = [(end.bounds()[0], side) for end, side in sides]
-    return any(low is None or low < side for low, side in lows)
+    return any(_ends_before(e, s) for e, s in zip(ends[:2], shape[1:3], strict=True))
+
+
+def _ends_before(end, side) -> bool:
+    low, _ = end.bounds()
+    return low is None or low < side
 
 
 def _spans(graph, boxes, image, stride, ends):
@@ -279,8 +282,7 @@ def _to_extent(graph, name, shape, ends):
     b = shape[0]
     for axis, end in ((2, ends[0]), (3, ends[1])):
         side = shape[axis - 1]
-        low, _ = end.bounds()
-        if low is not None and low >= side:
+        if not _ends_before(end, side):
             continue
         last = graph.add("Sub", graph.full(end), np.array(1))
         parts = [name]

@@ -83,8 +83,7 @@ def replay(
     c = configs.check(meta.config)
     key = jax.random.key(c["seed"])
 
-    @jax.jit
-    def look(params, batch):
+    def terms_and_norms(params, batch):
         def loss(params):
             def compute(model):
                 keys = image_keys(key, jnp.int32(step - 1), batch.index)
@@ -97,7 +96,8 @@ def replay(
         (total, terms), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return dict(terms, total=total, **norms("grad_norm", grads))
 
-    look, rows = Announced(look, "losses and gradients of an image"), []
+    look = Announced(jax.jit(terms_and_norms), "losses and gradients of an image")
+    rows = []
     for i, index in enumerate(batch.index):
         one = jax.tree.map(lambda x, i=i: x[i : i + 1], batch)
         values = jax.device_get(look(params, one))

@@ -359,9 +359,8 @@ def _in_minutes(
 
     found = device()
     fill(trial, dict(total_steps=1000, eval_every=1000, checkpoint_every=1000))
-    for name in ("optimizer.learning_rate", "optimizer.warmup_steps"):
-        if is_open(trial, name):
-            fill(trial, {name: 1e-6 if name.endswith("rate") else 1})
+    usual = {"optimizer.learning_rate": 1e-6, "optimizer.warmup_steps": 1}
+    fill(trial, {k: v for k, v in usual.items() if is_open(trial, k)})
     compiling, step = timing.time_steps(configs.check(trial), sources)
     slowest = devices.from_all((compiling, step))  # the same number everywhere
     compiling, step = (max(v) for v in zip(*slowest, strict=True))

@@ -119,11 +119,10 @@ def check_folder(path: Any) -> pathlib.Path:
     For work that may end before it has a result.
     """
     folder = pathlib.Path(path)
-    if folder.is_dir():
-        return prepare_folder(folder)
-    there = next(p for p in folder.absolute().parents if p.exists())
-    if not there.is_dir() or folder.exists():
-        code = errno.EEXIST if folder.exists() else errno.ENOTDIR
+    whole = folder.absolute()
+    there = next(p for p in (whole, *whole.parents) if p.exists())
+    if not there.is_dir():
+        code = errno.EEXIST if there == whole else errno.ENOTDIR
         raise OSError(code, os.strerror(code), str(folder))
     prepare_folder(there)
     return folder

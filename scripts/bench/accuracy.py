@@ -182,7 +182,7 @@ def trials(chosen: Set) -> Iterator[Trial]:
     seeds = [int(seed) for seed in SEEDS.value]
     tried = [trial(chosen, "torchvision", seeds[0], rate) for rate in RATES.value]
     yield from tried
-    rate = max(tried, key=lambda t: t.metrics["AP"]).rate
+    rate = better_rate(tried)
     minutes = {t.seed: t.seconds / 60 for t in tried if t.rate == rate}
     for seed in seeds[1:]:
         other = trial(chosen, "torchvision", seed, rate)
@@ -191,6 +191,12 @@ def trials(chosen: Set) -> Iterator[Trial]:
     for side in ("same", "finetune"):
         for seed in seeds if side in ONLY.value else ():
             yield trial(chosen, side, seed, rate, minutes[seed])
+
+
+def better_rate(theirs: list[Trial]) -> str:
+    """The rate of torchvision that has the highest AP with the first seed."""
+    first = [t for t in theirs if t.seed == theirs[0].seed]
+    return max(first, key=lambda t: t.metrics["AP"]).rate
 
 
 def rows_of(found: list[Trial]) -> list[dict[str, Any]]:
@@ -215,8 +221,7 @@ def rows_of(found: list[Trial]) -> list[dict[str, Any]]:
 def differences(found: list[Trial], draws: int) -> dict[str, tuple[float, ...]]:
     """AP of ours minus that of torchvision's better rate, with the interval."""
     theirs = [t for t in found if t.side == "torchvision"]
-    first = [t for t in theirs if t.seed == theirs[0].seed]
-    best = max(first, key=lambda t: t.metrics["AP"]).rate
+    best = better_rate(theirs)
     theirs = [t for t in theirs if t.rate == best]
     truth = theirs[0].annotations
     out = {}

@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 
 import cv2
 import numpy as np
 import pytest
 
 from frcnn_jax.data import proposal_files
+from tests import disks
 from tests.data import layouts
 from tests.scripts import many
 from tests.scripts.test_scripts import ROOT
@@ -42,13 +42,8 @@ def calls(place, image, data):
 @pytest.fixture
 def read_only(tmp_path):
     """A file system that nothing can be written to, root neither."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a file system, here it may not")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with disks.mounted(tmp_path / "disk", "ro") as folder:
+        yield folder
 
 
 def check(given, ends, *words):

@@ -12,6 +12,7 @@ import pytest
 from examples.finetune_coco import make_folder
 from experiments import common
 from frcnn_jax.training import lock, loop, surroundings, troubles
+from tests import disks
 from tests.training import small
 
 
@@ -64,14 +65,9 @@ def test_a_full_disk_behind_other_errors_is_found(tmp_path):
 @pytest.fixture
 def disk(tmp_path):
     """A file system of 200 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a small file system, here it may not")
-    yield folder
-    closed(folder)
-    subprocess.run(["umount", str(folder)], check=True)
+    with disks.mounted(tmp_path / "disk", "size=200k") as folder:
+        yield folder
+        closed(folder)
 
 
 def closed(folder: pathlib.Path, seconds: float = 20.0) -> None:

@@ -221,7 +221,7 @@ def _header(file: pathlib.Path) -> tuple[dict[str, str], dict[str, Any]] | None:
 
 
 def _delimiter(text: str) -> str:
-    """Whichever of comma, semicolon and tab a table's first line has most of."""
+    """Whichever of comma, semicolon, tab and bar a table's first line has most of."""
     header = text.partition("\n")[0]
     return max(",;\t|", key=header.count)
 
