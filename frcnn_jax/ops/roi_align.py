@@ -354,7 +354,8 @@ def _rows_of_cells(flat, *cells):
     out = jnp.zeros((), weight.dtype)
     for k in range(index.shape[1]):
         out += flat[index[:, k]].astype(weight.dtype) * weight[:, k, None]
-    return jnp.broadcast_to(out, (len(index), flat.shape[1])).astype(flat.dtype)
+    shape = index.shape[0], flat.shape[1]  # the first may be symbolic in an export
+    return jnp.broadcast_to(out, shape).astype(flat.dtype)
 
 
 def _gather_in_loops(flat, *cells):
