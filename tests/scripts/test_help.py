@@ -37,8 +37,10 @@ def test_every_option_is_explained(name):
     assert found
     for kind, arguments in found:
         place = 3 if kind == "DEFINE_enum" else 2
-        text = ast.literal_eval(arguments[place])
-        assert text.endswith("."), (arguments[0].value, text)
+        text = arguments[place]
+        if isinstance(text, ast.JoinedStr):  # an f-string: what follows its last value
+            text = text.values[-1]
+        assert ast.literal_eval(text).endswith("."), (arguments[0].value, text)
 
 
 def test_help_of_every_script():
