@@ -98,11 +98,21 @@ def resize(
     if reduced == images.SMOOTH:
         pixels = _smooth(image, size, canvas)
         return jnp.where(inside[..., None], pixels, 0).astype(jnp.uint8)
-    times = jnp.min(jnp.stack(image.shape[:2]) // size) if reduced else jnp.int32(1)
-    n = sum((times >= k).astype(jnp.int32) for k in (2, 4, 8))
+    n = reduction(jnp.stack(image.shape[:2]), size) if reduced else jnp.int32(1)
     branches = [partial(_sample_means, n=k, canvas=canvas) for k in (1, 2, 4, 8)]
-    pixels = jax.lax.switch(n, branches, image, size)
+    chosen = sum((n >= k).astype(jnp.int32) for k in (2, 4, 8))
+    pixels = jax.lax.switch(chosen, branches, image, size)
     return jnp.where(inside[..., None], jnp.round(pixels), 0).astype(jnp.uint8)
+
+
+def reduction(size: Int[Array, "2"], wanted: Int[Array, "2"]) -> Int[Array, ""]:
+    """`data.images.reduction` of sizes that are known only when it runs.
+
+    >>> int(reduction(jnp.array((3000, 4000)), jnp.array((300, 400))))
+    8
+    """
+    powers = jnp.array([1, 2, 4, 8])
+    return jnp.max(jnp.where(powers <= jnp.min(size // wanted), powers, 1))
 
 
 def _smooth(image, size, canvas) -> Float[Array, "H W 3"]:
@@ -146,17 +156,27 @@ def _neighbours(length, size, count, n):
 
     The last pixel is repeated to fill the last cell.
     """
+    *cells, way = neighbours(length, size, count, n)
+    pixels = [
+        jnp.minimum(cell[:, None] * n + jnp.arange(n)[None], length - 1)
+        for cell in cells
+    ]
+    return pixels, way
+
+
+def neighbours(
+    length: int | Int[Array, ""], size: Int[Array, ""], count: int, n: int | Array
+) -> tuple[Int[Array, "i"], Int[Array, "i"], Float[Array, "i"]]:
+    """Cells of n pixels before and after each of `count` samples, and its way between.
+
+    Sample i of `size` in `length` pixels is at `(i + 1/2) length / (n size) - 1/2`.
+    """
     last = jnp.asarray(length) - 1
     cells = last // n
     at = (jnp.arange(count) + 0.5) * ((last + 1) / (n * size)) - 0.5
     at = jnp.clip(at, 0, cells.astype(jnp.float32))
     before = jnp.floor(at).astype(jnp.int32)
-    after = jnp.minimum(before + 1, cells)
-    pixels = [
-        jnp.minimum(cell[:, None] * n + jnp.arange(n)[None], last)
-        for cell in (before, after)
-    ]
-    return pixels, at - before
+    return before, jnp.minimum(before + 1, cells), at - before
 
 
 def fit(
@@ -199,10 +219,17 @@ def detect_image(
     found = detect_batch(
         variables, pixels[None], size[None], model=model, config=config
     )
+    boxes = boxes_of_image(found["boxes"][0], size, original)
+    return {name: x[0] for name, x in found.items()} | {"boxes": boxes}
+
+
+def boxes_of_image(
+    boxes: Float[Array, "n 4"], size: Int[Array, "2"], original: Int[Array, "2"]
+) -> Float[Array, "n 4"]:
+    """Boxes in an image of `original` (h, w), of those at its `size` on the canvas."""
     back = jnp.tile((original / size)[::-1], 2)[None]
     limit = jnp.tile(original[::-1], 2)[None]
-    boxes = jnp.clip(found["boxes"][0] * back, 0, limit)
-    return {name: x[0] for name, x in found.items()} | {"boxes": boxes}
+    return jnp.clip(boxes * back, 0, limit)
 
 
 def detect_batch(

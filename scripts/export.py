@@ -13,9 +13,10 @@ RGB image of any size, or of `--size` alone; `--input=batch` takes images resize
 padded by the caller, any number of them or `--batch_size`.
 
 `--format=onnx` leaves `model.onnx` and `model.json`, or a file of the name that
-`--output` gives. It takes a batch of `--batch_size` (1) prepared images, or one image
-of `--size`. `--quantize` makes it int8, with the ranges that `--calibrate` images of
-the run's training split give; `scripts/evaluate_onnx.py` says what that costs.
+`--output` gives. It takes a batch of `--batch_size` (1) prepared images; with
+`--input=image` one image of any size, or of `--size` alone. `--quantize` makes it int8,
+with the ranges that `--calibrate` images of the run's training split give;
+`scripts/evaluate_onnx.py` says what that costs.
 
 docs/export.md helps to choose and shows the ten lines that load each. The file is run
 once and compared with the checkpoint; the last line on stdout is one JSON object.
@@ -94,13 +95,8 @@ def check_flags():
     if FORMAT.value == "onnx":
         if flags.FLAGS["platforms"].present:
             raise app.UsageError("--platforms is for --format=stablehlo")
-        if takes_image() and not SIZE.value:
-            raise app.UsageError(
-                "--format=onnx --input=image takes images of one size: add "
-                "--size=480x640, or use --input=batch"
-            )
-        if QUANTIZE.value and takes_image():
-            raise app.UsageError("--quantize is for --input=batch")
+        if QUANTIZE.value and SIZE.value:
+            raise app.UsageError("--quantize is not for --size: leave --size out")
     elif QUANTIZE.value:
         raise app.UsageError("--quantize is for --format=onnx")
 
@@ -188,6 +184,8 @@ def write_onnx(model, variables, config) -> Written:
     if QUANTIZE.value:
         feeds = runtime.training_feeds(config, BATCH.value or 1, CALIBRATE.value)
         graph = quantize.quantize(graph, feeds)
+    if takes_image() and not size:
+        graph = to_onnx.with_resizing(graph, config)
     file = file_to_write()
     file.write_bytes(graph.SerializeToString())
     about = about_input("image", "image_size") | dict(

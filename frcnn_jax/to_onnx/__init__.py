@@ -22,8 +22,9 @@ import onnx  # noqa: E402
 from frcnn_jax import export  # noqa: E402
 from frcnn_jax.to_onnx.detection import with_operators  # noqa: E402
 from frcnn_jax.to_onnx.lower import lower  # noqa: E402
+from frcnn_jax.to_onnx.resizing import with_resizing  # noqa: E402
 
-__all__ = ["batch_model", "image_model", "lower", "shape_of"]
+__all__ = ["batch_model", "image_model", "lower", "shape_of", "with_resizing"]
 
 OUTPUTS = ("boxes", "scores", "classes", "count")
 
@@ -56,14 +57,21 @@ def batch_model(
 
 
 def image_model(
-    model: Any, variables: Any, config: Mapping[str, Any], *, size: tuple[int, int]
+    model: Any,
+    variables: Any,
+    config: Mapping[str, Any],
+    *,
+    size: tuple[int, int] | None = None,
 ) -> onnx.ModelProto:
-    """`image` uint8 RGB `[h, w, 3]` of one `size` in; resizing and padding are inside.
+    """`image` uint8 RGB `[h, w, 3]` in, of any h and w, or of one `size` alone.
 
-    Out come `boxes` `[n, 4]` in pixels of that image, `scores`, `classes` `[n]` and
-    `count` `[]`. The size is known, so masks of the padding are constants. Rows beyond
-    `count` are zero. Raises ValueError for what has no form in ONNX.
+    Resizing and padding are inside. Out come `boxes` `[n, 4]` in pixels of that image,
+    `scores`, `classes` `[n]` and `count` `[]`. Rows beyond `count` are zero. Where the
+    size is known masks of the padding are constants. Raises ValueError for what has no
+    form in ONNX.
     """
+    if size is None:
+        return checked(with_resizing(batch_model(model, variables, config), config))
     export.check(config)
     operators = with_operators(model)
 
@@ -81,9 +89,11 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def shape_of(value: onnx.ValueInfoProto) -> list[int]:
-    """The shape of an input or output."""
-    return [side.dim_value for side in value.type.tensor_type.shape.dim]
+def shape_of(value: onnx.ValueInfoProto) -> list[int | str]:
+    """The shape of an input or output; a name for a side that may have any length."""
+    return [
+        side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim
+    ]
 
 
 def _outputs(found):

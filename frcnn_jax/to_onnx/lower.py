@@ -42,7 +42,6 @@ def lower(
     Inputs and outputs keep their types and static shapes. Raises ValueError for a
     primitive without a rule, and names it.
     """
-    closed = jax.make_jaxpr(function)(*inputs.values())
     graph = Graph()
     given = []
     for name, x in inputs.items():
@@ -50,7 +49,7 @@ def lower(
         if np.dtype(x.dtype) == np.int32:
             t = dataclasses.replace(t, name=graph.add("Cast", name, to=7))
         given.append(t)
-    found = run(graph, closed.jaxpr, closed.consts, given)
+    found = write(graph, function, given)
     for name, t in zip(outputs, found, strict=True):
         to = _declared(t.dtype)
         graph.nodes.append(
@@ -83,6 +82,18 @@ def _model(graph, inputs, outputs, found):
         ir_version=IR_VERSION,
         producer_name="frcnn_jax",
     )
+
+
+def write(
+    graph: Graph, function: Callable[..., Any], inputs: Sequence[Tensor]
+) -> list[Tensor]:
+    """The program that `function` traces of tensors of the graph, added to it.
+
+    Outputs come as leaves, in the order of `jax.tree.leaves`.
+    """
+    avals = (jax.ShapeDtypeStruct(t.shape, t.dtype) for t in inputs)
+    closed = jax.make_jaxpr(function)(*avals)
+    return run(graph, closed.jaxpr, closed.consts, inputs)
 
 
 def run(graph: Graph, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Tensor]):

@@ -330,15 +330,35 @@ def _within(graph, index, sizes, mode):
 
 def _dynamic_slice(graph, eqn, inputs):
     t, *starts = inputs
-    if not all(s.constant for s in starts):
-        raise NotImplementedError("a slice that starts where the program says")
     sizes = eqn.params["slice_sizes"]
+    if not all(s.constant for s in starts):
+        return _moving_slice(graph, t, starts, sizes)
     at = [
         min(max(int(s.value), 0), side - size)
         for s, side, size in zip(starts, t.shape, sizes, strict=True)
     ]
     ends = [a + size for a, size in zip(at, sizes, strict=True)]
     return _sliced(graph, t, at, ends, [1] * len(at), out(eqn).shape)
+
+
+def _tile(graph, eqn, inputs):
+    (t,) = inputs
+    shape = out(eqn).shape
+    name = graph.add("Tile", graph.full(t), np.array(eqn.params["reps"]))
+    low, high = t.bounds()
+    return Tensor(shape, t.dtype, shape, name, low=low, high=high)
+
+
+def _moving_slice(graph, t, starts, sizes):
+    """A slice whose start is known when the file runs; the last start that fits."""
+    names = [graph.reshape(graph.full(s), (1,)) for s in starts]
+    at = graph.add("Concat", *names, axis=0) if len(names) > 1 else names[0]
+    last = np.array([side - size for side, size in zip(t.shape, sizes, strict=True)])
+    at = graph.add("Min", graph.add("Max", at, np.zeros(len(last), int)), last)
+    ends = graph.add("Add", at, np.array(sizes))
+    name = graph.add("Slice", graph.full(t), at, ends, np.arange(len(sizes)))
+    low, high = t.bounds()
+    return Tensor(sizes, t.dtype, sizes, graph.reshape(name, sizes), low=low, high=high)
 
 
 RULES: dict[str, Rule] = {
@@ -368,6 +388,7 @@ RULES: dict[str, Rule] = {
     "sort": _sort,
     "gather": _gather,
     "dynamic_slice": _dynamic_slice,
+    "tile": _tile,
 }
 # Of constants these keep the axes of length 1 along which they repeat.
 LAZY = {"broadcast_in_dim", "reshape", "squeeze", "iota", *PASS}

@@ -55,23 +55,29 @@ def detections(boxes, labels, scores, count) -> dict[str, np.ndarray]:
     return dict(boxes=boxes[:count], labels=labels[:count], scores=scores[:count])
 
 
-def compare_seed(seed: int, size: tuple[int, int], folder: pathlib.Path) -> Any:
-    """What differs under the weights of one seed, for each image."""
-    name = parity.MODEL.value
-    model, config = parity.build(name)
-    canvas = tuple(map(int, CANVAS.value.split("x")))
-    config["data"]["canvas"] = canvas
+@functools.cache
+def setup():
+    """The model, its configuration, and its compiled prediction."""
+    model, config = parity.build(parity.MODEL.value)
+    config["data"]["canvas"] = tuple(map(int, CANVAS.value.split("x")))
     for x, default in (
         ("mean", (123.675, 116.28, 103.53)),
         ("std", (58.395, 57.12, 57.375)),
     ):
         config["model"].setdefault(f"pixel_{x}", default)
+    predict = functools.partial(export.detect_batch, model=model, config=config)
+    return model, config, jax.jit(predict)
+
+
+def compare_seed(seed: int, size: tuple[int, int], folder: pathlib.Path) -> Any:
+    """What differs under the weights of one seed, for each image."""
+    name, (model, config, predict) = parity.MODEL.value, setup()
+    canvas = config["data"]["canvas"]
     weights = folder / "weights.npz"
     parity.calibrated(name, seed, size, weights)
     variables = parity.load(name, weights)
     pixels, sizes = images_of(seed, size, canvas, config)
-    predict = functools.partial(export.detect_batch, model=model, config=config)
-    ours = jax.device_get(jax.jit(predict)(variables, pixels, sizes))
+    ours = jax.device_get(predict(variables, pixels, sizes))
     file = to_onnx.batch_model(model, variables, config, batch_size=BATCH.value)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS.value

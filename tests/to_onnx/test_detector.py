@@ -8,6 +8,8 @@ import pytest
 
 from experiments import common
 from frcnn_jax import export, models, to_onnx
+from frcnn_jax.data.images import prepare, reduced_of
+from frcnn_jax.to_onnx import quantize
 from frcnn_jax.training.state import init_variables
 from tests.training import small
 
@@ -111,6 +113,41 @@ def test_an_image_of_one_size_is_resized_inside():
         lambda image: export.detect_image(variables, image, model=model, config=config)
     )(image)
     assert_same(run(file, image=image), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantized", [False, True])
+def test_an_image_of_any_size_is_the_batch_of_its_canvas(quantized):
+    model, variables, config = detector()
+    batch = to_onnx.batch_model(model, variables, config)
+    image, sizes = images(3)
+    if quantized:
+        feeds = [
+            dict(image=x[None], image_size=s[None])
+            for x, s in zip(image, sizes, strict=True)
+        ]
+        batch = quantize.quantize(batch, feeds)
+    file = to_onnx.with_resizing(batch, config)
+    onnx.checker.check_model(file, full_check=not quantized)
+    assert [to_onnx.shape_of(x) for x in file.graph.input] == [["h", "w", 3]]
+    shapes = {x.name: shape_of(x) for x in file.graph.output}
+    assert shapes == dict(boxes=(10, 4), scores=(10,), classes=(10,), count=())
+    rng = np.random.default_rng(0)
+    data = config["data"]
+    sides = data["short_side"], data["max_side"], data["canvas"]
+    for h, w in ((48, 64), (100, 77), (400, 310)):
+        image = rng.integers(0, 256, (6, 8, 3), np.uint8)
+        image = np.kron(image, np.ones((67, 52, 1), np.uint8))[:h, :w]
+        pixels, size = prepare(image, *sides, reduced=reduced_of(**data))
+        expected = run(batch, image=pixels[None], image_size=np.int32([size]))
+        found = run(file, image=image)
+        scale = np.tile(np.divide((h, w), size)[::-1], 2)
+        np.testing.assert_array_equal(found["count"], expected["count"][0])
+        # A level or two of a pixel apart.
+        np.testing.assert_allclose(found["scores"], expected["scores"][0], atol=2e-3)
+        boxes = expected["boxes"][0] * scale
+        np.testing.assert_allclose(found["boxes"], boxes, atol=0.5)
+        assert found["boxes"][: found["count"]].max() > 0.5 * max(h, w)
 
 
 @pytest.mark.slow
