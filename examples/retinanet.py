@@ -26,6 +26,8 @@ from frcnn_jax.data.sources.coco import to_coco
 from frcnn_jax.evaluation import coco, files
 from frcnn_jax.models.fpn import FPN
 from frcnn_jax.models.tiny import Backbone
+from frcnn_jax.training.compiling import Announced
+from frcnn_jax.training.metrics import log_to_stderr
 from frcnn_jax.types import Detections
 
 SIDE, CLASSES = 64, 4
@@ -104,6 +106,7 @@ def detect(logits, deltas):
 def evaluate(params, data) -> dict:
     """COCO metrics on the evaluation images."""
     predict = jax.jit(lambda p, x: jax.vmap(detect)(*network(p, pixels(x))))
+    predict = Announced(predict, "the evaluation")
     ids, results = image_ids(data.eval), []
     for batch in data.eval_batches():
         found = jax.device_get(predict(params, batch.image))
@@ -132,8 +135,9 @@ def main(steps: int = 600) -> dict:
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
+    train = Announced(update, "the training step")
     for step, b in zip(range(steps), data.train_batches(), strict=False):
-        params, opt_state, loss = update(
+        params, opt_state, loss = train(
             *(params, opt_state, pixels(b.image)),
             *(b.gt_boxes, b.gt_classes, b.gt_valid),
         )
@@ -145,4 +149,5 @@ def main(steps: int = 600) -> dict:
 
 
 if __name__ == "__main__":
+    log_to_stderr()
     main(*map(int, sys.argv[1:]))

@@ -15,6 +15,8 @@ import optax
 
 import frcnn_jax as frcnn
 from examples.toy import ANCHORS, K, pixels, recall, shapes
+from frcnn_jax.training.compiling import Announced
+from frcnn_jax.training.metrics import log_to_stderr
 
 
 class RPN(eqx.Module):
@@ -66,12 +68,13 @@ def update(model, opt_state, *args):
 def main(steps: int = 300) -> tuple[list[float], float]:
     """The losses, and the recall of ten proposals at the end."""
     data = shapes()
+    run = Announced(update, "the training step")
     model = RPN(jax.random.key(0))
     opt_state = OPTIMIZER.init(eqx.filter(model, eqx.is_array))
     losses = []
     for step, batch in zip(range(steps), data.train_batches(), strict=False):
         key = jax.random.fold_in(jax.random.key(1), step)
-        model, opt_state, loss = update(
+        model, opt_state, loss = run(
             model, opt_state, key, pixels(batch.image), batch.gt_boxes, batch.gt_valid
         )
         losses.append(float(loss))
@@ -83,4 +86,5 @@ def main(steps: int = 300) -> tuple[list[float], float]:
 
 
 if __name__ == "__main__":
+    log_to_stderr()
     main(*map(int, sys.argv[1:]))

@@ -11,6 +11,8 @@ from flax import nnx
 
 import frcnn_jax as frcnn
 from examples.toy import ANCHORS, K, pixels, recall, shapes
+from frcnn_jax.training.compiling import Announced
+from frcnn_jax.training.metrics import log_to_stderr
 
 
 class RPN(nnx.Module):
@@ -53,12 +55,13 @@ def update(model, optimizer, key, images, gt_boxes, gt_valid):
 def main(steps: int = 300) -> tuple[list[float], float]:
     """The losses, and the recall of ten proposals at the end."""
     data = shapes()
+    run = Announced(update, "the training step")
     model = RPN(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.adam(2e-3), wrt=nnx.Param)
     losses = []
     for step, batch in zip(range(steps), data.train_batches(), strict=False):
         key = jax.random.fold_in(jax.random.key(1), step)
-        loss = update(
+        loss = run(
             model, optimizer, key, pixels(batch.image), batch.gt_boxes, batch.gt_valid
         )
         losses.append(float(loss))
@@ -70,4 +73,5 @@ def main(steps: int = 300) -> tuple[list[float], float]:
 
 
 if __name__ == "__main__":
+    log_to_stderr()
     main(*map(int, sys.argv[1:]))

@@ -8,6 +8,7 @@ import numpy as np
 
 import frcnn_jax as frcnn
 from frcnn_jax.data import pipeline
+from frcnn_jax.training.compiling import Announced
 
 SIDE, STRIDE, K = 64, 8, 3  # pixels, pixels a cell, anchors a cell
 ANCHORS = frcnn.anchors.grid(
@@ -41,7 +42,6 @@ def recall(data: pipeline.Data, rpn: Callable, *, iou: float = 0.5) -> float:
     The outputs are objectness logits `[b, a]` and box deltas `[b, a, 4]`.
     """
 
-    @jax.jit
     def best(image, gt_boxes):
         logits, deltas = rpn(image)
         props = jax.vmap(
@@ -51,8 +51,9 @@ def recall(data: pipeline.Data, rpn: Callable, *, iou: float = 0.5) -> float:
         )(logits, deltas)
         return jax.vmap(frcnn.boxes.iou)(props.boxes, gt_boxes).max(axis=1)
 
+    find = Announced(jax.jit(best), "the evaluation")
     found = [
-        np.asarray(best(pixels(b.image), b.gt_boxes))[b.gt_valid & b.valid[:, None]]
+        np.asarray(find(pixels(b.image), b.gt_boxes))[b.gt_valid & b.valid[:, None]]
         for b in data.eval_batches()
     ]
     return float(np.mean(np.concatenate(found) >= iou))

@@ -9,15 +9,18 @@ slider and the classes choose among what was found.
 """
 
 import json
+import logging
 from typing import Any
 
 from absl import app, flags
 
 from frcnn_jax.detector import Detector, load
+from frcnn_jax.evaluation import draw
 from frcnn_jax.records import Record, records
 from frcnn_jax.training import cli, devices
 from frcnn_jax.training.metrics import log_to_stderr
 
+log = logging.getLogger("frcnn_jax.demo")
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
@@ -60,6 +63,15 @@ def find(detector: Detector, image: Any) -> Record | None:
     return records(detector([image]), [image], detector)[0]
 
 
+def answer(detector: Detector, image: Any, failed: type[Exception]) -> Record | None:
+    """`find`; what it cannot do is raised as `failed` with one line, and logged."""
+    try:
+        return find(detector, image)
+    except draw.FAILURES as error:
+        log.error("%s", error)
+        raise failed(str(error)) from error
+
+
 def view(image: Any, found: Record | None, score: float, classes: list[str]) -> Any:
     """The picture with its boxes, and the rows of the table."""
     if image is None or found is None:
@@ -97,7 +109,8 @@ def build(detector: Detector, *, score: float) -> Any:
         shown_now = dict(
             fn=view, inputs=[image, found, slider, classes], outputs=[drawn, rows]
         )
-        image.change(lambda x: find(detector, x), image, found).then(**shown_now)
+        ask = lambda x: answer(detector, x, gradio.Error)  # noqa: E731
+        image.change(ask, image, found).then(**shown_now)
         slider.change(**shown_now)
         classes.change(**shown_now)
     return page

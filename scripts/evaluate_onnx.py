@@ -8,11 +8,14 @@ The file is that of `scripts/export.py --format=onnx`, quantised or not, for a b
 prepared images. Compare with `scripts/evaluate.py --checkpoint=runs/demo`: the same
 images, the same metrics. `--against=OTHER.onnx` adds the difference of the two; the
 other runs in onnxruntime always, so `--runtime=openvino --against` with the same file
-compares the two runtimes. The last line on stdout is one JSON object.
+compares the two runtimes. `--config.data.root=DIR` says where the data is now,
+`--config.data.on_bad_image=skip` goes on without images that cannot be read: their
+objects are missed. The last line on stdout is one JSON object.
 """
 
 import importlib.util
 import json
+import logging
 import time
 
 import numpy as np
@@ -23,8 +26,10 @@ from frcnn_jax.data.source import image_ids
 from frcnn_jax.data.sources import coco as coco_files
 from frcnn_jax.evaluation import coco, files
 from frcnn_jax.training import checkpoint, cli, evaluate
+from frcnn_jax.training import config as configs
 from frcnn_jax.training.metrics import Countdown, log_to_stderr
 
+log = logging.getLogger("frcnn_jax.evaluate_onnx")
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "The run's folder or a checkpoint of it.", required=True
 )
@@ -34,6 +39,7 @@ SPLIT = flags.DEFINE_string("split", "", "The split; default data.eval_split.")
 RUNTIME = flags.DEFINE_enum(
     "runtime", "onnxruntime", ["onnxruntime", "openvino"], "What runs --onnx."
 )
+SET = cli.define_changes()
 THREADS = flags.DEFINE_integer("threads", 0, "Of the runtime; 0: all cores.", 0)
 
 
@@ -63,6 +69,8 @@ def evaluated(file, config, kind="onnxruntime"):
                 category_ids=data.eval.category_ids,
             )
         tell(int(batch.valid.sum()))
+    for line in data.skipped():
+        log.warning("data: %s", line)
     metrics = coco.evaluate(coco_files.to_coco(data.eval), found)
     return metrics, round(1000 * float(np.median(times[1:] or times)), 1)
 
@@ -73,6 +81,8 @@ def main(_):
     if RUNTIME.value == "openvino" and not importlib.util.find_spec("openvino"):
         raise app.UsageError("--runtime=openvino needs a package: pip install openvino")
     meta = checkpoint.read_meta(checkpoint.find(CHECKPOINT.value))
+    configs.change(meta.config, SET.value)
+    configs.check_code(meta.config, SET.value)
     config = meta.config.to_dict()
     if SPLIT.value:
         config["data"]["eval_split"] = SPLIT.value

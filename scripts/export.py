@@ -16,7 +16,8 @@ padded by the caller, any number of them or `--batch_size`.
 `--output` gives. It takes a batch of `--batch_size` (1) prepared images; with
 `--input=image` one image of any size, or of `--size` alone. `--quantize` makes it int8,
 with the ranges that `--calibrate` images of the run's training split give;
-`scripts/evaluate_onnx.py` says what that costs.
+`scripts/evaluate_onnx.py` says what that costs. Images that cannot be read are named
+and left out, with exit code 1. `--config.data.root=DIR` says where the data is now.
 
 docs/export.md helps to choose and shows the ten lines that load each. The file is run
 once and compared with the checkpoint; the last line on stdout is one JSON object.
@@ -37,6 +38,7 @@ from absl import app, flags
 from frcnn_jax import detector, export, extras
 from frcnn_jax.data import images
 from frcnn_jax.training import cli, devices, trained, troubles
+from frcnn_jax.training import config as configs
 from frcnn_jax.training.compiling import Announced
 from frcnn_jax.training.metrics import log_to_stderr
 
@@ -76,6 +78,7 @@ QUANTIZE = flags.DEFINE_bool("quantize", False, "With --format=onnx: int8.")
 CALIBRATE = flags.DEFINE_integer(
     "calibrate", 100, "With --quantize: training images that give the ranges.", 1
 )
+SET = cli.define_changes()
 
 
 def takes_image():
@@ -108,6 +111,7 @@ class Written(NamedTuple):
     about: dict[str, Any]
     call: Callable[..., dict[str, Any]] | None  # None: not on this machine
     size: tuple[int, int] | None = None  # (h, w) of the only image that it takes
+    skipped: tuple[str, ...] = ()  # images that could not calibrate it, and why
 
 
 ROWS = (
@@ -181,8 +185,9 @@ def write_onnx(model, variables, config) -> Written:
     else:
         b = BATCH.value or 1
         graph = to_onnx.batch_model(model, variables, config, batch_size=b)
+    feeds = None
     if QUANTIZE.value:
-        feeds = runtime.training_feeds(config, BATCH.value or 1, CALIBRATE.value)
+        feeds = runtime.Calibration(config, BATCH.value or 1, CALIBRATE.value)
         graph = quantize.quantize(graph, feeds)
     if takes_image() and not size:
         graph = to_onnx.with_resizing(graph, config)
@@ -196,7 +201,8 @@ def write_onnx(model, variables, config) -> Written:
         operators=sorted({node.op_type for node in graph.graph.node}),
         quantized=QUANTIZE.value,
     )
-    return Written(file, about, runtime.Session(file), size)
+    skipped = tuple(feeds.skipped()) if feeds is not None else ()
+    return Written(file, about, runtime.Session(file), size, skipped)
 
 
 def main(_):
@@ -205,6 +211,8 @@ def main(_):
     devices.keep_compiled()
     troubles.prepare_file(file_to_write())
     model, variables, meta, _ = trained.load(CHECKPOINT.value)
+    configs.change(meta.config, SET.value)
+    configs.check_code(meta.config, SET.value)
     if SCORE.value is not None:
         meta.config.postprocess.score = SCORE.value
     config, data = meta.config.to_dict(), meta.config.data
@@ -224,6 +232,8 @@ def main(_):
     file.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
     seconds = time.perf_counter() - start
     result = dict(bytes=file.stat().st_size, seconds=round(seconds, 2))
+    if QUANTIZE.value:
+        result["skipped"] = len(written.skipped)
     print(f"{file}: {result['bytes'] / 1e6:.1f} MB")
     if written.call is not None:
         whole = detector.Detector(model, variables, meta)
@@ -237,6 +247,10 @@ def main(_):
             "pixels"
         )
     print(json.dumps(result))
+    if written.skipped:
+        raise troubles.Partly(
+            f"{len(written.skipped)} images did not calibrate: {written.skipped[0]}"
+        )
 
 
 def compare(call, whole, size, canvas):

@@ -29,7 +29,7 @@ def quantize(
 ) -> onnx.ModelProto:
     """The model with quantised layers; `feeds` are read once.
 
-    A feed is the inputs of one call by name, as `runtime.training_feeds` gives them.
+    A feed is the inputs of one call by name, as `runtime.Calibration` gives them.
     Raises ValueError where there is no feed, ImportError without onnxruntime.
     """
     extras.need("onnx", "onnxruntime")

@@ -72,24 +72,34 @@ def prepared(batch: Batch, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndar
     return image, np.asarray(batch.image_size, np.int32)
 
 
-def training_feeds(
-    config: Mapping[str, Any], batch_size: int, count: int
-) -> Iterator[dict[str, np.ndarray]]:
+class Calibration:
     """Inputs of the first `count` images of the run's training split, or of fewer.
 
-    `image` uint8 `[b, H, W, 3]` and `image_size` int32 `[b, 2]`, read as for an
-    evaluation: nothing is flipped or changed. A batch that is not full is left out.
+    Each is `image` uint8 `[b, H, W, 3]` and `image_size` int32 `[b, 2]`, read as for an
+    evaluation: nothing is flipped or changed. A batch that is not full is left out, and
+    so is one with an image that cannot be read, whatever `data.on_bad_image` says.
     """
-    data = dict(config["data"], eval_split=config["data"]["train_split"])
-    data |= dict(augment={}) if "augment" in data else {}
-    built = evaluate.build_eval_data(
-        dict(config, data=data, eval_batch_size=batch_size)
-    )
-    left = count
-    for batch in built.eval_batches():
-        if left <= 0:
-            break
-        if batch.valid.all():
-            image, size = prepared(batch, export.canvas_of(config))
-            yield dict(image=image, image_size=size)
-            left -= batch_size
+
+    def __init__(self, config: Mapping[str, Any], batch_size: int, count: int):
+        data = dict(config["data"], eval_split=config["data"]["train_split"])
+        data |= dict(augment={}) if "augment" in data else {}
+        data["on_bad_image"] = "skip"
+        self.data = evaluate.build_eval_data(
+            dict(config, data=data, eval_batch_size=batch_size)
+        )
+        self.batch_size, self.count = batch_size, count
+        self.canvas = export.canvas_of(config)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        left = self.count
+        for batch in self.data.eval_batches():
+            if left <= 0:
+                break
+            if batch.valid.all():
+                image, size = prepared(batch, self.canvas)
+                yield dict(image=image, image_size=size)
+                left -= self.batch_size
+
+    def skipped(self) -> list[str]:
+        """What could not be read so far, and why."""
+        return sorted(self.data.eval_stream.skipped)

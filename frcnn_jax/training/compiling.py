@@ -1,8 +1,9 @@
 """Says when a program is being compiled, how long that took, and if it was kept."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,6 +23,30 @@ HITS, MISSES = (
     "/jax/compilation_cache/cache_hits",
     "/jax/compilation_cache/cache_misses",
 )
+
+
+@contextlib.contextmanager
+def announced(what: str, again: str = "") -> Iterator[None]:
+    """Says before its block that `what` is compiled, and after it how long that took.
+
+    The block has to wait for the result of the first call, or to compile without one.
+    """
+    kept = (
+        "; kept for the next start"
+        if jax.config.values["jax_compilation_cache_dir"]
+        else ""
+    )
+    log.info("compiling %s (first time%s%s)", what, again, kept)
+    before, start = dict(_events), time.perf_counter()
+    yield
+    hits, misses = (_events.get(e, 0) - before.get(e, 0) for e in (HITS, MISSES))
+    seconds = duration(time.perf_counter() - start)
+    found = hits and not misses
+    log.info(
+        "%s after %s",
+        f"{what} was kept from an earlier start: ready" if found else "compiled",
+        seconds,
+    )
 
 
 class Announced:
@@ -45,23 +70,7 @@ class Announced:
         if not self.fresh:
             return self.run(*args)
         again = ", for another image size" if self.known else ""
-        kept = (
-            "; kept for the next start"
-            if jax.config.values["jax_compilation_cache_dir"]
-            else ""
-        )
-        log.info("compiling %s (first time%s%s)", self.what, again, kept)
-        before, start = dict(_events), time.perf_counter()
-        out = jax.block_until_ready(self.run(*args))
-        hits, misses = (_events.get(e, 0) - before.get(e, 0) for e in (HITS, MISSES))
-        seconds = duration(time.perf_counter() - start)
-        found = hits and not misses
-        log.info(
-            "%s after %s",
-            f"{self.what} was kept from an earlier start: ready"
-            if found
-            else "compiled",
-            seconds,
-        )
+        with announced(self.what, again):
+            out = jax.block_until_ready(self.run(*args))
         self.known.add(shapes)
         return out

@@ -22,6 +22,8 @@ from absl import flags
 from frcnn_jax import models
 from frcnn_jax.models import FasterRCNN
 from frcnn_jax.training import cli
+from frcnn_jax.training.compiling import announced
+from frcnn_jax.training.metrics import log_to_stderr
 from frcnn_jax.training.optimizer import trainable_mask
 from frcnn_jax.training.state import eval_variables, initial_state
 from frcnn_jax.training.step import predict_step, train_step
@@ -75,12 +77,14 @@ def programs(canvas: tuple[int, int]) -> dict[str, dict[str, Any]]:
     for way, model in dict(without=Whole(**fields), extents=built).items():
         predict = jax.jit(partial(predict_step, model=model, config=config))
         args: tuple = eval_variables(state), batch
-        found["prediction"][way] = predict.lower(*args).compile(), args
+        with announced(f"the prediction, {way}"):
+            found["prediction"][way] = predict.lower(*args).compile(), args
         if TRAINING.value:
             step = partial(train_step, model=model, optimizer=optimizer, config=config)
             step = partial(step, trainable=trainable_mask(state.params), axis_name=None)
             args = state, batch, KEY
-            compiled = jax.jit(step).lower(*args).compile()
+            with announced(f"the training step, {way}"):
+                compiled = jax.jit(step).lower(*args).compile()
             found.setdefault("training step", {})[way] = compiled, args
     return found
 
@@ -106,6 +110,7 @@ def measure(ways: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(_):
+    log_to_stderr()
     rows = {}
     for text in SIZES.value:
         h, w = map(int, text.split("x"))

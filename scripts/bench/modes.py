@@ -22,6 +22,8 @@ from experiments import shapes_demo
 from frcnn_jax import models, nms, proposals, targets
 from frcnn_jax.training import config as configs
 from frcnn_jax.training import devices
+from frcnn_jax.training.compiling import announced
+from frcnn_jax.training.metrics import log_to_stderr
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
 from frcnn_jax.training.state import initial_state
 from frcnn_jax.training.step import train_step
@@ -35,10 +37,13 @@ def medians(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, run in ways.items():
+            if not turn:
+                with announced(name):
+                    jax.block_until_ready(run())
+                continue
             start = time.perf_counter()
             jax.block_until_ready(run())
-            if turn:
-                times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(x) for name, x in times.items()}
 
 
@@ -150,6 +155,7 @@ def step(repeats: int) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> None:
     del argv
+    log_to_stderr()
     found = functions(REPEATS.value) | {"train_step": step(REPEATS.value)}
     for name, ways in found.items():
         first = next(iter(ways.values()))

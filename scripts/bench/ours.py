@@ -20,6 +20,8 @@ from frcnn_jax import models, proposals
 from frcnn_jax.ops import matching, nms, roi_align
 from frcnn_jax.training import step as steps
 from frcnn_jax.training.algorithms import faster_rcnn as algorithm
+from frcnn_jax.training.compiling import announced
+from frcnn_jax.training.metrics import log_to_stderr
 from frcnn_jax.training.optimizer import make_optimizer, trainable_mask
 from frcnn_jax.training.state import initial_state
 from frcnn_jax.types import Batch
@@ -42,11 +44,12 @@ def program(
     function: Any, *arguments: Any, donate: tuple[int, ...] = ()
 ) -> tuple[Any, dict[str, float]]:
     """`function` compiled for `arguments`, and what compiling took and gave."""
-    start = time.perf_counter()
-    lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    done = time.perf_counter()
+    with announced("a program"):
+        start = time.perf_counter()
+        lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
+        traced = time.perf_counter()
+        compiled = lowered.compile()
+        done = time.perf_counter()
     more = dict(trace_ms=1e3 * (traced - start), compile_ms=1e3 * (done - traced))
     memory = compiled.memory_analysis()
     if memory is not None:
@@ -163,7 +166,8 @@ def part(case: dict[str, Any], folder: pathlib.Path) -> worker.Prepared:
         return model.apply(variables, levels, method=lambda m, x: m.rpn_head(x))
 
     variables = jax.device_put(variables)
-    features = jax.jit(backbone)(variables, batch.image)
+    with announced("the parts of inference"):
+        features = jax.jit(backbone)(variables, batch.image)
     maps = {s: features[s].shape[1:3] for s in sorted(model.levels)}
     k = model.rpn_head.num_anchors
     level_sizes = tuple(h * w * k for h, w in maps.values())
@@ -184,10 +188,11 @@ def part(case: dict[str, Any], folder: pathlib.Path) -> worker.Prepared:
         post = partial(proposals.postprocess, **config["postprocess"])
         return jax.vmap(post)(rois, valid, logits, deltas, sizes)
 
-    logits, deltas = jax.jit(head)(variables, features)
-    props = jax.jit(propose)(logits, deltas)
-    pooled = jax.jit(pool)(features, props.boxes)
-    second = jax.jit(box_head)(variables, pooled)
+    with announced("more parts of inference"):
+        logits, deltas = jax.jit(head)(variables, features)
+        props = jax.jit(propose)(logits, deltas)
+        pooled = jax.jit(pool)(features, props.boxes)
+        second = jax.block_until_ready(jax.jit(box_head)(variables, pooled))
     parts = dict(
         backbone_fpn=(backbone, variables, batch.image),
         rpn_head=(head, variables, features),
@@ -309,6 +314,7 @@ if __name__ == "__main__":
     peers.flags.FLAGS(
         sys.argv[:1]
     )  # the defaults of tests/parity/compare_torchvision.py
+    log_to_stderr()
     worker.serve(
         prepare,
         versions=f"jax {jax.__version__}",

@@ -40,6 +40,7 @@ from frcnn_jax.detector import predict_batch
 from frcnn_jax.training import checkpoint, cli, devices
 from frcnn_jax.training import config as configs
 from frcnn_jax.training.algorithms.faster_rcnn import rpn_proposals
+from frcnn_jax.training.compiling import announced
 from frcnn_jax.training.metrics import log_to_stderr
 from frcnn_jax.training.state import init_variables
 from frcnn_jax.training.step import predict_step
@@ -171,7 +172,8 @@ def measure(model, variables, c, pictures):
 
         if pixels.shape not in seen:
             seen.add(pixels.shape)
-            run()  # compiles
+            with announced("the parts of a prediction"):
+                run()
         rows.append(run())
     return dict(zip(COLUMNS, np.median(rows, axis=0).tolist(), strict=True)) | dict(
         proposals=float(np.mean(counts))

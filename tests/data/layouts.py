@@ -5,6 +5,7 @@ that should be recognised and what its two splits should hold.
 """
 
 import json
+import math
 import pathlib
 from typing import NamedTuple
 
@@ -229,6 +230,36 @@ def voc_latin(root):
     return Expected("voc", *HASHED)
 
 
+def voc_unpacked(root):
+    """The devkit below the folders of its archive."""
+    base = root / "VOC2012_train_val" / "VOC2012_train_val"
+    for n in NAMES:
+        text(base / "Annotations" / f"{n}.xml", xml(n, f"{n}.png"))
+        image(base / "JPEGImages" / f"{n}.png")
+    for split, names in (("train", TRAIN), ("val", VAL)):
+        text(base / "ImageSets" / "Main" / f"{split}.txt", "\n".join(names) + "\n")
+    return Expected("voc", "train", "val", **OWN)
+
+
+def voc_shapes(root):
+    """roLabelImg's rotated boxes, here by a quarter, and LabelMe's polygons."""
+    for i, n in enumerate(NAMES):
+        objects = ""
+        for c, x, y, x2, y2 in TRUTH[n]:
+            points = ((x, y), (x2, y), (x2, y2))
+            shape = "".join(f"<pt><x>{a}</x><y>{b}</y></pt>" for a, b in points)
+            shape = f"<polygon><username>me</username>{shape}</polygon>"
+            if i % 2:
+                numbers = dict(cx=(x + x2) / 2, cy=(y + y2) / 2, w=y2 - y, h=x2 - x)
+                numbers["angle"] = math.pi / 2
+                shape = "".join(f"<{k}>{v}</{k}>" for k, v in numbers.items())
+                shape = f"<type>robndbox</type><robndbox>{shape}</robndbox>"
+            objects += f"<object><name>\n{c}\n</name>{shape}</object>"
+        text(root / f"{n}.xml", f"<annotation>{objects}</annotation>")
+        image(root / f"{n}.png")
+    return Expected("voc", *HASHED)
+
+
 # ------------------------------------------------------------------------------- YOLO
 
 
@@ -297,6 +328,30 @@ def yolo_darknet(root):
     lines = "".join(f"data/obj_train_data/{n}.png\n" for n in NAMES)
     text(root / "train.txt", lines)
     return Expected("yolo", "train[:80%]", "train[80%:]")
+
+
+def yolo_obj(root):
+    """Darknet's: one folder, and a list for each split."""
+    for n in NAMES:
+        text(root / "data" / "obj" / f"{n}.txt", yolo(n))
+        image(root / "data" / "obj" / f"{n}.png")
+    for split, names in (("train", TRAIN), ("test", VAL)):
+        text(
+            root / "data" / f"{split}.txt",
+            "".join(f"data/obj/{n}.png\n" for n in names),
+        )
+    text(root / "data" / "pets.names", "\n".join(CLASSES) + "\n")
+    text(root / "data" / "obj.data", "classes = 2\ntrain = data/train.txt\n")
+    return Expected("yolo", "train", "test", **OWN)
+
+
+def yolo_darknet_roboflow(root):
+    for split, names in splits().items():
+        for n in names:
+            text(root / split / f"{n}.txt", yolo(n))
+            image(root / split / f"{n}.png")
+        text(root / split / "_darknet.labels", "\n".join(CLASSES) + "\n")
+    return Expected("yolo", "train", "valid", **OWN)
 
 
 # ----------------------------------------------------------------------------- tables
@@ -404,6 +459,44 @@ def csv_excel(root):
     return Expected("csv", "train", "val", **OWN)
 
 
+def csv_one_column(root):
+    """The whole box in one column, as competitions have it; an image without a row."""
+    header = "image_id width height bbox class_name".split()
+
+    def line(n, c, x, y, x2, y2):
+        return n, W, H, f'"[{x}, {y}, {x2 - x}, {y2 - y}]"', c
+
+    for split, names in (("train", TRAIN), ("val", VAL)):
+        text(root / f"{split}.csv", rows(names, header, line))
+        for n in names:
+            image(root / split / f"{n}.png")
+    text(root / "sample_submission.csv", "image_id,PredictionString\na,0.9 1 2 3 4\n")
+    return Expected("csv", "train", "val", **OWN)
+
+
+def csv_boxes_of_an_image(root):
+    """All boxes of an image in one line, as corners, and lists of their labels."""
+    lines = ["image_name,BoxesString,labels"]
+    for n in NAMES:
+        boxes = ";".join(" ".join(map(str, box)) for _, *box in TRUTH[n])
+        labels = [c for c, *_ in TRUTH[n]]
+        lines.append(f'{n}.png,{boxes or "no_box"},"{labels}"')
+        image(root / "images" / f"{n}.png")
+    text(root / "boxes.csv", "\n".join(lines) + "\n")
+    return Expected("csv", *HASHED)
+
+
+def csv_no_finding(root):
+    """A label that says that there is nothing, and no numbers."""
+    lines = ["image_id,class_name,rad_id,x_min,y_min,x_max,y_max"]
+    for n in NAMES:
+        for c, *box in TRUTH[n] or [("No finding", "", "", "", "")]:
+            lines.append(",".join(map(str, (n, c, "R1", *box))))
+        image(root / "pictures" / f"{n}.png")
+    text(root / "boxes.csv", "\n".join(lines) + "\n")
+    return Expected("csv", *HASHED)
+
+
 def yolo_capitals(root):
     for split, names in (("Train", TRAIN), ("Valid", VAL)):
         for n in names:
@@ -460,6 +553,21 @@ def hf_folder(root):
     return Expected("hf", "train", "validation", **OWN)
 
 
+def hf_table(root):
+    """metadata.csv with the objects as JSON, or as pandas prints a dict."""
+    for split, names in (("train", TRAIN), ("validation", VAL)):
+        lines = "file_name,objects\n"
+        for n in names:
+            boxes = [[x, y, x2 - x, y2 - y] for _, x, y, x2, y2 in TRUTH[n]]
+            objects = dict(bbox=boxes, category=[c for c, *_ in TRUTH[n]])
+            cell = str(objects) if split == "train" else json.dumps(objects)
+            cell = cell.replace('"', '""')
+            lines += f'{n}.png,"{cell}"\n'
+            image(root / split / f"{n}.png")
+        text(root / split / "metadata.csv", lines)
+    return Expected("hf", "train", "validation", **OWN)
+
+
 LAYOUTS = (
     *(coco_roboflow, coco_cvat, coco_label_studio, coco_classical, coco_fiftyone),
     *(coco_polygons, coco_addresses, voc_latin),
@@ -467,5 +575,6 @@ LAYOUTS = (
     *(coco_of_another_machine, voc_devkit, voc_tool, voc_beside, voc_roboflow),
     *(voc_lists, yolo_ultralytics, yolo_roboflow, yolo_lists, yolo_label_studio),
     *(yolo_darknet, csv_tensorflow, csv_roboflow, csv_semicolon, csv_tabs),
-    *(supervisely, labelme, hf_folder),
+    *(supervisely, labelme, hf_folder, hf_table, voc_unpacked, voc_shapes, yolo_obj),
+    *(yolo_darknet_roboflow, csv_one_column, csv_boxes_of_an_image, csv_no_finding),
 )

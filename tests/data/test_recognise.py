@@ -138,6 +138,12 @@ def test_what_the_reports_say(tmp_path):
     layouts.coco_roboflow(tmp_path / "coco")
     _, report = read(resolved(tmp_path / "coco")[0])
     assert "left out category 0 'pets', Roboflow's root" in report[0]
+    layouts.csv_no_finding(tmp_path / "none")
+    _, report = read(resolved(tmp_path / "none")[0])
+    assert any("1 lines have a label but no box ('No finding'): " in r for r in report)
+    layouts.voc_shapes(tmp_path / "voc")
+    _, report = read(resolved(tmp_path / "voc")[0])
+    assert any("12 rotated boxes or polygons have the upright box" in r for r in report)
 
 
 # ---------------------------------------------------------------------------- splits
@@ -222,6 +228,35 @@ def test_parts_of_one_split_are_read_once(tmp_path, monkeypatch):
             "of Label Studio's own",
         ),
         ({"a.ndjson": '{"data_row": {}}'}, "a.ndjson is of Labelbox"),
+        ({"a.jsonl": '{"data_row": {}}'}, "a.jsonl is of Labelbox"),
+        ({"a.manifest": '{"source-ref": "s3://a.jpg"}'}, "SageMaker.*: convert it to"),
+        ({"a.odgt": '{"ID": "1", "gtboxes": []}'}, "of CrowdHuman.*: convert it to"),
+        (
+            {"a.json": '[{"image_id": 1, "bbox": [], "score": 1}]'},
+            "of a detector's results, which is not read: give the annotations",
+        ),
+        (
+            {"data/train-0.parquet": "PAR1"},
+            "train-0.parquet is Parquet, .*data.name=hf",
+        ),
+        (
+            {"train.tfrecord": "x"},
+            "train.tfrecord is TFRecord, which is not read: conv",
+        ),
+        ({"gt.txt": "1,1,912,484,97,109,0,7,1"}, r"gt.txt \('1,1,912,4.* of no format"),
+        ({"n/dog_1": "<annotation><object></object>"}, "n/dog_1 .*rename them to .xml"),
+        (
+            {"metadata.csv": "file_name,label\na.png,cat"},
+            "file_name, label, none of th",
+        ),
+        (
+            {"_classes.csv": "filename,cat,dog,ant,bee\na.png,1,0,0,1"},
+            "none of them fo",
+        ),
+        (
+            {"project.csv": 'id,image,label,a,b\n1,a,"[{""rectanglelabels"": 1}]",,'},
+            "project.csv is of Label Studio's own kind",
+        ),
         (
             {"a.xml": '<annotations><image id="0" name="a"><box label="x"/></image>'},
             "a.xml is of CVAT's own kind, which is not read: export it as COCO JSON",
@@ -279,3 +314,63 @@ def test_a_table_without_labels_has_one_class(tmp_path):
     layouts.text(file, f"{header},kind\na.png,1,2,9,8,x\n")
     with pytest.raises(FileNotFoundError, match="has the columns image, .* kind"):
         resolved(tmp_path)  # which class a box is of is not guessed
+
+
+def one_column(folder, *boxes, header="image,bbox,label"):
+    layouts.image(folder / "a.png")  # 60 x 40 pixels
+    lines = [header, *(f'a.png,"{box}",cat' for box in boxes)]
+    layouts.text(folder / "boxes.csv", "\n".join(lines) + "\n")
+
+
+def test_what_the_numbers_of_one_column_are_is_told_from_all_of_them(tmp_path):
+    one_column(tmp_path, "[1, 2, 30, 20]", "(10 20 40 38)")  # 20 + 38 is outside
+    data, lines = resolved(tmp_path)
+    assert data["convention"] == "xyxy" and "as xywh 1 of 2 boxes are none" in lines[0]
+    one_column(tmp_path, "[1, 2, 30, 20]", "[10, 20, 5.5, 10]")
+    data, _ = resolved(tmp_path)
+    assert data["convention"] == "xywh"
+
+
+@pytest.mark.parametrize(
+    "boxes, said",
+    [
+        (["[1, 2, 30, 20]"], "all 1 boxes would be right as xywh and as xyxy"),
+        (["[.1, .2, .3, .4]"], "no number is above 1: they seem to be shares"),
+        (["[9, 9, 5, 5]", "[30, 20, 50, 30]"], "1 as xywh and 1 as xyxy would lie"),
+        (["[]"], "there is no box"),
+    ],
+)
+def test_numbers_of_one_column_that_nothing_tells(boxes, said, tmp_path):
+    one_column(tmp_path, *boxes)
+    with pytest.raises(
+        ValueError, match=f"column 'bbox'.*{said}.*data.convention=xywh"
+    ):
+        resolved(tmp_path)
+    data, _ = resolved(tmp_path, name="csv", convention="xywh")
+    assert data["convention"] == "xywh" and data["annotations"] == "boxes.csv"
+
+
+@pytest.mark.parametrize("box", ["[1, 2, 3]", "1-2-3-4", "cat", "[1, 2, 3, 4, 5]"])
+def test_what_is_no_box_is_named(box, tmp_path):
+    one_column(tmp_path, box)
+    with pytest.raises(ValueError, match="boxes.csv, line 2: box .*expected four"):
+        resolved(tmp_path)
+
+
+def test_labels_of_several_boxes_are_as_many(tmp_path):
+    layouts.image(tmp_path / "a.png")
+    content = 'image,boxes,labels\na.png,"[[1,2,9,8],[3,4,9,9]]","[\'cat\']"\n'
+    layouts.text(tmp_path / "boxes.csv", content)
+    with pytest.raises(ValueError, match="line 2: 2 boxes and the labels .*one for"):
+        resolved(tmp_path)
+
+
+def test_the_devkits_years_below_their_archives(tmp_path):
+    for archive, year in (("trainval_06-Nov-2007", 2007), ("test", 2012)):
+        base = tmp_path / archive / "VOCdevkit" / f"VOC{year}"
+        layouts.voc_devkit(base)
+    data = dict(name="voc", root=str(tmp_path))
+    for split in ("2007_train", "2012_train"):
+        assert len(named.load_source(split=split, **data)) == len(layouts.TRAIN)
+    with pytest.raises(FileNotFoundError, match="and below, and found .*name the year"):
+        named.load_source(split="train", **data)

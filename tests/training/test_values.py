@@ -169,6 +169,7 @@ SOURCES = {  # a layout, and what its leaves must not be
     layouts.voc_devkit: dict(root=NO_FILE, classes=NO_NAMES),
     layouts.yolo_lists: dict(yaml=NO_FILE, classes=[3, None, (3,), "no/such/file"]),
     layouts.yolo_darknet: dict(images=NO_FILE, labels=NO_FILE, classes=[3, None]),
+    layouts.yolo_obj: dict(lists=NO_FILE),
     layouts.csv_make_sense: dict(
         annotations=NO_FILE,
         images=NO_FILE,

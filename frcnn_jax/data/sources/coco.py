@@ -1,15 +1,15 @@
 """COCO: an instances JSON and a folder of images; and any source written as such JSON.
 
-One deep thing behind `load`: one format, found, checked, read and written.
+One deep thing behind `load`: this module finds, checks, reads and writes one format.
 
-Roboflow, CVAT, Label Studio and FiftyOne write it, each with its images elsewhere:
-with an empty `images` they are found by name below `root`.
+Roboflow, CVAT, Label Studio and FiftyOne write it, each with the images in another
+folder. If `images` is empty, images are found by name below `root`.
 
-COCO's boxes `(x, y, w, h)` are continuous already. Category ids may have gaps: classes
-1..C follow the order of the ids. Crowds are kept as `ignore`, images without
-annotations are kept, and masks are not read. LVIS' files, whose images have a
-`coco_url` and no name, are read with an empty `images`: folder and file are those of
-the address, `train2017/000000391895.jpg`.
+COCO's boxes `(x, y, w, h)` are continuous. Category ids may have gaps: classes 1..C
+follow the order of the ids. Crowds are kept as `ignore`, images without annotations are
+kept, and masks are not read. The images of LVIS' files have a `coco_url` and no name.
+They are read with an empty `images`; folder and file are the end of the address,
+`train2017/000000391895.jpg`.
 """
 
 import collections
@@ -51,7 +51,7 @@ def load(
     """The images of an instances file, in its order.
 
     `annotations` and `images` are the file and the folder below `root`; `{split}` in
-    them stands for the split's name. With an empty `images` they are found by name.
+    them stands for the split's name. If `images` is empty, images are found by name.
     """
     base = pathlib.Path(root)
     file = base / fill(annotations, split)
@@ -121,9 +121,9 @@ _MANY = 50  # JSON files in one folder: one an image, so none of COCO
 
 
 def _roboflow_group(categories: dict[Any, dict], annotations: list) -> Any:
-    """The id of the category that Roboflow adds, the others' supercategory; or None.
+    """The id of the category that Roboflow adds; None if there is no such category.
 
-    No object is of it.
+    It is the supercategory of the others, and no object is of it.
     """
     first = categories.get(0, {})
     others = [c for i, c in categories.items() if i != 0]
@@ -153,7 +153,7 @@ def _below(
 def _anywhere(
     base: pathlib.Path, annotations: str, split: str, entries: dict[Any, dict]
 ) -> dict[Any, pathlib.Path]:
-    """The images by name: where tools put them, or else anywhere below the root."""
+    """The images by name: in the folders that tools use, or else below the root."""
     file, beside = base / annotations, folder_of(annotations)
     near = [posixpath.join(beside, f) for f in ("", "data", "images")]
     usual = (split, f"images/{split}", f"{split}/images", "images", "data", "")
@@ -194,8 +194,8 @@ def _missing(
 def to_coco(source: Source) -> dict[str, Any]:
     """The annotations of any source as a COCO dictionary, ready for `json.dump`.
 
-    Image ids are `source.image_ids`; widths and heights come from the annotations, or
-    from the image itself where those are silent; `iscrowd` is `ignore`; `area` is the
+    Image ids are `source.image_ids`. Widths and heights are those of the annotations,
+    or of the image if the annotations have none. `iscrowd` is `ignore`. `area` is the
     annotated one, or the box's.
     """
     images, annotations = [], []
@@ -330,7 +330,7 @@ def _by_id(entries: list, what: str, file: pathlib.Path) -> dict[Any, dict]:
     return dict(zip(ids, entries, strict=True))
 
 
-_TYPES = dict(  # what the keys hold, where they are there
+_TYPES = dict(  # what a key holds, if it is there
     image=dict(
         id="an integer or a string",
         file_name="a string",
@@ -383,7 +383,7 @@ def _check_types(
 
 
 def _other_form(value: Any, known: dict) -> Any:
-    """The id that is meant, where one is a text and the other a number; or None."""
+    """The known id that is the same but for its type, text or number; or None."""
     if not isinstance(value, str):
         return str(value) if str(value) in known else None
     number = int(value) if value.isascii() and value.isdigit() else None
@@ -391,7 +391,7 @@ def _other_form(value: Any, known: dict) -> Any:
 
 
 def _fill_box(a: dict) -> bool:
-    """Gives an annotation without `bbox` that of its polygons; whether it did."""
+    """Gives an annotation without `bbox` the box of its polygons; True if it did."""
     polygons = a.get("segmentation")
     if a.get("bbox") or not isinstance(polygons, list) or not polygons:
         return False

@@ -8,7 +8,7 @@
 | `boxes` | `[n, 4]`, meaning what `convention` says |
 | `labels` | names of classes, or numbers 0..C-1 into `classes` |
 | `ignore` | optional: true for boxes that are neither object nor background |
-| `id` | optional: what to call the image; else its position, counted from one |
+| `id` | optional: the image's id; without it the position, counted from one |
 """
 
 import importlib
@@ -36,9 +36,10 @@ def load(
 ) -> Source:
     """The dicts of a split.
 
-    `dataset` is the dotted path of, or is itself, `{split: list}`, a function of the
-    split that returns a list, or one list for every split (take parts of it: "[:100]").
-    `classes` empty: every name found in any split of a `{split: list}`, sorted.
+    `dataset` is a `{split: list}`, a function that takes the split and returns a list,
+    or one list for all splits (parts of it are splits such as "all[:100]"). It may be
+    the dotted path of one of these. If `classes` is empty, they are all names in all
+    splits of a `{split: list}`, sorted.
     """
     if isinstance(dataset, str):
         module, _, name = dataset.rpartition(".")
@@ -68,7 +69,7 @@ def from_dicts(
     classes: Sequence[str] = (),
     convention: str = "xyxy",
 ) -> Source:
-    """A source made of dicts; ValueError names the one that is not as it should be."""
+    """A source made of dicts; ValueError names the first that is wrong."""
     classes = tuple(classes) or _names(dicts)
     report: list[str] = []
     examples = [
@@ -79,7 +80,7 @@ def from_dicts(
 
 
 def _imported(module: str, name: str) -> Any:
-    """What a dotted path means; ValueError where the module has no such name."""
+    """The object of a dotted path; ValueError if the module has no such name."""
     found = importlib.import_module(module)
     if not hasattr(found, name):
         file = getattr(found, "__file__", None)

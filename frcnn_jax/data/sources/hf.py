@@ -1,18 +1,23 @@
-"""Hugging Face: image folders with metadata.jsonl, and sets of the hub.
+"""Hugging Face: image folders with metadata.jsonl or .csv, and sets of the hub.
 
     train/metadata.jsonl     {"file_name": "1.jpg", "objects": {"bbox": [[x, y, w, h]],
     train/1.jpg                                                 "categories": [0]}}
 
     data.name=hf:OWNER/NAME  a set of the hub, through the package `datasets`
 
-The key of the classes may be `category`, `categories`, `label` or `labels`; what they
-hold are names, or numbers from 0 on, which `classes` name (the hub's own features do
-that). Code of a set is never run. Of the hub's sets images stay as their files' bytes.
+A metadata.csv has `objects` as the text of that dict, as JSON or as Python prints it.
+The key of the classes may be `category`, `categories`, `label` or `labels`. It holds
+names, or numbers from 0 on. `classes` or the features of a set of the hub name the
+numbers. Code of a set is never run. Images of the hub stay as the bytes of their files.
 """
 
+import ast
+import csv
 import importlib
+import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from frcnn_jax.data.folders import (
@@ -44,11 +49,11 @@ def load(
     classes: Sequence[str] = (),
     convention: str = "xywh",
 ) -> Source:
-    """The images of a metadata.jsonl below `root`, or of a set of the hub.
+    """The images of a metadata.jsonl or .csv below `root`, or of a set of the hub.
 
     `dataset` is OWNER/NAME, `config` the name of one of its configurations. `classes`
-    in order, or empty: the hub's own; else every name in the files of all splits,
-    sorted, or the numbers themselves. `convention` is that of `bbox`.
+    are the names in order. If they are empty, they are those of the hub, or all names
+    in the files of all splits, sorted, or the numbers. `convention` is that of `bbox`.
     """
     names: tuple[str, ...] = ()
     every: list[dict[str, Any]] = []
@@ -69,16 +74,14 @@ def load(
 
 
 def recognise(folder: Folder) -> Found | None:
-    """Files metadata.jsonl whose lines have `objects`."""
-    files = [f for f in folder.files if f.split("/")[-1] == "metadata.jsonl"]
-    keys = (rb'"file_name"\s*:', rb'"objects"\s*:')
-    files = [f for f in files if contains(folder.root / f, keys, 1 << 22)]
+    """Files metadata.jsonl or metadata.csv whose lines have `objects`."""
+    files = [f for f in folder.files if _has_objects(folder.root / f)]
     if not files:
         return None
     (template, found), *others = templates(files).items()
     if others:
         raise ValueError(
-            f"{folder.root} has several metadata.jsonl, {', '.join(files[:5])}, in "
+            f"{folder.root} has several files of metadata, {', '.join(files[:5])}, in "
             "folders of no splits: name one, --config.data.annotations=..."
         )
     why = f"{', '.join(found.values())}: file names and objects"
@@ -124,23 +127,29 @@ def _hub(
     return enumerate(table, start=1), names
 
 
+def _has_objects(file: pathlib.Path) -> bool:
+    """Whether a file is a metadata.jsonl or .csv with names of files and objects."""
+    if file.name == "metadata.jsonl":
+        return contains(file, (rb'"file_name"\s*:', rb'"objects"\s*:'), 1 << 22)
+    if file.name != "metadata.csv":
+        return False
+    try:
+        with file.open("rb") as handle:
+            line = handle.readline(1 << 16).decode("utf-8-sig")
+        header = next(csv.reader([line]), [])
+    except (OSError, ValueError, csv.Error):
+        return False
+    return {"file_name", "objects"} <= set(header)
+
+
 def _folder(folder: Folder, file: str, images: bool = True) -> list[dict[str, Any]]:
-    """The lines of a metadata.jsonl for `from_dicts`; without `images`, the labels."""
+    """The lines of a file for `from_dicts`; without `images`, the labels alone."""
     path = folder.root / file
     if file not in folder.files:
         raise FileNotFoundError(f"no file {path}: set data.root or data.annotations")
     pictures = Pictures(folder) if images else None
     dicts = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{where} is not JSON: {error}: correct the line or remove it"
-            ) from error
+    for where, row in (_table if file.endswith(".csv") else _lines)(path):
         name = row.get("file_name") if isinstance(row, dict) else None
         if not isinstance(name, str):
             raise ValueError(
@@ -158,6 +167,55 @@ def _folder(folder: Folder, file: str, images: bool = True) -> list[dict[str, An
             row = dict(row, image=str(folder.root / image), image_id=image)
         dicts.append(_dict(row, where))
     return dicts
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+    """What the lines of a metadata.jsonl hold, each with where it stands."""
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            yield where, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{where} is not JSON: {error}: correct the line or remove it"
+            ) from error
+
+
+def _table(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a metadata.csv with what `objects` holds, each with where it is."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text ({error}): save it as utf-8") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            yield where, dict(row, objects=_objects(row.get("objects") or "", where))
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num}: {error}: expected a row of a table; "
+            "correct its quotes"
+        ) from error
+
+
+def _objects(text: str, where: str) -> Any:
+    """What a cell holds, as JSON or as Python prints it; None of an empty one."""
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
+        raise ValueError(
+            f"{where}: 'objects' is {text[:80]!r}, neither JSON nor a dict as Python "
+            f"prints it ({error}): write it as JSON, or use a metadata.jsonl"
+        ) from None
 
 
 def _dict(row: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -187,8 +245,8 @@ def _dict(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     )
     if not numbers or len(boxes) != len(labels):
         raise ValueError(
-            f"{where}: {len(boxes)} boxes and {len(labels)} labels, expected as many, "
-            "each box four numbers: correct the line"
+            f"{where}: {len(boxes)} boxes and {len(labels)} labels, expected one label "
+            "for each box of four numbers: correct the line"
         )
     image = row.get("image")
     if isinstance(image, Mapping):  # as `datasets` has it, not decoded

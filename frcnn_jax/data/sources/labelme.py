@@ -3,10 +3,10 @@
     0001.json      shapes with label, points and shape_type; imagePath
     0001.jpg
 
-Of rectangles, polygons and lines the box around their points is taken, of a circle that
-around it; points and masks are left out and reported. The image is the one of the JSON
-file's name, or the one that `imagePath` names, below the root, or else what `imageData`
-holds. Coordinates are continuous.
+The box of a rectangle, a polygon, a line or a circle is the one around it. Points and
+masks are left out and reported. The image below the root has the JSON file's name, or
+is the one that `imagePath` names. Without such a file it is what `imageData` holds.
+Coordinates are continuous.
 """
 
 import base64
@@ -49,8 +49,8 @@ def load(
     """The images of a folder's JSON files, whose names are the ids.
 
     `annotations` is the folder below `root`, "." for all; `{split}` in it stands for
-    the split's name. Images are looked for below `images`. `classes` in order, or
-    empty: every label of the folders of all splits, sorted.
+    the split's name. Images are looked for below `images`. `classes` are the names in
+    order. If they are empty, they are all labels in the folders of all splits, sorted.
     """
     folder = list_folder(root)
     place = fill(annotations, split)

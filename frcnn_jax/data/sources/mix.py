@@ -6,10 +6,10 @@
         ours=dict(name="yolo", root="lab", rename=dict(leukocyte="WBC", debris="")),
     )
 
-An epoch is as long as all sets together; `weight` is a set's share of it, whatever its
-size (without weights each image is seen once). `rename` maps a set's class names to the
-shared ones; an empty name makes the objects of a class neither object nor background.
-`splits` maps the split asked for to the set's own name of it.
+An epoch has as many images as all sets together. `weight` is a set's share of it,
+whatever the set's size; without weights each image is seen once. `rename` maps a set's
+class names to the shared ones; an empty name makes the objects of a class neither
+object nor background. `splits` maps the name of a split to the set's own name for it.
 """
 
 import collections.abc
@@ -34,9 +34,9 @@ def load(
 ) -> Source:
     """The images of all sets, one after the other; ids are `set/id`.
 
-    Each of `datasets` is a `name`, what that source's `load` takes, and optionally
-    `weight`, `rename` and `splits`. `classes` in order, or empty: every name (after
-    renaming) in order of appearance.
+    Each of `datasets` has a `name`, the arguments of that source's `load`, and
+    optionally `weight`, `rename` and `splits`. `classes` are the shared names in order.
+    If they are empty, they are all names after renaming, in order of appearance.
     """
     if not datasets:
         raise ValueError("data.datasets is empty: give at least one data set")
@@ -88,7 +88,7 @@ def _part(
 
 @dataclasses.dataclass(frozen=True)
 class Renamed(collections.abc.Sequence):
-    """The examples of a set with shared classes; those of class 0 are ignored."""
+    """The examples of a set with shared classes; boxes of class 0 are ignored."""
 
     examples: Sequence[Example]
     key: str
@@ -102,7 +102,7 @@ class Renamed(collections.abc.Sequence):
         classes = np.array(self.table, np.int32)[example.classes - 1]
         return example._replace(
             image_id=f"{self.key}/{example.image_id}",
-            classes=np.maximum(classes, 1),  # of what is ignored no one asks
+            classes=np.maximum(classes, 1),  # the class of an ignored box is not read
             ignore=example.ignore | (classes == 0),
         )
 

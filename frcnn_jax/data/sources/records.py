@@ -2,9 +2,9 @@
 
     folder = records.write({"train": source, "val": other}, "prepared")
 
-Afterwards `data.name=tfds data.root=prepared` reads it, and so does plain TFDS. Image
-files are copied as they are, in their order; boxes are normalised yxyx, as all of
-TFDS's are. TensorFlow is not needed, neither here nor to read.
+`data.name=tfds data.root=prepared` reads the result, and TFDS itself does. Image files
+are copied as they are, in their order. Boxes are normalised yxyx, as in all of TFDS.
+Writing and reading need no TensorFlow.
 """
 
 import io
@@ -39,7 +39,7 @@ class Records(tfds.core.GeneratorBasedBuilder):
             bbox=tfds.features.BBoxFeature(),
             label=tfds.features.ClassLabel(names=first.classes),
             is_crowd=np.bool_,
-            area=np.float32,  # NaN where the source has none
+            area=np.float32,  # NaN if the source has none
         )
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
@@ -69,7 +69,7 @@ def write(
 ) -> pathlib.Path:
     """Writes sources as the splits of a new data set below `root`; returns its folder.
 
-    FileExistsError where one is there already; ValueError where classes differ.
+    FileExistsError if the data set is there already, ValueError if classes differ.
     """
     if len({(s.classes, s.category_ids) for s in sources.values()}) != 1:
         shown = {split: source.classes for split, source in sources.items()}

@@ -1,8 +1,8 @@
 """Shapes: a synthetic detection set, drawn on the fly from (seed, split, index).
 
 Circles, squares, triangles and stars of any colour, rotation and size on a soft, noisy
-background, with shadows, stripes and a little occlusion. No files: every example is a
-pure function of its place, so the splits never share a picture and nothing is stored.
+background, with shadows, stripes and a little occlusion. There are no files: every
+example is a pure function of its index, and the splits share no picture.
 """
 
 import collections.abc
@@ -35,9 +35,9 @@ class Shape(NamedTuple):
 
 
 def load(*, split: str, num_images: int = 0, size: int = 128, seed: int = 0) -> Source:
-    """`num_images` pictures of `size` x `size` (0: 2000 to train, 200 to val and test).
+    """`num_images` pictures of `size` x `size`; 0: 2000 of train, 200 of val and test.
 
-    Sides are from `size / 10` to `size / 2`. `seed` chooses another set altogether.
+    Sides of shapes are from `size / 10` to `size / 2`. Each `seed` is another set.
     """
     if split not in NUM_IMAGES:
         raise ValueError(
@@ -56,7 +56,7 @@ def load(*, split: str, num_images: int = 0, size: int = 128, seed: int = 0) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Shapes(collections.abc.Sequence):
-    """The examples at `indices` of one split, drawn when asked for."""
+    """The examples at `indices` of one split, drawn on demand."""
 
     indices: range
     stream: tuple[int, int]  # (seed, number of the split)
@@ -130,7 +130,7 @@ def _sides(a: Box) -> tuple[float, float]:
 
 
 def _apart(a: Box, b: Box) -> bool:
-    """Whether two boxes overlap no more than a detector can be asked to untangle."""
+    """Whether two boxes overlap at most by `MAX_IOU` and `MAX_COVERED`."""
     common = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(
         0.0, min(a[3], b[3]) - max(a[1], b[1])
     )
@@ -172,7 +172,7 @@ def draw(
     view[:] = dark + mask[..., None] * np.float32(1 / 255) * (fill - dark)
 
 
-_SHADOW = np.array([[1, 0, 3], [0, 1, 3]], np.float32)  # where it falls
+_SHADOW = np.array([[1, 0, 3], [0, 1, 3]], np.float32)  # 3 pixels right and down
 
 
 def _light(

@@ -4,9 +4,9 @@
     ds0/ann/0001.jpg.json            objects with classTitle, geometryType and points
     ds0/img/0001.jpg
 
-The splits are the folders (`train`, `val`) if they are named so. Rectangles are boxes;
-of polygons and lines the box around their points is taken; what has no points (masks)
-is left out and reported. Corners are whole pixels, the last one included.
+The folders are the splits if they have names of splits (`train`, `val`). The box of a
+rectangle, a polygon or a line is the one around its points. Objects without points
+(masks) are left out and reported. Corners are whole pixels, the last one included.
 """
 
 import pathlib
@@ -45,7 +45,8 @@ def load(
     """The images of a folder of a project and of those below it; names are ids.
 
     `annotations` is the folder below `root`, "." for all of them; `{split}` in it
-    stands for the split's name. `classes` in order, or empty: those of meta.json.
+    stands for the split's name. `classes` are the names in order; empty: those of
+    meta.json.
     """
     folder = list_folder(root)
     place = fill(annotations, split)
@@ -136,7 +137,7 @@ def _dict(
 
 
 def around(points: Any, where: str) -> list[float]:
-    """The box around points `[[x, y], ...]`; ValueError names what is none."""
+    """The box around points `[[x, y], ...]`; ValueError for anything else."""
     try:
         corners = np.asarray(points, np.float64).reshape(-1, 2)
         if len(corners) < 2 or isinstance(points, str):

@@ -4,9 +4,9 @@
     data.name=tfds:coco/2017 data.root=DIR   or from another
     data.name=tfds data.root=prepared        what `records.write` made
 
-Reading needs the files as array_record. TFDS's own builders need TensorFlow once, to
-prepare: the error for a set that is not there says the command. TFDS's boxes are
-(y1, x1, y2, x2) over height and width, and its classes count from zero.
+The files must be array_record. TFDS's own builders need TensorFlow once, to prepare a
+set; the error for a missing set says the command. TFDS's boxes are (y1, x1, y2, x2)
+over height and width, and its classes count from zero.
 """
 
 import collections.abc
@@ -32,8 +32,8 @@ GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # of COCO's category ids 1..90
 def load(*, split: str, dataset: str = "", root: str = "") -> Source:
     """A split of a TFDS data set, read record by record.
 
-    `dataset` is TFDS's name with its configuration; empty where `root` (or one folder
-    below it) is prepared data itself. `split` may be any that TFDS understands, such as
+    `dataset` is TFDS's name with its configuration. It is empty if `root` (or one
+    folder below it) is prepared data itself. `split` is any that TFDS takes, such as
     "train+validation" or "train[:10%]".
     """
     with _reading(dataset, root):
@@ -58,18 +58,18 @@ def load(*, split: str, dataset: str = "", root: str = "") -> Source:
     where = root or dataset
     made = Records(records, range(len(records)), boxes, label, pixels, report, where)
     if made:
-        made[0]  # files that are missing or do not fit features.json are found here
+        made[0]  # fails now if files are missing or do not fit features.json
     return Source(made, names, ids, report)
 
 
 @dataclasses.dataclass(frozen=True)
 class Records(collections.abc.Sequence):
-    """The examples at `indices`, read when asked for; images stay encoded."""
+    """The examples at `indices`, read on demand; images stay encoded."""
 
     records: Any
     indices: range
     objects: str  # the feature with the boxes
-    label: str  # and what in it names the class; empty where there is but one
+    label: str  # the part of it that is the class; empty if there is one class
     pixels: str  # TFDS divides VOC's corners as they stand, counted from one
     report: list[str]
     where: str = ""  # the folder, for errors
@@ -152,7 +152,7 @@ def find(dataset: str, root: str) -> Any:
 
 @contextlib.contextmanager
 def _reading(dataset: str, root: str) -> Iterator[None]:
-    """What TFDS cannot make of its own files becomes a ValueError that names them."""
+    """Errors of TFDS about its own files become a ValueError that names them."""
     try:
         yield
     except (FileNotFoundError, NotImplementedError):
@@ -168,7 +168,7 @@ def _reading(dataset: str, root: str) -> Iterator[None]:
 
 
 def _check_features(folder: pathlib.Path) -> None:
-    """ValueError where a prepared set names other classes than TFDS's features.
+    """ValueError if a prepared set names other classes than TFDS's features.
 
     TFDS imports whatever module a name in features.json begins with.
     """
@@ -200,7 +200,7 @@ def _class_names(tree: Any) -> Iterator[str]:
 
 
 def _command(dataset: str, root: str) -> str:
-    """What to run once. (The program `tfds build` would want Apache Beam besides.)"""
+    """The command to run once. (The program `tfds build` also needs Apache Beam.)"""
     folder = f"data_dir={root!r}, " if root else ""
     return (
         "prepare it once, with TensorFlow (pip install '.[prepare]'): "
@@ -230,7 +230,7 @@ def _objects(builder: Any) -> tuple[str, str, tuple[str, ...]]:
 
 
 def _id(record: Any, name: str) -> int | str:
-    """The number that a builder gives an image, or its file's name."""
+    """The id of an image in its builder if that is a number, else its file's name."""
     given = record.get("image/id", name)
     if np.issubdtype(np.asarray(given).dtype, np.integer):
         return int(given)

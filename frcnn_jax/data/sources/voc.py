@@ -1,27 +1,22 @@
 """PASCAL VOC's XML: the devkit's folders, or the XML files of any annotation tool.
 
-One deep thing behind `load`: one format in the two layouts in which it is met.
-
     Annotations/*.xml, JPEGImages/*, ImageSets/Main/<split>.txt       the devkit
     annotations/*.xml, images/*          or train/*.xml, train/*.jpg, or all in one
 
-A tool's image is the one of the same name as its XML file, or the one that `<filename>`
-names, anywhere below the root; `<path>`, of the machine it was drawn on, is not read.
+The image of a tool's XML file has the same name, or is the one that `<filename>` names,
+anywhere below the root. `<path>` is of the machine of the annotator and is not read.
 VOC counts pixels from one and its corners are inclusive: `xmin=1, xmax=640` covers a
-picture 640 wide; `conventions` knows. Objects marked difficult are kept as `ignore`.
+picture 640 wide (`conventions`). Objects marked difficult are kept as `ignore`. A
+rotated box and a polygon become the upright box around them, which is reported.
 """
 
-import math
 import os
 import pathlib
 import posixpath
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from frcnn_jax.data.conventions import to_xyxy
 from frcnn_jax.data.folders import (
@@ -38,26 +33,16 @@ from frcnn_jax.data.folders import (
     list_folder,
     stem,
     templates,
-    xml_text,
 )
 from frcnn_jax.data.images import image_size
-from frcnn_jax.data.source import Example, Size, Source, below, clean_boxes
+from frcnn_jax.data.source import Example, Source, below, clean_boxes
+from frcnn_jax.data.sources.voc_xml import Annotation, parse
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair"),
     *("cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
     *("sheep", "sofa", "train", "tvmonitor"),
 )
-
-
-class Annotation(NamedTuple):
-    """What one XML file says; boxes as they stand there, size None when it is not."""
-
-    size: Size | None
-    names: list[str]
-    boxes: Float[np.ndarray, "n 4"]
-    difficult: list[bool]
-    filename: str = ""
 
 
 def load(
@@ -71,14 +56,14 @@ def load(
 ) -> Source:
     """The images of a split, with names as image ids.
 
-    `root` holds Annotations/ itself, or VOC2007/ and its like, or VOCdevkit/ with
-    those. `split` names a file of ImageSets/Main; `2007_trainval+2012_trainval` joins
-    several, the year choosing the folder.
-    With `annotations`, a folder below `root`, its XML files are read, whatever made
-    them; of `lists`, a file, those it names; in both `{split}` stands for the split's
-    name. Images are looked for below `images`.
-    `classes` are the names in order, "voc" for the twenty of the challenge, or empty:
-    every name found in the XML files of any split, sorted.
+    `root` holds Annotations/, or VOC2007/ and its like, or VOCdevkit/ with those; these
+    may also lie deeper. `split` names a file of ImageSets/Main.
+    `2007_trainval+2012_trainval` joins several; the year chooses the folder.
+    `annotations` is a folder below `root` with the XML files of any tool; `lists` is a
+    file that names those of a split. In both `{split}` stands for the split's name.
+    Images are looked for below `images`.
+    `classes` are the names in order, or "voc" for the twenty of the challenge. If they
+    are empty, they are all names in the XML files of all splits, sorted.
     """
     if isinstance(classes, str):
         if classes and classes != "voc":
@@ -91,17 +76,15 @@ def load(
     folders = dict.fromkeys(folder for folder, _ in parts)
     classes = tuple(classes) or tuple(sorted(set().union(*map(_class_names, folders))))
     report: list[str] = []
-    examples = [
-        _example(
+    found = [
+        (
             _annotation(folder, name, file),
             lambda _, folder=folder, name=name: _image_file(folder, name),
             name,
-            classes,
-            report,
         )
         for (folder, name), file in listed.items()
     ]
-    return Source(examples, classes, report=report)
+    return Source(_examples(found, classes, report), classes, report=report)
 
 
 def recognise(
@@ -109,7 +92,7 @@ def recognise(
 ) -> Found | None:
     """XML files with an `<annotation>`: the devkit with its lists, or a tool's folders.
 
-    `annotations` and `lists` say which, where that is known.
+    `annotations` and `lists` are the leaves of `load`, if they are given.
     """
     if not annotations and not lists and (names := _devkit_lists(folder)):
         return Found({}, names, "Annotations and ImageSets/Main")
@@ -147,7 +130,7 @@ _ROOT = rb"<annotation[\s>]"
 
 
 def _devkit_lists(folder: Folder) -> tuple[str, ...]:
-    """The lists of ImageSets/Main, with the year where there are several."""
+    """The lists of ImageSets/Main, with the year if there are several years."""
     pattern = r"(?:(?:.*/)?VOC(\d{4})/)?(?:.*/)?ImageSets/Main/([^/]+)\.txt"
     found = [m for f in folder.files if (m := re.fullmatch(pattern, f))]
     if len({m[1] for m in found}) > 1:
@@ -206,19 +189,19 @@ def _load_tool(
         classes = tuple(sorted({name for part in names for name in part}))
     pictures = Pictures(folder, fill(images, split))
     report: list[str] = []
-    examples = []
-    for file in files:
-
-        def find(annotation, file=file):
-            return _picture(pictures, file, annotation.filename)
-
-        name = file.removeprefix(start)[: -len(".xml")]
-        examples.append(_example(folder.root / file, find, name, classes, report))
-    return Source(examples, classes, report=report)
+    found = [
+        (
+            folder.root / file,
+            lambda known, file=file: _picture(pictures, file, known.filename),
+            file.removeprefix(start)[: -len(".xml")],
+        )
+        for file in files
+    ]
+    return Source(_examples(found, classes, report), classes, report=report)
 
 
 def _picture(pictures: Pictures, file: str, filename: str) -> str:
-    """The image of an XML file: of its own name, or else of the name it states."""
+    """The image of an XML file: of the file's name, or else of the name in it."""
     near, where = folder_of(file), pictures.root / file
     suffix = posixpath.splitext(filename)[1].lower()
     name = f"{stem(file)}{suffix if suffix in IMAGES else ''}"
@@ -234,73 +217,33 @@ def _picture(pictures: Pictures, file: str, filename: str) -> str:
     return str(pictures.root / found)
 
 
-def parse(file: pathlib.Path) -> Annotation:
-    """Reads one annotation file; ValueError, naming it, for anything but plain XML."""
-    try:
-        text = xml_text(file.read_bytes())
-        if re.search("<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):
-            raise ValueError(
-                "it declares a document type or entities, which are refused"
-            )
-        root = ElementTree.fromstring(text)
-        objects = [_object(e, i) for i, e in enumerate(root.findall("object"), start=1)]
-        w, h = (_whole(root, f"size/{k}", "the image") for k in ("width", "height"))
-        filename = (root.findtext("filename") or "").strip()
-    except FileNotFoundError:
-        message = f"no annotation file {file}: add it, or set data.root"
-        raise FileNotFoundError(message) from None
-    except (ValueError, OverflowError, ElementTree.ParseError) as error:
-        raise ValueError(
-            f"cannot read the annotation {file}: {error}: correct or remove it"
-        ) from error
-    names, boxes, difficult = zip(*objects, strict=True) if objects else ((), (), ())
-    return Annotation(
-        size=(h, w) if h > 0 and w > 0 else None,
-        names=list(names),
-        boxes=np.array(boxes, np.float64).reshape(-1, 4),
-        difficult=list(difficult),
-        filename=filename,
-    )
-
-
-def _object(element: ElementTree.Element, i: int) -> tuple[str, list[float], bool]:
-    sides, who = ("xmin", "ymin", "xmax", "ymax"), f"object {i}"
-    paths = [f"bndbox/{side}" for side in sides]
-    box = [_number(_text(element, path, who), path, who) for path in paths]
-    difficult = _whole(element, "difficult", who) == 1
-    return _text(element, "name", who), box, difficult
-
-
-def _text(element: ElementTree.Element, path: str, who: str) -> str:
-    value = element.findtext(path)
-    if value is None or not value.strip():
-        raise ValueError(f"{who} has no {path}")
-    return value.strip()
-
-
-def _number(text: str, path: str, who: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{who} has {path} {text!r}, expected a number") from None
-
-
-def _whole(element: ElementTree.Element, path: str, who: str) -> int:
-    """A whole number, 0 where there is none."""
-    value = _number(element.findtext(path) or "0", path, who)
-    if not math.isfinite(value):
-        raise ValueError(f"{who} has {path} {value}, expected a number")
-    return int(value)
+def _examples(
+    files: Sequence[tuple[pathlib.Path, Callable[[Annotation], str], str]],
+    classes: tuple[str, ...],
+    report: list[str],
+) -> list[Example]:
+    """The examples of XML files, each with the function of its image, and its name."""
+    examples, around = [], []
+    for file, find_image, name in files:
+        found = parse(file)
+        around += [file.name] * found.around
+        examples.append(_example(file, found, find_image, name, classes, report))
+    if around:
+        report.append(
+            f"{len(around)} rotated boxes or polygons have the upright box around "
+            f"them: {few(dict.fromkeys(around), 3)}"
+        )
+    return examples
 
 
 def _example(
     file: pathlib.Path,
+    found: Annotation,
     find_image: Callable[[Annotation], str],
     name: str,
     classes: tuple[str, ...],
     report: list[str],
 ) -> Example:
-    found = parse(file)
     image = find_image(found)
     size = found.size or image_size(image)
     for c in found.names:
@@ -340,12 +283,17 @@ def _part(root: str, part: str) -> tuple[pathlib.Path, pathlib.Path]:
         pattern, name = "VOC[0-9]*", part
     folders = [base, *base.glob(pattern), *base.glob(f"VOCdevkit/{pattern}")]
     folders = [f for f in folders if (f / "Annotations").is_dir()]
+    if not folders:  # deeper, as archives are unpacked: every one that has the list
+        folders = [f for f in _deeper(base) if match is None or f.match(pattern)]
+        listed = [f for f in folders if (f / _LISTS / f"{name}.txt").is_file()]
+        folders = listed or folders
     if len(folders) != 1:
         found = ", ".join(str(f) for f in folders) or "nothing"
         raise FileNotFoundError(
-            f"looked for a folder with Annotations/ in {base}, {base / pattern} and "
-            f"{base / 'VOCdevkit' / pattern} and found {found}: set data.root, and "
-            "name the year in the split ('2007_trainval') where there are several"
+            f"looked for a folder with Annotations/ in {base}, {base / pattern}, "
+            f"{base / 'VOCdevkit' / pattern} and below, and found {found}: set "
+            "data.root, and name the year in the split ('2007_trainval') if there are "
+            "several"
         )
     file = folders[0] / "ImageSets" / "Main" / f"{name}.txt"
     if not file.is_file():
@@ -355,6 +303,19 @@ def _part(root: str, part: str) -> tuple[pathlib.Path, pathlib.Path]:
             "data.eval_split to some of these"
         )
     return folders[0], file
+
+
+_LISTS = pathlib.PurePath("ImageSets") / "Main"
+
+
+def _deeper(base: pathlib.Path) -> list[pathlib.Path]:
+    """The folders below the root that have Annotations/ and ImageSets/Main/."""
+    if not base.is_dir():
+        return []
+    places = {folder_of(f) for f in list_folder(base).files}
+    ends = [p.removesuffix("ImageSets/Main") for p in places]
+    inside = [base / e for e, p in zip(ends, places, strict=True) if e != p]
+    return sorted(f for f in inside if (f / "Annotations").is_dir())
 
 
 def _annotation(folder: pathlib.Path, name: str, file: pathlib.Path) -> pathlib.Path:
@@ -369,7 +330,7 @@ def _annotation(folder: pathlib.Path, name: str, file: pathlib.Path) -> pathlib.
 
 
 def _names(file: pathlib.Path) -> list[str]:
-    """The names of a list; ValueError where it is no text."""
+    """The names of a list; ValueError if it is no text."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

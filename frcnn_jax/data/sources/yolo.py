@@ -4,12 +4,12 @@
     images/train/0001.jpg
     labels/train/0001.txt      class  x y of the middle, width, height (of 0 to 1)
 
-The splits may be the outer folders as well (`train/images`, `train/labels`), and the
-text files may lie beside the images. Or a YAML says for each split where its images
-are, as Ultralytics and Roboflow write it: a folder, a text file of paths, or a list of
-those. Its paths are often of another machine; they mean the files of the same last
-parts below the root. A line with more numbers is a polygon, whose box is taken. An
-image without a text file is an image without objects.
+The splits may be the outer folders (`train/images`, `train/labels`), and the text files
+may lie beside the images. A YAML of Ultralytics or Roboflow names the images of each
+split: a folder, a text file of paths, or a list of those. Its paths are often of
+another machine; they mean the files below the root with the same last parts. A line
+with more numbers is a polygon; its box is taken. An image without a text file is an
+image without objects.
 """
 
 import collections
@@ -24,6 +24,7 @@ from frcnn_jax.data.folders import (
     Folder,
     Found,
     contains,
+    files_of,
     fill,
     folder_of,
     is_image,
@@ -31,10 +32,20 @@ from frcnn_jax.data.folders import (
 )
 from frcnn_jax.data.images import image_size
 from frcnn_jax.data.source import Example, Source, clean_boxes
-from frcnn_jax.data.sources.yolo_yaml import label_paths, listed, read_yaml, splits_in
+from frcnn_jax.data.sources.yolo_yaml import (
+    in_list,
+    label_paths,
+    listed,
+    lists_images,
+    read_yaml,
+    splits_in,
+)
 
 LAYOUTS = (("images/{split}", "labels/{split}"), ("{split}/images", "{split}/labels"))
-NAMES = ("data.yaml", "names.txt", "classes.txt", "obj.names", "labels/classes.txt")
+NAMES = (
+    *("data.yaml", "names.txt", "classes.txt", "obj.names", "labels/classes.txt"),
+    "_darknet.labels",
+)
 
 
 def load(
@@ -45,17 +56,19 @@ def load(
     labels: str = "",
     classes: str | Sequence[str] = (),
     yaml: str = "",
+    lists: str = "",
 ) -> Source:
     """The images of a split by name; their paths, without suffix, are the ids.
 
-    Where `1.jpg` and `1.png` lie side by side the ids keep the suffix.
+    The ids keep the suffix if `1.jpg` and `1.png` lie side by side.
 
-    `images` and `labels` are the folders below `root`, where these are neither of the
-    two usual ones; `{split}` in them stands for the split's name. With `yaml`, a file
-    below `root`, that says where the images are; `labels` are then found as Ultralytics
-    does, in `labels` for `images` or beside them. `classes` are the names in order, or
-    a file of them (one a line, or a YAML with `names`); empty: those of `yaml`, or the
-    first of data.yaml, names.txt, classes.txt and obj.names there is.
+    `images` and `labels` are the folders below `root`, if they are neither of the two
+    usual ones; `{split}` in them stands for the split's name. `yaml` is a file below
+    `root` that says where the images are; `lists` is a text file of images' paths, with
+    `{split}` in its name. Of these two the text files of labels are found as
+    Ultralytics does, in `labels` for `images` or beside them. `classes` are the names
+    in order, or a file of them (one a line, or a YAML with `names`); empty: those of
+    `yaml`, or the first of data.yaml, names.txt, classes.txt and obj.names there is.
     """
     base = pathlib.Path(root)
     if yaml and not (base / yaml).is_file():
@@ -65,6 +78,10 @@ def load(
         names = read_names(base, classes or yaml, report)
         pictures, pairs = listed(base, base / yaml, split, report)
         where = str(base / yaml)
+    elif lists:
+        names = read_names(base, classes or yaml, report)
+        pictures, pairs = base, in_list(base, fill(lists, split))
+        where = str(base / fill(lists, split))
     else:
         names = read_names(base, classes or yaml, report)
         pictures, texts = _layout(base, split, images, labels)
@@ -93,10 +110,11 @@ def load(
     return Source(examples, names, report=report)
 
 
-def recognise(folder: Folder, *, yaml: str = "") -> Found | None:
+def recognise(folder: Folder, *, yaml: str = "", lists: str = "") -> Found | None:
     """A YAML with names and splits, or text files that are named as the images are.
 
-    Of several such files `yaml` says which is meant.
+    Of several YAMLs `yaml` says which is meant. Text files of images' paths (`lists`)
+    are the splits if the folders are none.
     """
     yamls = [f for f in folder.files if f.endswith((".yaml", ".yml"))]
     named = [f for f in yamls if contains(folder.root / f, (_NAMES,), 1 << 20)]
@@ -110,8 +128,9 @@ def recognise(folder: Folder, *, yaml: str = "") -> Found | None:
         found = splits_in(folder.root / files[0])
         return Found(dict(yaml=files[0]), found, f"{files[0]}: names and splits")
     usual = {posixpath.basename(n) for n in NAMES}
-    lists = [f for f in folder.files if posixpath.basename(f) in usual]
-    names = min([*lists, *named], key=lambda f: (f.count("/"), f), default="")
+    known = [f for f in folder.files if posixpath.basename(f) in usual]
+    known += [f for f in folder.files if f.endswith(".names")]
+    names = min([*known, *named], key=lambda f: (f.count("/"), f), default="")
     known = {f: posixpath.splitext(f)[0] for f in folder.files}
     texts = {stem for f, stem in known.items() if f.endswith(".txt")}
     places: dict[str, str] = {}  # the folder of labels by that of the images
@@ -123,7 +142,8 @@ def recognise(folder: Folder, *, yaml: str = "") -> Found | None:
                     places[place] = folder_of(text)
     if not places or not names:
         return None
-    return _found(places, names)
+    found = _found(places, names)
+    return _with_lists(folder, found, names, lists) or found
 
 
 _NAMES = rb"(?m)^\s*['\"]?names\b"
@@ -142,6 +162,21 @@ def _found(places: dict[str, str], names: str) -> Found:
         found = {"all": template}
     leaves = dict(images=template or ".", labels=labels.pop() or ".", classes=names)
     return Found(leaves, tuple(found), why)
+
+
+def _with_lists(folder: Folder, found: Found, names: str, lists: str) -> Found | None:
+    """`found` with the splits of text files of images' paths; None without any."""
+    if len(found.splits) > 1 and not lists:
+        return None
+    texts = [f for f in folder.files if f.endswith(".txt")]
+    sets = {lists: files_of(folder, lists)} if lists else templates(texts)
+    for template, files in sets.items():
+        if lists or ("{split}" in template and len(files) > 1):
+            if all(lists_images(folder.root, file) for file in files.values()):
+                leaves = dict(lists=template, classes=names)
+                why = f"{found.why}, lists {', '.join(files.values())}"
+                return Found(leaves, tuple(files), why)
+    return None
 
 
 def _layout(
@@ -167,9 +202,9 @@ def _layout(
 def read_names(
     base: pathlib.Path, classes: str | Sequence[str], report: list[str] | None = None
 ) -> tuple[str, ...]:
-    """The class names given, in the file given, or in a file where they usually are.
+    """The class names: those given, or those of a given file or of a usual one.
 
-    The report says where the `nc` of a YAML is not the number of its names.
+    The report says if the `nc` of a YAML is not the number of its names.
     """
     if not isinstance(classes, str) and classes:
         return tuple(classes)
@@ -203,7 +238,7 @@ def read_names(
 
 
 def _names_file(base: pathlib.Path, classes: str | Sequence[str]) -> pathlib.Path:
-    """The file of the class names; data.classes where they are given."""
+    """The file of the class names; `data.classes` if the names are given."""
     if classes and not isinstance(classes, str):
         return pathlib.Path("data.classes")
     candidates = [str(classes)] if classes else NAMES
@@ -273,7 +308,7 @@ def parse(
 
 
 def _ids(paths: Sequence[pathlib.Path]) -> list[str]:
-    """Paths without suffix; with it where `1.jpg` and `1.png` are two images."""
+    """Paths without suffix; with it if `1.jpg` and `1.png` are two images."""
     short = [str(path.with_suffix("")) for path in paths]
     count = collections.Counter(short)
     return [s if count[s] == 1 else str(p) for s, p in zip(short, paths, strict=True)]

@@ -1,8 +1,9 @@
-"""What a YAML of a YOLO set says: names, and where the images of each split are.
+"""The YAML of a YOLO set: the names of classes, and the images of each split.
 
-The text file of an image is found from the image's path alone.
+The path of an image alone tells the path of its text file.
 """
 
+import itertools
 import os
 import pathlib
 import posixpath
@@ -17,10 +18,10 @@ SPLITS = ("train", "val", "valid", "test")
 
 
 def label_paths(image: str) -> tuple[str, ...]:
-    """Where the labels of an image may be: the path of both without a suffix.
+    """The paths, without suffix, that the labels of an image may have.
 
-    The last folder `images` replaced by `labels`, as Ultralytics does, or beside it;
-    `Images` by `Labels`.
+    The last folder `images` is replaced by `labels`, as Ultralytics does (`Images` by
+    `Labels`), or the labels lie beside the image.
     """
     parts = image.split("/")
     places = [i for i, part in enumerate(parts[:-1]) if part.lower() == "images"]
@@ -32,7 +33,7 @@ def label_paths(image: str) -> tuple[str, ...]:
 
 
 def splits_in(file: pathlib.Path) -> tuple[str, ...]:
-    """The splits that a YAML has; none of one that is not YOLO's."""
+    """The splits that a YAML has; none if it is not YOLO's."""
     try:
         found = read_yaml(file)
     except (OSError, ValueError):
@@ -41,7 +42,7 @@ def splits_in(file: pathlib.Path) -> tuple[str, ...]:
 
 
 def read_yaml(file: pathlib.Path) -> Any:
-    """What the file holds; ValueError names a file that is not YAML."""
+    """The content of a file; ValueError names a file that is not YAML."""
     if not file.is_file():
         raise FileNotFoundError(f"no file {file}: set data.yaml or data.classes")
     try:
@@ -91,6 +92,31 @@ def listed(
     return base, [(base / name, _text(base, name)) for name in dict.fromkeys(names)]
 
 
+def in_list(base: pathlib.Path, file: str) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """The images that a text file below the root names, each with its text file."""
+    if not (base / file).is_file():
+        raise FileNotFoundError(
+            f"no list of images {base / file}: set data.lists, data.root, or another "
+            "split"
+        )
+    names = dict.fromkeys(_lines(base, file))
+    if not names:
+        raise ValueError(f"{base / file} names no image: add the paths, one a line")
+    return [(base / name, _text(base, name)) for name in names]
+
+
+def lists_images(base: pathlib.Path, file: str) -> bool:
+    """Whether the first lines of a text file name images below the root."""
+    try:
+        with (base / file).open(encoding="utf-8-sig") as handle:
+            lines = [line.strip() for line in itertools.islice(handle, 20)]
+    except (OSError, ValueError):
+        return False
+    starts = (folder_of(file), "")
+    found = [is_image(n) and _find(base, n, starts, os.path.isfile) for n in lines if n]
+    return bool(found) and all(found)
+
+
 def _places(
     base: pathlib.Path, file: pathlib.Path, path: str, split: str, value: Any
 ) -> list[str]:
@@ -121,7 +147,7 @@ def _find(
     starts: Sequence[str],
     there: Callable[[pathlib.Path], bool] = os.path.exists,
 ) -> str | None:
-    """What a path means below the root: from one of `starts`, or by its last parts."""
+    """The file below the root that a path means, from `starts` or by its end."""
     parts = tidy(name).split("/")
     for first in range(len(parts)):
         end = "/".join(parts[first:])
@@ -155,6 +181,6 @@ def _lines(base: pathlib.Path, place: str) -> list[str]:
 
 
 def _text(base: pathlib.Path, name: str) -> pathlib.Path:
-    """The text file of an image, whether it is there or not."""
+    """The path of an image's text file, which need not be there."""
     paths = [base / f"{p}.txt" for p in label_paths(posixpath.splitext(name)[0])]
     return next((p for p in paths if p.is_file()), paths[0])

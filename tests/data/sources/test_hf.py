@@ -97,3 +97,20 @@ def test_numbers_without_names_are_their_own(tmp_path):
     assert called[0].classes.tolist() == [3]
     with pytest.raises(ValueError, match="class 2, but there are 2 names"):
         named.load_source("hf", **options, classes=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "cell, message",
+    [
+        ("{'bbox': [[1, 2", "line 2: 'objects' is .*neither JSON nor a dict as Python"),
+        ("[1, 2]", "line 2: 'objects' is .*expected a dict with a list 'bbox'"),
+        ("__import__('os')", "line 2: 'objects' is .*neither JSON nor a dict"),
+        ("[" * 5000, "line 2: 'objects' is .*neither JSON nor a dict"),
+    ],
+)
+def test_mistakes_in_a_table_are_named(tmp_path, cell, message):
+    layouts.image(tmp_path / "a.png")
+    layouts.text(tmp_path / "metadata.csv", f'file_name,objects\na.png,"{cell}"\n')
+    options = dict(root=str(tmp_path), annotations="metadata.csv")
+    with pytest.raises(ValueError, match=message):
+        named.load_source("hf", split="all", **options)
