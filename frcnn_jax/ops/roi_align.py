@@ -142,15 +142,16 @@ def roi_levels(
     """Return the index into ascending `strides` of floor(k0 + log2(sqrt(wh) / 224)).
 
     FPN, eq. (1), with k0 = `canonical_level` (stride 2^k0) and `canonical_size` for
-    224, bounded by the levels there are. Raises ValueError unless the strides are
-    consecutive powers of two.
+    224, bounded by the levels there are. Of one level, of any stride, the index is 0.
+    Raises ValueError unless several strides are consecutive powers of two.
 
     >>> rois = jnp.array([[0., 0., 224., 224.], [0., 0., 9., 9.]])
     >>> roi_levels(rois, (4, 8, 16)).tolist()
     [2, 0]
     """
-    lowest = int(math.log2(strides[0]))
-    if tuple(strides) != tuple(2 ** (lowest + i) for i in range(len(strides))):
+    lowest, count = int(math.log2(strides[0])), len(strides)
+    powers = tuple(2 ** (lowest + i) for i in range(count))
+    if count > 1 and tuple(strides) != powers:
         raise ValueError(
             f"strides are {strides}, expected consecutive powers of two, ascending"
         )
@@ -159,9 +160,7 @@ def roi_levels(
     # 1e-6: rounding must not push a RoI of just the canonical size down a level.
     level = jnp.floor(canonical_level + jnp.log2(size / canonical_size) + 1e-6)
     level = jnp.nan_to_num(level, nan=lowest)
-    return (jnp.clip(level, lowest, lowest + len(strides) - 1) - lowest).astype(
-        jnp.int32
-    )
+    return (jnp.clip(level, lowest, lowest + count - 1) - lowest).astype(jnp.int32)
 
 
 def rois_beyond(

@@ -469,6 +469,18 @@ def test_roi_levels_refuses_other_strides(strides):
         ops.roi_levels(jnp.zeros((1, 4)), strides)
 
 
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_one_level_of_any_stride_is_roi_align(rng, sampling_ratio):
+    """As of a ViT's patches of 14 pixels; its levels have no rule to follow."""
+    features = jnp.asarray(rng.normal(size=(5, 7, 3)), jnp.float32)
+    rois = jnp.asarray(some_rois(rng, 30, 70, 98))
+    options = dict(sampling_ratio=sampling_ratio)
+    found = ops.multilevel_roi_align({14: features}, rois, **options)
+    expected = ops.roi_align(features, rois, stride=14, **options)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert ops.roi_levels(rois, (14,)).tolist() == [0] * 30
+
+
 def test_multilevel_takes_each_roi_from_its_level(rng):
     strides = (4, 8, 16, 32)
     features = {

@@ -1,6 +1,7 @@
 """Whole detectors: the file beside the checkpoint, detection by detection."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,6 +10,7 @@ import pytest
 from experiments import common
 from frcnn_jax import export, models, to_onnx
 from frcnn_jax.data.images import prepare, reduced_of
+from frcnn_jax.models import vit
 from frcnn_jax.to_onnx import quantize
 from frcnn_jax.training.state import init_variables
 from tests.training import small
@@ -23,7 +25,21 @@ def detector(cascade=False, **parts):
     config.postprocess.score = 0.0  # of a model that has learnt nothing
     model = models.build_detector(num_classes=4, **config.model.to_dict())
     variables = init_variables(jax.random.key(0), (64, 64, 3), model=model)
+    if config.model.backbone.name in TODAY:
+        variables = jax.tree_util.tree_map_with_path(stirred, variables)
     return model, variables, config.to_dict()
+
+
+TODAY = ("convnext", "swin", "vit")
+
+
+def stirred(path, x):
+    """Noise on small initial values: branches, tables and tokens change the maps."""
+    name = jax.tree_util.keystr(path)
+    if "backbone" not in name or "kernel" in name:
+        return x
+    noise = np.random.default_rng(list(name.encode())).normal(0, 0.2, x.shape)
+    return x + jnp.asarray(noise, x.dtype)
 
 
 def images(b):
@@ -65,6 +81,38 @@ VARIANTS = dict(
     unaligned=dict(
         roi_align=dict(strides=(4, 8), output_size=3, aligned=False),
         box_head=dict(widths=(16,), convs=(8,), norm="group", class_agnostic=True),
+    ),
+    # Windows of 7 cells on maps of 16 and 8: padded, shifted, and cut by the extents.
+    convnext=dict(
+        backbone=dict(
+            name="convnext", depths=(1, 2, 1, 1), width=8, out_strides=(4, 8)
+        ),
+    ),
+    swin=dict(
+        backbone=dict(name="swin", depths=(2, 2, 1, 1), width=32, out_strides=(4, 8))
+    ),
+    vitdet=dict(
+        backbone=dict(
+            name="vit",
+            depth=2,
+            width=16,
+            heads=2,
+            window=3,
+            global_blocks=(1,),
+            positions=3,
+            relative=3,
+        ),
+        fpn=dict(name="simple_pyramid", channels=8, scales=(4, 2), pool_levels=0),
+        rpn=dict(channels=8, depth=2),
+        box_head=dict(widths=(16,), convs=(8,), norm="layer", class_agnostic=False),
+    ),
+    dinov2=dict(
+        backbone=dict(
+            name="vit", depth=2, width=16, heads=2, **(vit.DINOV2 | dict(positions=3))
+        ),
+        fpn=None,
+        anchors=dict(strides=(14,), sizes=((16.0, 32.0),)),
+        roi_align=dict(strides=(14,), output_size=3, sampling_ratio=0),
     ),
 )
 
