@@ -27,6 +27,15 @@ from frcnn_jax.types import Batch, Proposals
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
 FILES = sorted(p.name for p in FOLDER.glob("*.py") if p.stem != "__init__")
+# Arguments that make another network of an experiment.
+NETWORKS = [
+    ("coco_convnext_t_fpn.py", "cascade"),
+    ("coco_swin_t_fpn.py", "cascade"),
+    ("coco_vitdet_b.py", "cascade"),
+    ("coco_vitdet_b.py", "dinov2"),
+]
+SMALL = [(name, "runlocal") for name in FILES]
+SMALL_NETWORKS = [(name, f"{arg},runlocal") for name, arg in NETWORKS]
 
 
 def get_config(name, arg):
@@ -130,8 +139,9 @@ def prepare(name, arg):
     return c, model, step, state, batch
 
 
-@pytest.mark.parametrize("arg", [None, "runlocal"])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name, arg", [(n, None) for n in FILES] + NETWORKS + SMALL + SMALL_NETWORKS
+)
 def test_every_key_of_an_experiment_is_known(name, arg):
     c = get_config(name, arg)
     bind_data(c["data"])
@@ -148,8 +158,9 @@ def whole_and_small():
     for name in FILES:
         marks = [] if name in QUICK else [pytest.mark.slow]
         yield pytest.param(name, None, marks=marks)
-        # The small form runs in test_a_step_of_the_small_form_runs.
-        yield pytest.param(name, "runlocal", marks=pytest.mark.slow)
+    # The small forms run in test_a_step_of_the_small_form_runs.
+    for name, arg in NETWORKS + SMALL:
+        yield pytest.param(name, arg, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("name, arg", list(whole_and_small()))
@@ -171,10 +182,10 @@ def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FILES)
-def test_a_step_of_the_small_form_runs(name, rng):
+@pytest.mark.parametrize("name, arg", SMALL + SMALL_NETWORKS)
+def test_a_step_of_the_small_form_runs(name, arg, rng):
     """On noise with two objects an image: finite losses, and something has moved."""
-    c, _, step, state, batch = prepare(name, "runlocal")
+    c, _, step, state, batch = prepare(name, arg)
 
     def draw(path, x):
         if jnp.issubdtype(x.dtype, jnp.floating):

@@ -32,6 +32,7 @@ from experiments.common.peers import (
     coco,
     detectron2,
     detectron2_c4,
+    giou_cascade,
     short_sides,
     torchvision,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "external_proposals",
     "faster_rcnn",
     "frozen_resnet",
+    "giou_cascade",
     "imagenet_resnet50",
     "keras_resnet50",
     "msra_resnet",

@@ -21,6 +21,7 @@ KEY = jax.random.key(0)
 BACKBONES = {
     "convnext": dict(depths=(2, 2, 1, 1), width=8, out_strides=(4, 8)),
     "swin": dict(depths=(2, 2, 1, 1), width=32, out_strides=(4, 8)),
+    "vit": dict(depth=3, width=16, heads=2, window=3, global_blocks=(1,), positions=4),
 }
 
 
@@ -41,6 +42,9 @@ def test_factors_have_the_share_and_the_mean_of_each_block():
 def build(name, rate):
     c = small.config().to_dict()
     c["model"]["backbone"] = dict(name=name, stochastic_depth=rate, **BACKBONES[name])
+    if name == "vit":
+        pyramid = dict(name="simple_pyramid", scales=(4, 2), pool_levels=0)
+        c["model"]["fpn"] = dict(channels=8, **pyramid)
     return c, models.build_detector(num_classes=3, **c["model"])
 
 
