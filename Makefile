@@ -43,7 +43,7 @@ test-prepare: .venv-prepare/.installed  ## the test that needs TensorFlow
 
 # Tools that bring opencv-python, in environments of their own on top of the other.
 # FiftyOne and gradio ask for different versions of one package.
-test-tools: .venv-tools/.installed .venv-fiftyone/.installed  ## supervision, SAHI, FiftyOne, gradio's page in Chromium
+test-tools: .venv-tools/.installed .venv-fiftyone/.installed  ## supervision, SAHI, FiftyOne, OpenVINO, gradio's page in Chromium
 	.venv-tools/bin/python -m pytest -rs -m tools -W default tests/tools
 	.venv-fiftyone/bin/python -m pytest -rs -m tools -W default tests/tools -k fiftyone
 
@@ -54,7 +54,7 @@ test-tools: .venv-tools/.installed .venv-fiftyone/.installed  ## supervision, SA
 	.venv-$*/bin/python -m pip install --quiet $(PACKAGES_$*) $(OPTIONAL_$*)
 	touch $@
 
-PACKAGES_tools := supervision==0.31.2 trackers==2.6.1 sahi==0.12.8 gradio
+PACKAGES_tools := supervision==0.31.2 trackers==2.6.1 sahi==0.12.8 gradio openvino==2026.4.1
 PACKAGES_fiftyone := fiftyone
 OPTIONAL_fiftyone := || echo "FiftyOne cannot be installed here: its tests are skipped"
 PACKAGES_prepare := tensorflow-cpu

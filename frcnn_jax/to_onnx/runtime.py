@@ -45,7 +45,12 @@ class OpenVINO:
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         self.compiled = openvino.Core().compile_model(str(file), "CPU", options)
-        self.inputs = {x.any_name: list(x.shape) for x in self.compiled.inputs}
+        self.inputs = {
+            x.any_name: [
+                d.get_length() if d.is_static else str(d) for d in x.partial_shape
+            ]
+            for x in self.compiled.inputs
+        }
 
     def __call__(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
         """The outputs, each by all names that it has in OpenVINO."""

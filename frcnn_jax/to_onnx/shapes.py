@@ -264,9 +264,16 @@ def _sort(graph, eqn, inputs):
         raise NotImplementedError("a sort by several keys")
     axis = int(eqn.params["dimension"])
     key = graph.full(inputs[0])
+    count = inputs[0].shape[axis]
     if inputs[0].dtype == bool:
+        # No two keys are equal: OpenVINO's TopK does not keep equal ones in order.
         key = graph.add("Cast", key, to=element_type(np.float32))
-    k = np.array([inputs[0].shape[axis]], np.int64)
+        place = np.arange(count, dtype=np.float32)
+        place = place.reshape(
+            [-1 if i == axis else 1 for i in range(len(out(eqn).shape))]
+        )
+        key = graph.add("Add", graph.add("Mul", key, np.float32(count)), place)
+    k = np.array([count], np.int64)
     index = graph.add("TopK", key, k, axis=axis, largest=0, outputs=2)[1]
     found = []
     for i, t in enumerate(inputs):
