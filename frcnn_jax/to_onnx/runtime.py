@@ -25,7 +25,9 @@ class Session:
         self.session = onnxruntime.InferenceSession(
             str(file), options, providers=["CPUExecutionProvider"]
         )
-        self.inputs = {x.name: x.shape for x in self.session.get_inputs()}
+        self.inputs: dict[str, list[Any]] = {
+            x.name: x.shape for x in self.session.get_inputs()
+        }
         self.outputs = [x.name for x in self.session.get_outputs()]
 
     def __call__(self, *arrays: np.ndarray) -> dict[str, np.ndarray]:
@@ -45,7 +47,7 @@ class OpenVINO:
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         self.compiled = openvino.Core().compile_model(str(file), "CPU", options)
-        self.inputs = {
+        self.inputs: dict[str, list[Any]] = {
             x.any_name: [
                 d.get_length() if d.is_static else str(d) for d in x.partial_shape
             ]
