@@ -165,11 +165,12 @@ def _neighbours(length, size, count, n):
 
 
 def neighbours(
-    length: int | Int[Array, ""], size: Int[Array, ""], count: int, n: int | Array
+    length: Any, size: Int[Array, ""], count: int, n: int | Array
 ) -> tuple[Int[Array, "i"], Int[Array, "i"], Float[Array, "i"]]:
     """Cells of n pixels before and after each of `count` samples, and its way between.
 
     Sample i of `size` in `length` pixels is at `(i + 1/2) length / (n size) - 1/2`.
+    `length` may be a dimension of unknown size.
     """
     last = jnp.asarray(length) - 1
     cells = last // n
