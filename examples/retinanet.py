@@ -47,10 +47,7 @@ class RetinaNet(nn.Module):
         maps = FPN(channels=48, pool_levels=0)(features)
         convs = [[nn.Conv(48, (3, 3)) for _ in range(2)] for _ in "cb"]
         prior = nn.initializers.constant(-np.log(99.0))  # objects are 1 in 100
-        heads = [
-            nn.Conv(K * CLASSES, (3, 3), bias_init=prior),
-            nn.Conv(K * 4, (3, 3)),
-        ]
+        heads = [nn.Conv(K * CLASSES, (3, 3), bias_init=prior), nn.Conv(K * 4, (3, 3))]
         outputs = []
         for tower, head in zip(convs, heads, strict=True):  # shared by all levels
             levels = []
@@ -138,8 +135,7 @@ def main(steps: int = 600) -> dict:
     train = Announced(update, "the training step")
     for step, b in zip(range(steps), data.train_batches(), strict=False):
         params, opt_state, loss = train(
-            *(params, opt_state, pixels(b.image)),
-            *(b.gt_boxes, b.gt_classes, b.gt_valid),
+            params, opt_state, pixels(b.image), b.gt_boxes, b.gt_classes, b.gt_valid
         )
         if step % 50 == 0:
             print(f"step {step}  loss {loss:.3f}", flush=True)
