@@ -56,5 +56,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     if args["cascade"]:
         common.giou_cascade(c, runlocal=local)
-        c.optimizer.learning_rate = 2e-4
+        c.optimizer.update(learning_rate=2e-4)
     return c
