@@ -212,7 +212,8 @@ def main(_):
     troubles.prepare_file(file_to_write())
     model, variables, meta, _ = trained.load(CHECKPOINT.value)
     configs.change(meta.config, SET.value)
-    configs.check_code(meta.config, SET.value)
+    if QUANTIZE.value:  # nothing else reads the run's data
+        configs.check_code(meta.config, SET.value)
     if SCORE.value is not None:
         meta.config.postprocess.score = SCORE.value
     config, data = meta.config.to_dict(), meta.config.data
