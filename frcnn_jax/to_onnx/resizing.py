@@ -30,13 +30,9 @@ def with_resizing(model: onnx.ModelProto, config: Mapping[str, Any]) -> onnx.Mod
     in pixels of the image given, `scores`, `classes` `[n]` and `count` `[]`: what
     `export.detect_image` finds, but for the rounding of a pixel.
     """
-    before = helper.make_model(
-        _before(config), opset_imports=model.opset_import, ir_version=model.ir_version
-    )
-    after = _after({x.name: x for x in model.graph.output})
-    del after.opset_import[:]
-    after.opset_import.extend(model.opset_import)
-    after.ir_version = model.ir_version
+    graphs = _before(config), _after({x.name: x for x in model.graph.output})
+    versions = dict(opset_imports=model.opset_import, ir_version=model.ir_version)
+    before, after = (helper.make_model(graph, **versions) for graph in graphs)
     whole = compose.merge_models(
         compose.add_prefix(before, "resize_", rename_inputs=False),
         compose.add_prefix(model, "canvas_"),
@@ -168,7 +164,7 @@ def _smooth(graph, image, sizes, canvas):
     return graph.reshape(product(shares[0], image), (*canvas, 3))
 
 
-def _after(outputs: Mapping[str, onnx.ValueInfoProto]) -> onnx.ModelProto:
+def _after(outputs: Mapping[str, onnx.ValueInfoProto]) -> onnx.GraphProto:
     """Boxes of the canvas in pixels of the image given; no axis of a batch."""
     rows = outputs["boxes"].type.tensor_type.shape.dim[1].dim_value
     whole, real = jnp.int32, jnp.float32
@@ -185,4 +181,4 @@ def _after(outputs: Mapping[str, onnx.ValueInfoProto]) -> onnx.ModelProto:
         boxes = export.boxes_of_image(boxes[0], size, original)
         return boxes, scores[0], classes[0], count[0]
 
-    return lower(back, inputs=inputs, outputs=list(outputs))
+    return lower(back, inputs=inputs, outputs=list(outputs)).graph

@@ -268,10 +268,8 @@ def _sort(graph, eqn, inputs):
     if inputs[0].dtype == bool:
         # No two keys are equal: OpenVINO's TopK does not keep equal ones in order.
         key = graph.add("Cast", key, to=element_type(np.float32))
-        place = np.arange(count, dtype=np.float32)
-        place = place.reshape(
-            [-1 if i == axis else 1 for i in range(len(out(eqn).shape))]
-        )
+        after = (1,) * (len(inputs[0].shape) - 1 - axis)
+        place = np.arange(count, dtype=np.float32).reshape(-1, *after)
         key = graph.add("Add", graph.add("Mul", key, np.float32(count)), place)
     k = np.array([count], np.int64)
     index = graph.add("TopK", key, k, axis=axis, largest=0, outputs=2)[1]

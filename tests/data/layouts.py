@@ -541,12 +541,16 @@ def labelme(root):
     return Expected("labelme", *HASHED)
 
 
+def hf_objects(n, key):
+    boxes = [[x, y, x2 - x, y2 - y] for _, x, y, x2, y2 in TRUTH[n]]
+    return {"bbox": boxes, key: [c for c, *_ in TRUTH[n]]}
+
+
 def hf_folder(root):
     for split, names in (("train", TRAIN), ("validation", VAL)):
         lines = ""
         for n in names:
-            boxes = [[x, y, x2 - x, y2 - y] for _, x, y, x2, y2 in TRUTH[n]]
-            objects = dict(bbox=boxes, categories=[c for c, *_ in TRUTH[n]])
+            objects = hf_objects(n, "categories")
             lines += json.dumps(dict(file_name=f"{n}.png", objects=objects)) + "\n"
             image(root / split / f"{n}.png")
         text(root / split / "metadata.jsonl", lines)
@@ -558,8 +562,7 @@ def hf_table(root):
     for split, names in (("train", TRAIN), ("validation", VAL)):
         lines = "file_name,objects\n"
         for n in names:
-            boxes = [[x, y, x2 - x, y2 - y] for _, x, y, x2, y2 in TRUTH[n]]
-            objects = dict(bbox=boxes, category=[c for c, *_ in TRUTH[n]])
+            objects = hf_objects(n, "category")
             cell = str(objects) if split == "train" else json.dumps(objects)
             cell = cell.replace('"', '""')
             lines += f'{n}.png,"{cell}"\n'

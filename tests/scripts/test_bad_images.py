@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from frcnn_jax.data.images import save_image
 from frcnn_jax.detector import load
 from tests.data import layouts
 from tests.scripts.test_scripts import ROOT, last_json, script
@@ -85,8 +86,7 @@ def test_tiles_and_the_page_take_images_of_any_shape(run, tmp_path):
     layouts.image(folder / "a.png")
     (folder / "broken.png").write_text("no picture")
     narrow = rng.integers(0, 256, (1, 2000, 3), np.uint8)
-    images = importlib.import_module("frcnn_jax.data.images")
-    images.save_image(folder / "narrow.png", narrow)
+    save_image(folder / "narrow.png", narrow)
     (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:-2000])
     ask = ("predict", f"--checkpoint={workdir}", "--set=views.tile=64")
     done = script(*ask, f"--output={tmp_path / 'out'}", folder, code=1)

@@ -74,16 +74,14 @@ def load(
     if yaml and not (base / yaml).is_file():
         raise FileNotFoundError(f"no file {base / yaml}: set data.root or data.yaml")
     report: list[str] = []
+    names = read_names(base, classes or yaml, report)
     if yaml and not (images and labels):
-        names = read_names(base, classes or yaml, report)
         pictures, pairs = listed(base, base / yaml, split, report)
         where = str(base / yaml)
     elif lists:
-        names = read_names(base, classes or yaml, report)
         pictures, pairs = base, in_list(base, fill(lists, split))
         where = str(base / fill(lists, split))
     else:
-        names = read_names(base, classes or yaml, report)
         pictures, texts = _layout(base, split, images, labels)
         files = sorted(p for p in pictures.rglob("*") if is_image(p.name))
         pairs = [
