@@ -19,7 +19,6 @@ import functools
 import json
 import pathlib
 import sys
-import zlib
 from functools import partial
 from typing import Any
 
@@ -27,14 +26,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from frcnn_jax import models
 from frcnn_jax.detector import predict_batch
 from frcnn_jax.training import cli
-from frcnn_jax.training import config as configs
 from frcnn_jax.training.step import predict_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
+from tests.parity.busy_weights import busy, picture  # noqa: E402
 from tests.parity.detections import (  # noqa: E402
     differing,
     nearest_decision,
@@ -48,15 +46,6 @@ EXPERIMENTS = {
     "r50_c4": ("coco_r50_c4", ""),
     "vgg16": ("voc07_vgg16", ""),
 }
-CLASSES = 20
-# The last layers, and the deviation of their outputs that gives NMS something to do.
-DEVIATION = {
-    ("rpn_head", "objectness"): 2.0,
-    ("rpn_head", "deltas"): 0.2,
-    ("box_head", "class_logits"): 2.5,
-    ("box_head", "class_deltas"): 1.0,
-}
-
 MODEL = flags.DEFINE_enum("model", "r50_fpn", list(EXPERIMENTS), "The detector.")
 IMAGES = flags.DEFINE_integer("images", 60, "How many images, each of its own size.")
 EXTENTS = flags.DEFINE_integer("extents", 0, "Their extents; 0: as many as images.")
@@ -71,85 +60,13 @@ def pair(text: str) -> tuple[int, int]:
     return int(h), int(w)
 
 
-def random_tree(variables: Any) -> Any:
-    """He convolutions, mild norms, biases that are not zero."""
-
-    def draw(path, x):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        rng = np.random.default_rng(zlib.crc32(name.encode()))
-        if name.endswith("var"):
-            return rng.uniform(0.5, 1.5, x.shape)
-        if x.ndim > 1:
-            fan_in = np.prod(x.shape[:-1])
-            return rng.standard_normal(x.shape, np.float32) * np.sqrt(2 / fan_in)
-        if name.endswith("scale"):
-            small = 0.3 if "bn3" in name or "project_bn" in name else 1.0
-            return small * rng.uniform(0.5, 1.5, x.shape)
-        return rng.normal(0, 0.1, x.shape)
-
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: np.float32(draw(path, x)), variables
-    )
-
-
-def spread(variables: Any, outputs: dict[tuple[str, str], np.ndarray]) -> Any:
-    """Scale last layers, so that their `outputs` `[n, c]` have a useful deviation."""
-    params = jax.tree.map(np.asarray, variables["params"])
-    for (part, layer), x in outputs.items():
-        kernel, bias = (params[part][layer][k] for k in ("kernel", "bias"))
-        scale = DEVIATION[part, layer] / np.maximum(x.std(0), 1e-6)
-        bias = (bias - x.mean(0)) * scale
-        new = dict(kernel=np.float32(kernel * scale), bias=np.float32(bias))
-        params = {**params, part: {**params[part], layer: new}}
-    return {**variables, "params": params}
-
-
 @functools.cache
 def setup():
     """The model, its busy variables, its configuration and its compiled prediction."""
     module, arg = EXPERIMENTS[MODEL.value]
-    file = ROOT / "experiments" / f"{module}.py"
-    config = configs.load_experiment(file).get_config(arg).to_dict()
-    model = models.build_detector(num_classes=CLASSES, **config["model"])
-    pixels = jax.ShapeDtypeStruct((1, 256, 256, 3), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), pixels)
-    variables = random_tree(shapes)
-    batch = predict_batch(
-        picture(0, (256, 256))[None], np.array([[256, 256]], np.int32)
-    )
-
-    @jax.jit
-    def outputs(variables):
-        def run(model):
-            images = model.normalize(batch.image, batch.image_size)
-            out = model.rpn(images)
-            best = out.logits[0] if out.logits.ndim == 2 else out.logits[0, :, 1]
-            anchors = out.anchors[0][jax.lax.top_k(best, 300)[1]]
-            rois = anchors[None].clip(0, 256)
-            return out.logits, out.deltas, *model.detect(out.features, rois)
-
-        return model.apply(variables, method=run)
-
-    for names in (
-        list(DEVIATION)[:2],
-        list(DEVIATION)[2:],
-    ):
-        found = dict(zip(DEVIATION, map(np.asarray, outputs(variables)), strict=True))
-        params = variables["params"]
-        rows = {n: found[n].reshape(-1, params[n[0]][n[1]]["bias"].size) for n in names}
-        variables = spread(variables, rows)
+    model, variables, config = busy(module, arg)
     predict = jax.jit(partial(predict_step, model=model, config=config))
     return model, jax.device_put(variables), config, predict
-
-
-def picture(seed: int, size: tuple[int, int]) -> np.ndarray:
-    """Noise of many scales, uint8 `[h, w, 3]`."""
-    rng, (h, w) = np.random.default_rng([seed, *size]), size
-    image = np.zeros((h, w, 3))
-    for cell in (4, 16, 64):
-        noise = rng.normal(size=(-(-h // cell), -(-w // cell), 3))
-        image += np.kron(noise, np.ones((cell, cell, 1)))[:h, :w]
-    return np.clip(127 + 60 * image, 0, 255).astype(np.uint8)
 
 
 def sizes_of_images(pad_to: int) -> list[tuple[int, int]]:

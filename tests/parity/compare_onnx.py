@@ -2,15 +2,16 @@ r"""Ours as an ONNX file in onnxruntime against ours in JAX: same weights, same 
 
     python tests/parity/compare_onnx.py --model=r50_fpn --seeds=0:100
     python tests/parity/compare_onnx.py --model=mobilenet_v3 --seeds=0:100 --batch=4
+    python tests/parity/compare_onnx.py --experiment=coco_r50_c4 --seeds=0:10
 
 Weights and images are those of `compare_torchvision.py`: each seed makes weights under
-which both stages have hundreds of boxes to choose from. Images of three sizes lie on
-one larger canvas, so that every extent is smaller than the canvas. A seed is equal
-where each detection has one of its label within 0.01 pixels and 1e-4 of its score, and
-the other way round; the others are listed with how close their detections came to a
-bound. `pixels` and `score` are row by row: where scores are equal to rounding, rows may
-change places. The last line on
-stdout is one JSON object.
+which both stages have hundreds of boxes to choose from. With --experiment they are
+those of `compare_canvases.py`: one set of weights, and images of a seed. Images of
+three sizes lie on one larger canvas, so that every extent is smaller than the canvas. A
+seed is equal where each detection has one of its label within 0.01 pixels and 1e-4 of
+its score, and the other way round; the others are listed with how close their
+detections came to a bound. `pixels` and `score` are row by row: where scores are equal
+to rounding, rows may change places. The last line on stdout is one JSON object.
 """
 
 import functools
@@ -31,9 +32,15 @@ from frcnn_jax.training import cli
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 from tests.parity import compare_torchvision as parity  # noqa: E402
+from tests.parity.busy_weights import busy, picture  # noqa: E402
 from tests.parity.random_weights import random_image  # noqa: E402
 
 CANVAS = flags.DEFINE_string("canvas", "448x512", "HxW of the canvas.")
+EXPERIMENT = flags.DEFINE_string(
+    "experiment",
+    None,
+    "NAME or NAME:ARGUMENT, in place of --model.",
+)
 BATCH = flags.DEFINE_integer("batch", 1, "Images at a time.", 1)
 THREADS = flags.DEFINE_integer("threads", 2, "Of onnxruntime.", 1)
 
@@ -45,6 +52,9 @@ def images_of(seed: int, size: tuple[int, int], canvas, config) -> tuple[Any, An
     sizes = np.zeros((BATCH.value, 2), np.int32)
     for i in range(BATCH.value):
         h, w = sizes[i] = size[0] - 17 * i, size[1] - 29 * i
+        if EXPERIMENT.value:
+            pixels[i, :h, :w] = picture(seed + i, (h, w))
+            continue
         image = random_image(seed + i, (h, w))[0, :h, :w] * std + mean
         pixels[i, :h, :w] = np.clip(np.round(image), 0, 255)
     return pixels, sizes
@@ -57,8 +67,16 @@ def detections(boxes, labels, scores, count) -> dict[str, np.ndarray]:
 
 @functools.cache
 def setup():
-    """The model, its configuration, and its compiled prediction."""
-    model, config = parity.build(parity.MODEL.value)
+    """The model, its configuration, its compiled prediction, and its variables.
+
+    The last is None where each seed makes its own.
+    """
+    variables = None
+    if EXPERIMENT.value:
+        module, _, arg = EXPERIMENT.value.partition(":")
+        model, variables, config = busy(module, arg)
+    else:
+        model, config = parity.build(parity.MODEL.value)
     config["data"]["canvas"] = tuple(map(int, CANVAS.value.split("x")))
     for x, default in (
         ("mean", (123.675, 116.28, 103.53)),
@@ -66,16 +84,17 @@ def setup():
     ):
         config["model"].setdefault(f"pixel_{x}", default)
     predict = functools.partial(export.detect_batch, model=model, config=config)
-    return model, config, jax.jit(predict)
+    return model, config, jax.jit(predict), variables
 
 
 def compare_seed(seed: int, size: tuple[int, int], folder: pathlib.Path) -> Any:
     """What differs under the weights of one seed, for each image."""
-    name, (model, config, predict) = parity.MODEL.value, setup()
+    name, (model, config, predict, variables) = parity.MODEL.value, setup()
     canvas = config["data"]["canvas"]
-    weights = folder / "weights.npz"
-    parity.calibrated(name, seed, size, weights)
-    variables = parity.load(name, weights)
+    if variables is None:
+        weights = folder / "weights.npz"
+        parity.calibrated(name, seed, size, weights)
+        variables = parity.load(name, weights)
     pixels, sizes = images_of(seed, size, canvas, config)
     ours = jax.device_get(predict(variables, pixels, sizes))
     file = to_onnx.batch_model(model, variables, config, batch_size=BATCH.value)
@@ -126,7 +145,7 @@ def main(_):
                 print(json.dumps(row), file=sys.stderr, flush=True)
     equal = [row for row in rows if row["equal"]]
     summary = dict(
-        model=parity.MODEL.value,
+        model=EXPERIMENT.value or parity.MODEL.value,
         images=len(rows),
         equal=len(equal),
         detections=[f(row["count"] for row in rows) for f in (min, max)],
