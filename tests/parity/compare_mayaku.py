@@ -3,10 +3,12 @@ r"""Ours against Detectron2's detectors as mayaku computes them: same file, same
     make peer
     python tests/parity/compare_mayaku.py --model=r50_fpn --seeds=0:20
     python tests/parity/compare_mayaku.py --model=x101_fpn --seeds=0:20
+    python tests/parity/compare_mayaku.py --model=r50_fpn --wider=1.25
 
 Each seed makes a Detectron2 .pkl of random weights in the zoo's scheme, under which the
 detector has something to do: scores and deltas are spread. Both sides read that file
-and get the same normalised tensor, padded to a multiple of 32. Detections agree when
+and get the same normalised tensor, padded to a multiple of 32; with --wider ours has a
+larger canvas, with noise around the image. Detections agree when
 their labels are the same, boxes within 0.01 pixels and scores within 1e-4. The last
 line on stdout is one JSON object.
 """
@@ -38,7 +40,11 @@ from tests.parity.detections import (  # noqa: E402
     ours_as_dict,
     picked,
 )
-from tests.parity.random_weights import random_image, random_weights  # noqa: E402
+from tests.parity.random_weights import (  # noqa: E402
+    on_canvas,
+    random_image,
+    random_weights,
+)
 from tests.weights.test_detectron2 import zoo_shapes  # noqa: E402
 
 NETWORKS = {  # name: depth, width, groups and stride_in_1x1 of the zoo's scheme
@@ -55,6 +61,9 @@ DEVIATION = {
 }
 MODEL = flags.DEFINE_enum("model", "r50_fpn", list(NETWORKS), "The detector.")
 SEEDS = flags.DEFINE_string("seeds", "0:5", "FIRST:END.")
+WIDER = flags.DEFINE_float(
+    "wider", 1.0, "Our canvas over the padded image: 1.25 is a quarter more."
+)
 SIZES = flags.DEFINE_list(
     "sizes", ["300x400", "410x290", "224x480"], "HxW before padding, one a seed."
 )
@@ -201,14 +210,16 @@ def compare_seed(name: str, seed: int, size: tuple[int, int], peer: Peer) -> dic
         images=image.transpose(0, 3, 1, 2),
         sizes=np.array([size]),
     )
-    out, props = rpn(variables, image, hw)
+    out, props = rpn(variables, on_canvas(image, seed, WIDER.value), hw)
     logits, deltas = detect(variables, out.features, props.boxes, hw)
     found = post(props.boxes, props.valid, logits[0], deltas[0], hw)
     row: dict[str, Any] = dict(seed=seed, size=size)
-    row["features"] = max(
-        relative(out.features[stride], theirs[f"features/{i}"])
-        for i, stride in enumerate(sorted(out.features))
-    )
+    deviations = []
+    for i, stride in enumerate(sorted(out.features)):
+        there = theirs[f"features/{i}"]
+        here = out.features[stride][:, : there.shape[1], : there.shape[2]]
+        deviations.append(relative(here, there))
+    row["features"] = max(deviations)
     row["proposals"] = len(theirs["proposals"])
     row["detections"] = len(theirs["boxes"])
     row["differing"] = differing(ours_as_dict(found), picked(theirs))
@@ -237,6 +248,7 @@ def main(_):
     summary = dict(
         model=MODEL.value,
         seeds=len(rows),
+        wider=WIDER.value,
         features=max(row["features"] for row in rows),
         detections=total,
         differing=apart,

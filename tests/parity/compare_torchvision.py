@@ -50,7 +50,11 @@ from tests.parity.detections import (  # noqa: E402
     ours_as_dict,
     picked,
 )
-from tests.parity.random_weights import random_image, random_weights  # noqa: E402
+from tests.parity.random_weights import (  # noqa: E402
+    on_canvas,
+    random_image,
+    random_weights,
+)
 
 EXPERIMENTS = {  # the peer's name: our experiment and its argument
     "r50_fpn": ("coco_r50_fpn_v1", ""),
@@ -268,7 +272,7 @@ def compare_seed(
     if GOLDEN.value:
         write_golden(seed, size, found, theirs)
     variables, hw = load(name, weights), jnp.array(size)
-    out, props = rpn(variables, on_canvas(image, seed), hw)
+    out, props = rpn(variables, on_canvas(image, seed, WIDER.value), hw)
     within = np.asarray(out.inside[0])
     row: dict[str, Any] = dict(seed=seed, size=size)
     row["anchors"] = relative(out.anchors[0][within], theirs["anchors"])
@@ -300,14 +304,6 @@ def compare_seed(
         row["differing_same_proposals"] = differing(given, picked(theirs))
         row["gaps"] = nearest_decision(ours, picked(theirs), config)
     return row
-
-
-def on_canvas(image: np.ndarray, seed: int) -> np.ndarray:
-    """The image `[1, h, w, 3]` at the top left of a canvas of noise, see `--wider`."""
-    h, w = (32 * round(side * WIDER.value / 32) for side in image.shape[1:3])
-    placed = np.random.default_rng(seed).normal(0, 9, (1, h, w, 3))
-    placed[:, : image.shape[1], : image.shape[2]] = image
-    return placed.astype(np.float32)
 
 
 def write_golden(

@@ -47,3 +47,14 @@ def random_image(seed: int, size: tuple[int, int]) -> np.ndarray:
         image += np.kron(noise, np.ones((cell, cell, 1)))[:h, :w]
     image[size[0] :], image[:, size[1] :] = 0, 0
     return image[None].astype(np.float32)
+
+
+def on_canvas(image: np.ndarray, seed: int, wider: float) -> np.ndarray:
+    """An image `[1, h, w, 3]` at the top left of a canvas of noise, `wider` as large.
+
+    The canvas is a multiple of 32 pixels.
+    """
+    h, w = (32 * round(side * wider / 32) for side in image.shape[1:3])
+    placed = np.random.default_rng(seed).normal(0, 9, (1, h, w, 3))
+    placed[:, : image.shape[1], : image.shape[2]] = image
+    return placed.astype(np.float32)
