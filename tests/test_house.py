@@ -46,6 +46,41 @@ def test_nothing_that_users_run_imports_torch(folder):
     assert not found
 
 
+def test_a_long_module_is_one_deep_thing():
+    """One over 400 lines says in its docstring which thing it is."""
+    folders = ("frcnn_jax", "scripts", "experiments", "examples", "tests")
+    files = [path for name in folders for path in (ROOT / name).rglob("*.py")]
+    long = [path for path in files if len(path.read_text().splitlines()) > 400]
+    assert len(long) > 4
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in long
+        if "One deep thing"
+        not in (ast.get_docstring(ast.parse(path.read_text())) or "")
+    ]
+    assert not silent, "split it, or say which one deep thing it is"
+
+
+# The loop itself, and files that are configurations.
+LONG = {
+    "frcnn_jax/training/loop.py: run",
+    "experiments/common/py_faster_rcnn.py: paper",
+}
+
+
+def test_no_function_of_the_product_is_over_sixty_lines():
+    found = {}
+    for folder in ("frcnn_jax", "scripts", "experiments", "examples"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    lines = (node.end_lineno or 0) - node.lineno + 1
+                    found[f"{path.relative_to(ROOT)}: {node.name}"] = lines
+    assert len(found) > 500
+    assert {name for name, lines in found.items() if lines > 60} == LONG
+    assert found["frcnn_jax/training/loop.py: run"] <= 150
+
+
 def strings(path):
     """The lines that string literals touch, with their columns: [(row, from, to)]."""
     for node in ast.walk(ast.parse(path.read_text())):

@@ -1,5 +1,8 @@
 """RoIAlign and multilevel RoIAlign for one image.
 
+One deep thing behind two functions: samples, their sum in the form that each platform
+does fastest, and the rules that differentiate it.
+
 r RoIs · oh ow output cells · s samples a cell a side · h w c feature map
 p = h w pixels, or those of all levels and one more · t pixels that a cell reads a side
 

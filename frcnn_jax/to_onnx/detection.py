@@ -151,51 +151,25 @@ def _roi_align(graph: Graph, eqn: Any, inputs: list[Tensor]):
     image = np.repeat(np.arange(b), r)
     level = materialised(graph, level)
     flat = graph.reshape(graph.full(level), (b * r,))
-
-    def align(i, boxes, image, size=p["output_size"], ratio=p["sampling_ratio"]):
-        name = graph.channels_first(maps[i])
-        if ends:
-            name = _to_extent(graph, name, maps[i].shape, ends[2 * i : 2 * i + 2])
-        return graph.add(
-            "RoiAlign",
-            name,
-            boxes,
-            image,
-            mode="avg",
-            output_height=size,
-            output_width=size,
-            sampling_ratio=ratio,
-            spatial_scale=1 / p["strides"][i],
-            coordinate_transformation_mode=(
-                "half_pixel" if p["aligned"] else "output_half_pixel"
-            ),
-        )
-
-    def by_sample(i, boxes, image):
-        """Each sample for itself: those beyond the extent are 0; then their means."""
-        ratio = p["sampling_ratio"]
-        size = p["output_size"] * ratio
-        found = align(i, boxes, image, size, 1)
-        inside = _samples(graph, boxes, image, p["strides"][i], ends[2 * i :], size)
-        for axis, mask in inside.items():
-            found = graph.add("Mul", found, mask)
-            parts = [_every(graph, found, axis, k, ratio) for k in range(ratio)]
-            found = functools.reduce(partial(graph.add, "Add"), parts)
-        return graph.add("Mul", found, np.float32(1 / ratio**2))
-
+    rules = [
+        partial(_operator, graph, p, i, maps[i], ends[2 * i : 2 * i + 2])
+        for i in range(count)
+    ]
     shorter = [_is_shorter(maps[i].shape, ends[2 * i :]) for i in range(count) if ends]
     exact = any(shorter) and not p["aligned"] and p["sampling_ratio"] > 0
     if count == 1 and not exact:
-        found = align(0, boxes, image)
+        found = rules[0](boxes, image)
     else:
         places, parts = [], []
         for i in range(count):
             here = graph.add("Equal", flat, np.array(i))
-            groups: list[tuple[Callable[..., Any], Any]] = [(align, here)]
+            groups: list[tuple[Callable[..., Any], Any]] = [(rules[i], here)]
             if exact and shorter[i]:
-                beyond = _beyond(graph, boxes, image, p["strides"][i], ends[2 * i :])
+                last = ends[2 * i : 2 * i + 2]
+                beyond = _beyond(graph, boxes, image, p["strides"][i], last)
                 within = graph.add("And", here, graph.add("Not", beyond))
-                groups = [(align, within)]
+                by_sample = partial(_by_sample, graph, p, i, last, rules[i])
+                groups = [(rules[i], within)]
                 groups.append((by_sample, graph.add("And", here, beyond)))
             for rule, which in groups:
                 place = graph.add("NonZero", which)
@@ -204,7 +178,7 @@ def _roi_align(graph: Graph, eqn: Any, inputs: list[Tensor]):
                     graph.add("Gather", x, place, axis=0) for x in (boxes, image)
                 ]
                 places.append(place)
-                parts.append(rule(i, *of_level))
+                parts.append(rule(*of_level))
         order = graph.add("Concat", *places, axis=0)
         order = graph.add("Unsqueeze", order, np.array([1]))
         at, start = np.arange(b * r), np.zeros(b * r, np.int64)
@@ -214,6 +188,40 @@ def _roi_align(graph: Graph, eqn: Any, inputs: list[Tensor]):
     shape = out(eqn).shape
     of_rois = (b * r, *shape[2:])
     return Tensor(shape, maps[0].dtype, shape, found, image=of_rois)
+
+
+def _operator(graph, p, i, features, ends, boxes, image, size=None, ratio=None):
+    """RoiAlign of RoIs on level `i`; `size` and `ratio` in place of the detector's."""
+    name = graph.channels_first(features)
+    if ends:
+        name = _to_extent(graph, name, features.shape, ends)
+    return graph.add(
+        "RoiAlign",
+        name,
+        boxes,
+        image,
+        mode="avg",
+        output_height=size or p["output_size"],
+        output_width=size or p["output_size"],
+        sampling_ratio=p["sampling_ratio"] if ratio is None else ratio,
+        spatial_scale=1 / p["strides"][i],
+        coordinate_transformation_mode=(
+            "half_pixel" if p["aligned"] else "output_half_pixel"
+        ),
+    )
+
+
+def _by_sample(graph, p, i, ends, align, boxes, image):
+    """Each sample for itself: those beyond the extent are 0; then their means."""
+    ratio = p["sampling_ratio"]
+    size = p["output_size"] * ratio
+    found = align(boxes, image, size, 1)
+    inside = _samples(graph, boxes, image, p["strides"][i], ends, size)
+    for axis, mask in inside.items():
+        found = graph.add("Mul", found, mask)
+        parts = [_every(graph, found, axis, k, ratio) for k in range(ratio)]
+        found = functools.reduce(partial(graph.add, "Add"), parts)
+    return graph.add("Mul", found, np.float32(1 / ratio**2))
 
 
 def _is_shorter(shape, ends) -> bool:

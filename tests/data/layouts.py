@@ -1,5 +1,7 @@
 """Small sets in the layouts that tools write, each by a function of a folder.
 
+One deep thing: the same truth in every layout.
+
 A layout's function writes the images and annotations of `TRUTH`, and returns the source
 that should be recognised and what its two splits should hold.
 """

@@ -1,4 +1,7 @@
-"""Batches: order, sharding, resuming, flips, padding, overflow and bad images."""
+"""Batches: order, sharding, resuming, flips, padding, overflow and bad images.
+
+One deep thing: what `data.pipeline` promises about the batches of an epoch.
+"""
 
 import dataclasses
 import json

@@ -1,5 +1,7 @@
 """Write tests/goldens/*.npz: what torchvision answers to small fixed questions.
 
+One deep thing: one function for each file, and no more.
+
 The files are committed and read by tests/test_goldens.py, so torch is needed only to
 make them again (byte for byte the same with the same versions):
 

@@ -1,3 +1,8 @@
+"""Convolutions, norms and heads against loops over cells in NumPy.
+
+One deep thing: every layer of `models.layers`, its values, gradients and padding.
+"""
+
 from functools import partial
 
 import jax

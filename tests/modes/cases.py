@@ -1,5 +1,7 @@
 """Every public function of the pure layer, one line each, with inputs for one image.
 
+One deep thing: a table.
+
 `case(function, *inputs, **more)` calls `function(*inputs, **more)`. An input made by
 `box`, `flag`, ... is drawn anew for every image; anything else is a constant. The
 letters name axes: those of `EMPTY` are tried with length 0 too. A mode that a function

@@ -1,5 +1,7 @@
 """One matrix: every public function in every mode in which JAX runs a function.
 
+One deep thing: a function for each mode, and what compares it with plain `jax.jit`.
+
 Every mode is compared with plain `jax.jit`, value and gradient at once. A new function
 joins by a line in `cases.py`, a new mode by a function here.
 """

@@ -1,5 +1,7 @@
 r"""Ours against torchvision's detectors: same weights, same tensors, layer by layer.
 
+One deep thing: weights that keep a detector busy, both sides, and what differs.
+
     make peer
     python tests/parity/compare_torchvision.py --model=r50_fpn --seeds=0:100
     python tests/parity/compare_torchvision.py --model=r50_fpn --training --steps=20

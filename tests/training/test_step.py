@@ -1,3 +1,8 @@
+"""The training step: its losses, updates, keys and devices.
+
+One deep thing: what `training.step` promises of one step, by small models.
+"""
+
 import functools
 from functools import partial
 
