@@ -29,11 +29,13 @@ test: $(VENV)/.installed  ## the tests
 
 # With all of XLA's optimisations, as a user has them (tests/conftest.py). Tests of
 # COMPILING do little else than compile, many small programs each: they have the default
-# suite's few optimisations, but for the mode `optimised`, which has all.
+# suite's few optimisations, but for the mode `optimised`, which has all. So have those
+# that tests/long.txt lists, which were part of it.
 COMPILING := tests/modes/test_modes.py tests/test_experiments.py tests/ops/test_nms.py \
     tests/models/test_extents.py tests/models/test_swin.py tests/models/test_convnext.py
 
 test-slow: $(VENV)/.installed  ## the slow tests
+	$(PYTEST) -m "long and not slow"
 	$(PYTEST) --dist worksteal -m slow $(COMPILING)
 	XLA_FLAGS= $(PYTEST) -m slow $(COMPILING:%=--ignore=%)
 

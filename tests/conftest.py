@@ -35,6 +35,19 @@ collect_ignore_glob = [
     "goldens/make_*.py",
 ]
 
+# Too long for the default suite; `make test-slow` runs them with its flags.
+LONG = pathlib.Path(__file__).with_name("long.txt")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items):
+    """Mark what `long.txt` lists."""
+    names = set(LONG.read_text().splitlines())
+    for item in items:
+        if item.nodeid.removeprefix("tests/") in names:
+            item.add_marker(pytest.mark.long)
+
+
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
 

@@ -61,6 +61,16 @@ def test_a_long_module_is_one_deep_thing():
     assert not silent, "split it, or say which one deep thing it is"
 
 
+def test_what_is_left_out_of_the_default_suite_is_there():
+    """`long.txt` names functions of tests that exist, each line once."""
+    lines = (ROOT / "tests/long.txt").read_text().splitlines()
+    assert lines == sorted(set(lines))
+    for line in lines:
+        file, _, name = line.partition("::")
+        text = (ROOT / "tests" / file).read_text()
+        assert f"def {name.partition('[')[0]}(" in text, line
+
+
 # The loop itself, and files that are configurations.
 LONG = {
     "frcnn_jax/training/loop.py: run",
