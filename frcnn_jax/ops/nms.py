@@ -9,9 +9,9 @@ tile at a time: (1) what the boxes kept so far suppress is dropped, (2) inside t
 the rule above is iterated from "keep all" to its fixed point, which is the greedy
 answer (after k rounds the first k boxes of every chain of suppression are right), (3)
 the survivors join the kept ones. The loop ends as soon as enough boxes are kept. With
-one tile this is the full n x n matrix. IoU is `inter / (area_j + area_i - inter)` in
-float32, in that order; boxes without area neither suppress nor are suppressed.
-Soft-NMS is in `soft_nms.py`.
+one tile this is the full n x n matrix, and (2) alone. IoU is `inter / (area_j + area_i
+- inter)` in float32, in that order; boxes without area neither suppress nor are
+suppressed. Soft-NMS is in `soft_nms.py`.
 """
 
 import functools
@@ -33,8 +33,11 @@ from frcnn_jax.ops.soft_nms import (  # noqa: F401 (users call nms.soft_nms)
 )
 from frcnn_jax.types import Array
 
-CPU_TILE = 64  # boxes a step: few where arithmetic is dear ...
-LARGE_TILE = 2048  # ... many where a step is (kernel launches)
+CPU_TILE = 64  # boxes a step: few where arithmetic is dear
+# Elsewhere a trip of a loop is dear (the host asks whether it goes on). Up to so many
+# boxes are one tile, and with it one loop; n x n bytes an image.
+AT_ONCE = 16_384
+LARGE_TILE = 2048  # of more
 
 
 def nms(
@@ -164,14 +167,15 @@ def _sorted_greedy(boxes, scores, classes, valid, *, threshold, max_output):
     pick = jax.vmap(lambda x, index: x[index])
     sorted_images = [pick(x, order) for x in (boxes, classes, valid)]
     n = order.shape[1]
-    tiled = functools.partial(
-        _greedy_tiles, threshold=threshold, max_output=min(max_output, n)
-    )
-    cpu = functools.partial(tiled, tile=CPU_TILE)
-    if n <= CPU_TILE:  # one tile, whatever its size
-        position, count = cpu(*sorted_images)
+    options = dict(threshold=threshold, max_output=min(max_output, n))
+    at_once = functools.partial(_greedy_at_once, **options)
+    if n <= CPU_TILE:
+        position, count = at_once(*sorted_images)
     else:
+        tiled = functools.partial(_greedy_tiles, **options)
+        cpu = functools.partial(tiled, tile=CPU_TILE)
         other = functools.partial(tiled, tile=LARGE_TILE)
+        other = at_once if n <= AT_ONCE else other
         position, count = lax.platform_dependent(*sorted_images, cpu=cpu, default=other)
     position = jnp.pad(position, ((0, 0), (0, max_output - position.shape[1])))
     found = jnp.arange(max_output, dtype=jnp.int32)[None] < count[:, None]
@@ -212,15 +216,36 @@ def _suppresses(first, second, threshold):
     return (inter / (area_a + area_b - inter) > threshold) & (class_a == class_b)
 
 
+def _columns(boxes, classes):
+    """What `_suppresses` reads: [b, 6, n]."""
+    x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
+    area = (x2 - x1) * (y2 - y1)
+    return jnp.stack([x1, y1, x2, y2, area, classes.astype(jnp.float32)], 1)
+
+
+def _greedy_at_once(boxes, classes, valid, *, threshold, max_output):
+    """`_greedy_tiles` with all boxes in one tile."""
+    n = boxes.shape[1]
+    columns, place = _columns(boxes, classes), jnp.arange(n, dtype=jnp.int32)
+    later = (place[:, None] < place[None])[None]
+    keep = _fixed_point(_suppresses(columns, columns, threshold) & later, valid)
+    count = jnp.cumsum(keep, 1, jnp.int32)
+    slot = jnp.where(keep, count - 1, max_output)
+
+    @jax.vmap
+    def first(slot):
+        empty = modes.carry(jnp.zeros(max_output, jnp.int32), slot)
+        return empty.at[slot].set(place, mode="drop")
+
+    return first(slot), jnp.minimum(count[:, -1], max_output)
+
+
 def _greedy_tiles(boxes, classes, valid, *, threshold, max_output, tile):
     """Positions [b, max_output] of the kept among sorted boxes, and how many [b]."""
     b, n, _ = boxes.shape
     t = min(n, tile)
     tiles, slots = -(-n // t), -(-max_output // t) * t
-    x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
-    area = (x2 - x1) * (y2 - y1)
-    columns = jnp.stack([x1, y1, x2, y2, area, classes.astype(jnp.float32)], 1)
-    columns = jnp.pad(columns, ((0, 0), (0, 0), (0, tiles * t - n)))
+    columns = jnp.pad(_columns(boxes, classes), ((0, 0), (0, 0), (0, tiles * t - n)))
     valid = jnp.pad(valid, ((0, 0), (0, tiles * t - n)))
     later = jnp.triu(jnp.ones((t, t), bool), 1)[None]
 

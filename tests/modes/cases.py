@@ -35,7 +35,7 @@ from frcnn_jax.ops import (
 )
 from frcnn_jax.types import Proposals
 
-SIZES = dict(n=7, g=3, a=12, r=5, p=6, k=4, h=8, w=10, c=3)
+SIZES = dict(n=7, g=3, a=12, r=5, p=6, k=4, h=8, w=10, c=3, t=70)
 EMPTY = "ngarp"
 
 
@@ -281,6 +281,8 @@ CASES = [
     case(nms.nms, box("n"), real("n"), flag("n"), iou_threshold=0.3),
     case(nms.classwise_nms, box("n"), real("n"), whole("n", 1, 2), iou_threshold=0.3),
     case(nms.nms_indices, box("n"), real("n"), iou_threshold=0.3, max_output=4),
+    # Two tiles of a CPU, one of another platform.
+    case(nms.nms_indices, box("t"), real("t"), iou_threshold=0.3, max_output=4),
     case(nms.smaller_nms_indices, box("n"), real("n"), threshold=0.3, max_output=4),
     case(nms.soft_nms_indices, box("n"), real("n", low=0.1), flag("n"), max_output=4),
     case(

@@ -94,13 +94,14 @@ def test_tile_size_does_not_matter(rng, monkeypatch, sizes):
 
 
 @pytest.mark.parametrize("mapped", [False, True])
-def test_tile_is_that_of_the_platform_that_runs_it(mapped):
+@pytest.mark.parametrize("n, large", [(3000, 3000), (20_000, 2048)])
+def test_tile_is_that_of_the_platform_that_runs_it(mapped, n, large):
     """Three exports made on a CPU, and one for all: the matrix of a tile is in them."""
 
     def keep(boxes, scores):
         return nms.nms_indices(boxes, scores, iou_threshold=0.5, max_output=500)
 
-    shapes = (3000, 4), (3000,)
+    shapes = (n, 4), (n,)
     if mapped:
         keep, shapes = jax.vmap(keep), [(2, *shape) for shape in shapes]
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -109,11 +110,25 @@ def test_tile_is_that_of_the_platform_that_runs_it(mapped):
     def tiles(*platforms):
         exported = jax.export.export(jax.jit(keep), platforms=platforms)(*arrays)
         text = exported.mlir_module()
-        return {t for t in (64, 2048) if f"tensor<{images}x{t}x{t}xi1>" in text}
+        sides = 64, 2048, 3000
+        return {t for t in sides if f"tensor<{images}x{t}x{t}xi1>" in text}
 
     assert tiles("cpu") == {64}
-    assert tiles("cuda") == tiles("rocm") == tiles("tpu") == {2048}
-    assert tiles("cpu", "cuda", "tpu") == {64, 2048}
+    assert tiles("cuda") == tiles("rocm") == tiles("tpu") == {large}
+    assert tiles("cpu", "cuda", "tpu") == {64, large}
+
+
+def test_boxes_at_once_are_one_loop():
+    """A trip of a loop goes to the host on a GPU: there is no other loop than one."""
+    keep = functools.partial(nms.nms_indices, iou_threshold=0.5, max_output=500)
+    arrays = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3000, 4), (3000,))]
+
+    def loops(platform):
+        exported = jax.export.export(jax.jit(keep), platforms=[platform])(*arrays)
+        return exported.mlir_module().count("stablehlo.while")
+
+    assert loops("cuda") == loops("tpu") == 1
+    assert loops("cpu") == 3
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
