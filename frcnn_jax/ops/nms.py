@@ -33,11 +33,11 @@ from frcnn_jax.ops.soft_nms import (  # noqa: F401 (users call nms.soft_nms)
 )
 from frcnn_jax.types import Array
 
-CPU_TILE = 64  # boxes a step: few where arithmetic is dear
-# Elsewhere a trip of a loop is dear (the host asks whether it goes on). Up to so many
-# boxes are one tile, and with it one loop; n x n bytes an image.
+CPU_TILE = 64  # boxes a step: few where arithmetic is dear ...
+LARGE_TILE = 2048  # ... many where a step is (kernel launches)
+# A trip of a GPU's loop waits for the host. Up to so many boxes are one tile there, and
+# with it one loop; n x n bytes an image.
 AT_ONCE = 16_384
-LARGE_TILE = 2048  # of more
 
 
 def nms(
@@ -175,8 +175,10 @@ def _sorted_greedy(boxes, scores, classes, valid, *, threshold, max_output):
         tiled = functools.partial(_greedy_tiles, **options)
         cpu = functools.partial(tiled, tile=CPU_TILE)
         other = functools.partial(tiled, tile=LARGE_TILE)
-        other = at_once if n <= AT_ONCE else other
-        position, count = lax.platform_dependent(*sorted_images, cpu=cpu, default=other)
+        gpu = at_once if n <= AT_ONCE else other
+        position, count = lax.platform_dependent(
+            *sorted_images, cpu=cpu, cuda=gpu, rocm=gpu, default=other
+        )
     position = jnp.pad(position, ((0, 0), (0, max_output - position.shape[1])))
     found = jnp.arange(max_output, dtype=jnp.int32)[None] < count[:, None]
     return jnp.where(found, pick(order, position), 0), found
