@@ -36,7 +36,7 @@ from frcnn_jax.types import Array
 CPU_TILE = 64  # boxes a step: few where arithmetic is dear ...
 LARGE_TILE = 2048  # ... many where a step is (kernel launches)
 # A trip of a GPU's loop waits for the host. Up to so many boxes are one tile there, and
-# with it one loop; n x n bytes an image.
+# with it one loop; n x n bits an image.
 AT_ONCE = 16_384
 
 
@@ -226,11 +226,16 @@ def _columns(boxes, classes):
 
 
 def _greedy_at_once(boxes, classes, valid, *, threshold, max_output):
-    """`_greedy_tiles` with all boxes in one tile."""
+    """`_greedy_tiles` with all boxes in one tile, 32 rows of its matrix in a word."""
     n = boxes.shape[1]
     columns, place = _columns(boxes, classes), jnp.arange(n, dtype=jnp.int32)
     later = (place[:, None] < place[None])[None]
-    keep = _fixed_point(_suppresses(columns, columns, threshold) & later, valid)
+    words = _words(_suppresses(columns, columns, threshold) & later)
+
+    def suppressed(keep):
+        return ((words & _words(keep[..., None])) != 0).any(1)
+
+    keep = _fixed_point(suppressed, valid)
     count = jnp.cumsum(keep, 1, jnp.int32)
     slot = jnp.where(keep, count - 1, max_output)
 
@@ -240,6 +245,17 @@ def _greedy_at_once(boxes, classes, valid, *, threshold, max_output):
         return empty.at[slot].set(place, mode="drop")
 
     return first(slot), jnp.minimum(count[:, -1], max_output)
+
+
+def _words(bits):
+    """[b, n, k] booleans -> [b, ceil(n / 32), k], a row the bit of a word."""
+    b, n, k = bits.shape
+    rows = -(-n // 32)
+    bits = jnp.pad(bits, ((0, 0), (0, 32 * rows - n), (0, 0)))
+    bits = bits.reshape(b, rows, 32, k).astype(jnp.uint32)
+    return (bits << jnp.arange(32, dtype=jnp.uint32)[None, None, :, None]).sum(
+        2, dtype=jnp.uint32
+    )
 
 
 def _greedy_tiles(boxes, classes, valid, *, threshold, max_output, tile):
@@ -257,7 +273,8 @@ def _greedy_tiles(boxes, classes, valid, *, threshold, max_output, tile):
         return kept, position.at[slot].set(place, mode="drop")
 
     def keep_of_tile(tile, alive):
-        return _fixed_point(_suppresses(tile, tile, threshold) & later, alive)
+        matrix = _suppresses(tile, tile, threshold) & later
+        return _fixed_point(lambda keep: (matrix & keep[:, :, None]).any(1), alive)
 
     def step(state):
         i, kept, position, count = state
@@ -297,12 +314,12 @@ def _greedy_tiles(boxes, classes, valid, *, threshold, max_output, tile):
     return position[:, :max_output], jnp.minimum(count, max_output)
 
 
-def _fixed_point(matrix, alive):
-    """keep <- alive and not any_j(matrix[j, i] and keep[j]), until nothing changes."""
+def _fixed_point(suppressed, alive):
+    """keep <- alive and not suppressed(keep), until nothing changes."""
 
     def step(state):
         keep, _ = state
-        return alive & ~(matrix & keep[:, :, None]).any(1), keep
+        return alive & ~suppressed(keep), keep
 
     def changing(state):
         return (state[0] != state[1]).any()
