@@ -27,6 +27,7 @@ an entry for each case as in `--json`. Exit code 1 if a case failed.
 """
 
 import json
+import math
 import os
 import pathlib
 import platform
@@ -112,6 +113,7 @@ class Side:
 
 OURS = "ours"
 SIDES = (OURS, "peer", "tuned")
+QUIET = 10.0  # seconds after which a round is announced
 Turn = tuple[str, str]  # side, mode
 
 
@@ -140,6 +142,7 @@ def measure(
     begin = time.perf_counter()
     ready = {}
     for side, ask in sides.items():
+        tell(f"{side}: preparing")
         mine = dict(case)
         if side == OURS and "ours_kind" in case:
             mine["kind"] = case["ours_kind"]
@@ -150,7 +153,11 @@ def measure(
         (side, mode): [] for side in sides for mode in ready[side]["modes"]
     }
     processor: dict[tuple[str, str], list[float]] = {turn: [] for turn in turns}
-    for _ in range(1 if case.get("once") else ROUNDS.value):
+    rounds, told = 1 if case.get("once") else ROUNDS.value, -math.inf
+    for number in range(rounds):
+        if time.perf_counter() - told > QUIET:
+            tell(f"round {number + 1} of {rounds}")
+            told = time.perf_counter()
         for side, mode in turns:
             found = sides[side](time=mode, seconds=SECONDS.value)
             turns[side, mode].append(statistics.median(found["ms"]))
@@ -262,6 +269,7 @@ def attempt(
     model = case.get("weights")
     try:
         if model and not (folder / f"{model}.npz").exists():
+            tell(f"random weights of {model}")
             maker = Side(sys.executable, HERE / "ours.py")
             maker(weights=model, folder=str(folder))
             maker.close()
@@ -270,6 +278,11 @@ def attempt(
         return measure(case, sides, folder)
     except RuntimeError as error:
         return dict(error=str(error))
+
+
+def tell(text: str) -> None:
+    """Says on stderr what begins now; a case may take minutes."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def close(sides: dict[str, Side]) -> None:

@@ -24,6 +24,7 @@ def test_an_entry_for_each_case(tmp_path):
     )
     result = last_json(done)
     assert result == json.loads(file.read_text())
+    assert "ours: preparing" in done.stderr and "round 1 of 2" in done.stderr
     names = [entry["name"] for entry in result["cases"]]
     assert names == ["match_1x268k", "topk_2000_of_268k"]
     for entry in result["cases"]:
