@@ -11,6 +11,7 @@ higher IoU. Boxes are class-agnostic: a RoI has one box, whatever its class.
     targets = stage_targets(boxes, valid, gt_boxes, gt_classes, gt_valid, fg_iou=0.6)
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -135,4 +136,4 @@ def mean_logits(class_logits: Float[Array, "s r k"]) -> Float[Array, "r k"]:
     ['0.40', '0.60']
     """
     log_p = jax.nn.log_softmax(box_ops.as_float32(class_logits), axis=-1)
-    return jax.nn.logsumexp(log_p, axis=0) - jnp.log(jnp.float32(len(class_logits)))
+    return jax.nn.logsumexp(log_p, axis=0) - math.log(len(class_logits))

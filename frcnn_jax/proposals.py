@@ -180,7 +180,7 @@ def class_candidates(
         jnp.asarray, (rois, rois_valid, class_logits, class_deltas)
     )
     r, num_classes = len(rois), class_logits.shape[1] - 1
-    probability = jax.nn.softmax(class_logits.astype(jnp.float32))[:, 1:]
+    probability = jax.nn.softmax(box_ops.as_float32(class_logits))[:, 1:]
     candidate = (probability > score) & rois_valid[:, None]
     probability = jnp.where(candidate, probability, -jnp.inf).reshape(-1)
     top, index = lax.top_k(probability, min(pre_nms, r * num_classes))

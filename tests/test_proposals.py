@@ -229,6 +229,18 @@ def test_postprocess_equals_the_loop(rng, rows):
         assert not got.classes[n:].any()
 
 
+def test_scores_of_float64_logits_are_computed_in_float64(rng):
+    rois, logits, deltas = detector_output(rng)
+    p = np.exp(np.float64(logits))
+    p /= p.sum(1, keepdims=True)
+    with jax.enable_x64(True):
+        arrays = (jnp.asarray(x, jnp.float64) for x in (rois, logits, deltas))
+        rois, logits, deltas = arrays
+        got = postprocess(rois, jnp.ones(30, bool), logits, deltas, IMAGE)
+    best = np.asarray(got.scores)[0]
+    np.testing.assert_allclose(best, p[:, 1:].max(), rtol=1e-13)
+
+
 def test_postprocess_ignores_padded_rois(rng):
     rois, logits, deltas = detector_output(rng)
     got = postprocess(

@@ -25,6 +25,8 @@ from frcnn_jax.ops.maps import (
     max_pool,
     relu,
 )
+from frcnn_jax.ops.modes import reshape
+from frcnn_jax.ops.primitive import wide
 
 __all__ = [
     "NORMS",
@@ -52,6 +54,7 @@ __all__ = [
     "norm",
     "pad_to_multiple",
     "relu",
+    "reshape",
     "truncated_normal",
     "xavier_uniform",
 ]
@@ -148,9 +151,9 @@ class PatchConv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (k, k, i, self.features))
         x = pad_to_multiple(jnp.asarray(x, self.dtype), k)
         n, h, w = x.shape[0], x.shape[1] // k, x.shape[2] // k
-        patches = x.reshape((n, h, k, w, k, i)).transpose((0, 1, 3, 2, 4, 5))
+        patches = reshape(x, (n, h, k, w, k, i)).transpose((0, 1, 3, 2, 4, 5))
         kernel = jnp.asarray(kernel, self.dtype).reshape((k * k * i, self.features))
-        y = patches.reshape((n * h * w, k * k * i)) @ kernel
+        y = reshape(patches, (n * h * w, k * k * i)) @ kernel
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + jnp.asarray(bias, self.dtype)[None]
@@ -291,7 +294,7 @@ def moments(
 
     With `axis_name`, over those of all devices of that axis.
     """
-    x = inside(x.astype(jnp.promote_types(x.dtype, jnp.float32)), extent)
+    x = inside(x.astype(wide(x.dtype)), extent)
     count = jnp.asarray(math.prod(x.shape[:3]), x.dtype)
     if extent is not None:
         count = mask(extent, x.shape[1:3]).sum(dtype=x.dtype)

@@ -17,7 +17,13 @@ from jaxtyping import Array, Float, Int
 from frcnn_jax import ranges
 from frcnn_jax.models import layers
 from frcnn_jax.ops.extents import stride_of
-from frcnn_jax.ops.primitive import Operation, as_list, on_each_device, varying_as
+from frcnn_jax.ops.primitive import (
+    Operation,
+    as_list,
+    on_each_device,
+    varying_as,
+    wide,
+)
 from frcnn_jax.types import Features
 
 
@@ -178,10 +184,7 @@ def _gradient(*args, **static):
             d_x, *more = _whole_gradient(*g, cells_of_image, *leaves, **of_one)
             return [a + b for a, b in zip(total, more, strict=True)], d_x
 
-        zeros = [
-            varying_as(x, jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)))
-            for w in leaves
-        ]
+        zeros = [varying_as(x, jnp.zeros(w.shape, wide(w.dtype))) for w in leaves]
         images = jnp.arange(n, dtype=jnp.int32)
         total, d_x = lax.scan(add, zeros, (images, *g))
         total = [d.astype(w.dtype) for d, w in zip(total, leaves, strict=True)]

@@ -41,8 +41,8 @@ class UpConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (o,))
         kernel = jnp.asarray(kernel, self.dtype).transpose((2, 0, 1, 3))
         y = jnp.asarray(x, self.dtype).reshape((-1, i)) @ kernel.reshape((i, 4 * o))
-        y = y.reshape((n, h, w, 2, 2, o)).transpose((0, 1, 3, 2, 4, 5))
-        y = y.reshape((n, 2 * h, 2 * w, o))
+        y = layers.reshape(y, (n, h, w, 2, 2, o)).transpose((0, 1, 3, 2, 4, 5))
+        y = layers.reshape(y, (n, 2 * h, 2 * w, o))
         return y + jnp.asarray(bias, self.dtype)[None, None, None]
 
 

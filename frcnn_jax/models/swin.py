@@ -87,7 +87,8 @@ class Attention(nn.Module):
             kernel_init=layers.truncated_normal,
             name="qkv",
         )(cells.reshape((-1, c)))
-        q, k, v = jnp.moveaxis(qkv.reshape((-1, t, 3, a, HEAD_WIDTH)), 2, 0)
+        qkv = layers.reshape(qkv, (-1, t, 3, a, HEAD_WIDTH))
+        q, k, v = jnp.moveaxis(qkv, 2, 0)
         logits = jnp.einsum("mtad,msad->mats", q * HEAD_WIDTH**-0.5, k)
         logits = logits.astype(jnp.float32)
         logits = logits + PositionBias(a, window, name="positions")()[None]
@@ -97,7 +98,8 @@ class Attention(nn.Module):
             logits = jnp.where(mask[:, :, None], logits, -jnp.inf)
             logits = logits.reshape((-1, a, t, t))
         weights = jax.nn.softmax(logits).astype(self.dtype)
-        y = jnp.einsum("mats,msad->mtad", weights, v).reshape((-1, c))
+        y = jnp.einsum("mats,msad->mtad", weights, v)
+        y = layers.reshape(y, (-1, c))
         y = nn.Dense(
             c, dtype=self.dtype, kernel_init=layers.truncated_normal, name="project"
         )(y)
@@ -265,7 +267,7 @@ class Backbone(nn.Module):
 def windows(x: Float[Array, "b h w c"], side: int) -> Float[Array, "m s s c"]:
     """Cut maps of whole windows, image by image and row by row."""
     b, h, w, c = x.shape
-    x = x.reshape((b, h // side, side, w // side, side, c))
+    x = layers.reshape(x, (b, h // side, side, w // side, side, c))
     return x.transpose((0, 1, 3, 2, 4, 5)).reshape((-1, side, side, c))
 
 
@@ -275,7 +277,7 @@ def joined(
     """Undo `windows` for maps of `size` (h, w)."""
     (h, w), (_, side, _, c) = size, cells.shape
     x = cells.reshape((-1, h // side, w // side, side, side, c))
-    return x.transpose((0, 1, 3, 2, 4, 5)).reshape((-1, h, w, c))
+    return layers.reshape(x.transpose((0, 1, 3, 2, 4, 5)), (-1, h, w, c))
 
 
 def merged(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c4"]:
@@ -285,7 +287,7 @@ def merged(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c4"]:
     """
     x = layers.pad_to_multiple(x, 2)
     b, h, w, c = x.shape
-    x = x.reshape((b, h // 2, 2, w // 2, 2, c)).transpose((0, 1, 3, 4, 2, 5))
+    x = layers.reshape(x, (b, h // 2, 2, w // 2, 2, c)).transpose((0, 1, 3, 4, 2, 5))
     return x.reshape((b, h // 2, w // 2, 4 * c))
 
 
@@ -339,6 +341,6 @@ def together(
         parts.append(jnp.where(place >= side - by, 1, 0) + jnp.where(beyond, 2, 0))
     region = 4 * parts[0][:, :, None] + parts[1][:, None]
     b, (h, w) = region.shape[0], (side // window for side in size)
-    region = region.reshape((b, h, window, w, window)).swapaxes(2, 3)
-    region = region.reshape((b, h * w, window * window))
+    region = layers.reshape(region, (b, h, window, w, window)).swapaxes(2, 3)
+    region = layers.reshape(region, (b, h * w, window * window))
     return region[..., :, None] == region[..., None, :]

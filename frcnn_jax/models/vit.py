@@ -80,18 +80,20 @@ class Attention(nn.Module):
             return nn.Dense(features, dtype=self.dtype, kernel_init=start, name=name)
 
         qkv = dense(3 * c, "qkv")(x.reshape((-1, c)))
-        q, k, v = jnp.moveaxis(qkv.reshape((n, t, 3, self.heads, d)), 2, 0)
+        qkv = layers.reshape(qkv, (n, t, 3, self.heads, d))
+        q, k, v = jnp.moveaxis(qkv, 2, 0)
         logits = jnp.einsum("ntad,nsad->nats", q * d**-0.5, k).astype(jnp.float32)
         if self.table:
             logits = logits + self._bias(q, size, extent).astype(jnp.float32)
         if extent is not None:
-            seen = extents.mask(extent, size).reshape((n, 1, 1, -1))
+            seen = layers.reshape(extents.mask(extent, size), (n, 1, 1, -1))
             token = t - size[0] * size[1]
             seen = jnp.pad(seen, ((0, 0),) * 3 + ((token, 0),), constant_values=True)
             logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits).astype(self.dtype)
-        y = jnp.einsum("nats,nsad->ntad", weights, v).reshape((-1, c))
-        return dense(c, "project")(y).reshape((n, t, c))
+        y = jnp.einsum("nats,nsad->ntad", weights, v)
+        y = dense(c, "project")(layers.reshape(y, (-1, c)))
+        return y.reshape((n, t, c))
 
     def _bias(self, q, size, extent):
         """B for queries `[n, t, a, d]`: `[n, a, t, t]`."""
@@ -115,7 +117,8 @@ class Attention(nn.Module):
             form = ("nhwad,nhkd->nahwk", "nhwad,nwkd->nahwk")[axis]
             found.append(jnp.einsum(form, q, offsets))
         rows, columns = found
-        return (rows[..., :, None] + columns[..., None, :]).reshape((n, a, t, t))
+        both = rows[..., :, None] + columns[..., None, :]
+        return layers.reshape(both, (n, a, t, t))
 
 
 class Block(nn.Module):
@@ -294,10 +297,11 @@ class Backbone(nn.Module):
 
     def _with_class_token(self, x):
         """Put the class token before the cells `[b, t, c]`."""
-        b, _, c = x.shape
+        c = x.shape[-1]
         token = self.param("class_token", nn.initializers.normal(1e-6), (c,))
         if self.positions:
             start = layers.truncated_normal
             token = token + self.param("class_position", start, (c,))
-        token = jnp.broadcast_to(token.astype(self.dtype), (b, 1, c))
+        # A sum, so that it is sharded as the cells are (Explicit mesh).
+        token = jnp.zeros_like(x[:, :1]) + token.astype(x.dtype)[None, None]
         return jnp.concatenate([token, x], 1)

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
+from frcnn_jax.ops.boxes import as_float32
+
 
 def cell_anchors(
     sizes: float | int | Sequence[float | int],
@@ -112,7 +114,8 @@ def grid(
         indexing="ij",
     )
     shifts = jnp.stack([x, y, x, y], axis=-1)[:, :, None]
-    return (shifts + jnp.asarray(cells)[None, None]).reshape(-1, 4)
+    boxes = as_float32(cells)[None, None]
+    return (shifts.astype(boxes.dtype) + boxes).reshape(-1, 4)
 
 
 def pyramid(

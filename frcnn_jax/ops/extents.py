@@ -23,6 +23,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from frcnn_jax.ops.primitive import wide
 from frcnn_jax.types import Array
 
 
@@ -93,7 +94,8 @@ def mean_inside(
     """The mean over the cells of each map that lie inside; 0 where none does."""
     if extent is None:
         return x.mean((1, 2), keepdims=True)
-    sums = inside(x, extent).sum((1, 2), keepdims=True)
+    # Not in float16, in which a sum of cells is soon infinite.
+    sums = inside(x, extent).sum((1, 2), keepdims=True, dtype=wide(x.dtype))
     sides = jnp.minimum(jnp.asarray(extent), jnp.array(x.shape[1:3], jnp.int32)[None])
-    count = jnp.maximum(sides.prod(1), 1).astype(x.dtype)
-    return sums / count[:, None, None, None]
+    count = jnp.maximum(sides.prod(1), 1).astype(sums.dtype)
+    return (sums / count[:, None, None, None]).astype(x.dtype)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from frcnn_jax.ops.primitive import wide
 from frcnn_jax.types import Array
 
 
@@ -65,12 +66,12 @@ def local_response_norm(
     Caffe's "within channel" is (3, 3, 1), its and AlexNet's "across channels" (1, 1, 3)
     (Krizhevsky et al. 2012, Sec 3.3). Outside the map x is 0 and counts in |W|.
     """
-    x32 = x.astype(jnp.float32)
+    wide_x = x.astype(wide(x.dtype))
     squares = jax.lax.reduce_window(
-        x32 * x32, 0.0, jax.lax.add, (1, *window), (1, 1, 1, 1), "SAME"
+        wide_x * wide_x, 0.0, jax.lax.add, (1, *window), (1, 1, 1, 1), "SAME"
     )
     scale = 1 + alpha / math.prod(window) * squares
-    return (x32 * scale**-beta).astype(x.dtype)
+    return (wide_x * scale**-beta).astype(x.dtype)
 
 
 def dropout(

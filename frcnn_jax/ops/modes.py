@@ -56,6 +56,32 @@ def take(x: Shaped[Array, "n *d"], index: Int[Array, "*r"]) -> Shaped[Array, "..
     return x.at[index].get(out_sharding=NamedSharding(mesh, spec))
 
 
+def reshape(x: Shaped[Array, "*d"], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
+    """`x.reshape(shape)`, also where the first axis is sharded (Explicit mesh).
+
+    There JAX reshapes only one axis into several, or several into one. Here the axes
+    follow one after the other, so that `vmap` over a sharded axis works, too.
+
+    >>> reshape(jnp.zeros((2, 4, 6)), (2, 2, 2, 3, -1)).shape
+    (2, 2, 2, 3, 2)
+    """
+    explicit = AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+    if not explicit or 0 in x.shape:
+        return x.reshape(shape)
+    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    shape = jax.eval_shape(lambda x: x.reshape(shape), like).shape  # without -1
+    for axis, size in enumerate(shape):
+        if axis == x.ndim:
+            x = x[..., None]
+        while x.shape[axis] % size:  # merged with the next one
+            merged = x.shape[axis] * x.shape[axis + 1]
+            x = x.reshape((*x.shape[:axis], merged, *x.shape[axis + 2 :]))
+        if x.shape[axis] != size:
+            rest = x.shape[axis] // size
+            x = x.reshape((*x.shape[:axis], size, rest, *x.shape[axis + 1 :]))
+    return x.reshape(shape)
+
+
 def one_image(function: str, **arrays: tuple[Any, str]) -> None:
     """ValueError for an array with more or fewer axes than one image has.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from frcnn_jax.ops.modes import take
+from frcnn_jax.ops.primitive import wide
 from frcnn_jax.types import Array
 
 Count = int | Int[Array, ""]
@@ -50,7 +51,8 @@ def absolute(
         return table
     count = size if extent is None else jnp.asarray(extent)
     rows, columns = cubic_weights(p, h, count[0]), cubic_weights(q, w, count[1])
-    table = table.astype(jnp.float32)
+    table = table.astype(wide(table.dtype))
+    rows, columns = rows.astype(table.dtype), columns.astype(table.dtype)
     return jnp.einsum("yp,pqc,xq->yxc", rows, table, columns, precision="highest")
 
 

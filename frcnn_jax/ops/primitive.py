@@ -215,6 +215,14 @@ def vary_alike(*args: Any) -> list[Any]:
     ]
 
 
+def wide(dtype: Any) -> Any:
+    """The dtype of sums of such numbers: float64 for float64, float32 for all else.
+
+    `jnp.promote_types` raises under `jax.numpy_dtype_promotion("strict")`.
+    """
+    return jax.numpy.dtype("float64" if dtype == jax.numpy.float64 else "float32")
+
+
 def varying_as(like: Any, x: Any) -> Any:
     """`x`, cast to vary over the axes of a `shard_map` over which `like` varies."""
     return vary_alike(x, like)[0]

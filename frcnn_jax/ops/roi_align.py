@@ -36,8 +36,8 @@ from jax import lax
 from jaxtyping import Float, Int
 
 from frcnn_jax.ops.modes import take
-from frcnn_jax.ops.primitive import Operation, linear_pair, varying_as
-from frcnn_jax.ops.roi_cells import Extent, Size, pair
+from frcnn_jax.ops.primitive import Operation, linear_pair, varying_as, wide
+from frcnn_jax.ops.roi_cells import Extent, Size, pair, within
 from frcnn_jax.types import Array
 
 MAX_SAMPLES = 16  # of the adaptive rule: what costs time is the number that is used
@@ -66,11 +66,12 @@ def roi_align(
 
     `extent` is the height and width of the image in feature pixels, numbers or traced:
     the result is that of `features[:height, :width]`. By default it is the whole map.
-    Samples beyond one pixel outside of it are zero. Padded RoIs (zeros, NaN) give
-    finite values. Weights and sums are float32, or float64 for such features. Forward
-    mode, reverse mode and higher derivatives go through the features, none through
-    `rois` and `extent`. Raises TypeError for features that are not floating point, and
-    ValueError for a number of samples below zero.
+    Samples beyond one pixel outside of it are zero, and all where it has no pixel.
+    Padded RoIs (zeros, NaN) give finite values. Weights and sums are float32, or
+    float64 for such features. Forward mode, reverse mode and higher derivatives go
+    through the features, none through `rois` and `extent`. Raises TypeError for
+    features that are not floating point, and ValueError for a number of samples below
+    zero.
 
     >>> features = jnp.arange(16.0).reshape(4, 4, 1)
     >>> rois = jnp.array([[0.0, 0.0, 32.0, 32.0]])
@@ -79,7 +80,7 @@ def roi_align(
            [10.5, 12.5]], dtype=float32)
     """
     h, w, c = features.shape
-    height, width = (h, w) if extent is None else extent
+    height, width = within(extent, h, w)
     pixel_map = dict(base=0, row=w, height=height, width=width, scale=1 / stride)
     flat = features.reshape(h * w, c)
     samples = sampling_ratio, max_samples
@@ -107,9 +108,10 @@ def multilevel_roi_align(
     strides = sorted(features)
     maps = [features[s] for s in strides]
     sizes = [m.shape[0] * m.shape[1] for m in maps]
-    extents = [m.shape[:2] for m in maps]
-    if extent is not None:
-        extents = [extent[s] for s in strides]
+    extents = [
+        within(None if extent is None else extent[s], *features[s].shape[:2])
+        for s in strides
+    ]
     table = dict(
         base=np.cumsum([0, *sizes[:-1]]),
         row=[m.shape[1] for m in maps],
@@ -158,8 +160,8 @@ def roi_levels(
         raise ValueError(
             f"strides are {strides}, expected consecutive powers of two, ascending"
         )
-    rois = jnp.asarray(rois)
-    size = jnp.sqrt((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1]))
+    x1, y1, x2, y2 = lax.stop_gradient(jnp.asarray(rois)).T
+    size = jnp.sqrt(jnp.maximum((x2 - x1) * (y2 - y1), 0))
     # 1e-6: rounding must not push a RoI of just the canonical size down a level.
     level = jnp.floor(canonical_level + jnp.log2(size / canonical_size) + 1e-6)
     level = jnp.nan_to_num(level, nan=lowest)
@@ -212,7 +214,7 @@ def _align(flat, rois, pixel_map, output_size, samples, aligned):
             f"features are {flat.dtype}, expected floating point: RoIAlign averages "
             "them, cast them first"
         )
-    dtype = jnp.promote_types(flat.dtype, jnp.float32)
+    dtype = wide(flat.dtype)
     scale = jnp.broadcast_to(jnp.asarray(pixel_map["scale"], dtype), len(rois))
     base, row, height, width = (
         jnp.broadcast_to(jnp.asarray(pixel_map[k]).astype(jnp.int32), len(rois))
@@ -289,7 +291,8 @@ def _samples_at(start, size, cells, length, samples, per_cell):
     offset = jnp.arange(samples, dtype=size.dtype)[None, None] + 0.5
     at = start + jnp.arange(cells, dtype=size.dtype)[None, :, None] * cell
     at = at + _divide(offset * cell, per_cell)
-    return at, (at >= -1) & (at <= length.astype(at.dtype)[:, None, None])
+    length = length.astype(at.dtype)[:, None, None]
+    return at, (at >= -1) & (at <= length) & (length > 0)
 
 
 def _divide(a, b):

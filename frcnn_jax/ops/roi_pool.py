@@ -13,9 +13,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Num, Shaped
 
+from frcnn_jax.ops import primitive
 from frcnn_jax.ops.modes import take
 from frcnn_jax.ops.primitive import Operation, linear_pair
-from frcnn_jax.ops.roi_cells import Extent, Size, pair
+from frcnn_jax.ops.roi_cells import Extent, Size, pair, within
 from frcnn_jax.types import Array
 
 
@@ -37,7 +38,7 @@ def roi_pool(
     `extent` is the height and width of the image in feature pixels, numbers or traced:
     the result is that of `features[:height, :width]`. By default it is the whole map.
     """
-    height, width = features.shape[:2] if extent is None else extent
+    height, width = within(extent, *features.shape[:2])
     scale = np.float32(1 / stride)
     return _pool(features, rois, scale, height, width, *pair(output_size))
 
@@ -123,9 +124,9 @@ def _read(flat, pixel, start, high, wide, *, width):
 
 def _add(cotangent, pixel, start, high, wide, *, width, size, dtype):
     """The transpose of `_read`: the sum of the cells' cotangents in each pixel."""
-    wide_dtype = jnp.promote_types(dtype, jnp.float32)
-    cotangent = _zero_if_empty(cotangent.astype(wide_dtype), high, wide)
-    zero = jnp.min(start, initial=0).astype(wide_dtype)  # 0, but no constant
+    sums = primitive.wide(dtype)
+    cotangent = _zero_if_empty(cotangent.astype(sums), high, wide)
+    zero = jnp.min(start, initial=0).astype(sums)  # 0, but no constant
     grad = jnp.full((size, cotangent.shape[-1]), zero)
     by_platform = dict(cpu=_add_roi_by_roi, default=_add_at_once)
     by_platform = {k: functools.partial(f, width) for k, f in by_platform.items()}

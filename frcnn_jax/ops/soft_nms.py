@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from frcnn_jax.ops import modes
+from frcnn_jax.ops.boxes import as_float32
 from frcnn_jax.types import Array
 
 
@@ -190,7 +191,7 @@ def _rescore(boxes, scores, valid, decay, parameter):
 
 @functools.partial(jax.jit, static_argnums=3)
 def _rescored(boxes, scores, valid, decay, parameter):
-    n = len(scores)
+    n, scores, boxes = len(scores), as_float32(scores), as_float32(boxes)
     if n == 0:
         return scores
     if valid is None:
@@ -209,7 +210,8 @@ def _rescored(boxes, scores, valid, decay, parameter):
         union = area + area[best] - w * h
         iou = w * h / jnp.where(union > 0, union, 1)
         left = left & (place != best)
-        return jnp.where(left, scores * decay(iou, parameter), scores), left
+        lower = scores * decay(iou, parameter).astype(scores.dtype)
+        return jnp.where(left, lower, scores), left
 
     start = jnp.where(valid, scores, 0), valid
     return lax.fori_loop(0, n, step, start)[0]

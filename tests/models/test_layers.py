@@ -356,6 +356,9 @@ def test_local_response_norm_value_by_value(window, rng):
     np.testing.assert_allclose(norm(x), expected, rtol=1e-5)
     out = norm(jnp.asarray(x, jnp.bfloat16))
     assert out.dtype == jnp.bfloat16
+    with jax.enable_x64(True):  # float64 is computed in float64
+        found = layers.local_response_norm(jnp.asarray(x, jnp.float64), window=window)
+        np.testing.assert_allclose(found, expected, rtol=1e-13)
 
 
 def test_local_response_norm_worked_on_paper():
@@ -548,3 +551,10 @@ def test_group_norm_and_mean_count_the_cells_inside(rng):
     np.testing.assert_allclose(y[0, :2, :3], expected, rtol=1e-4, atol=1e-5)
     found = layers.mean_inside(jnp.asarray(x), extent)
     np.testing.assert_allclose(found[0, 0, 0], part.mean((0, 1)), rtol=1e-5)
+
+
+def test_a_mean_inside_in_half_precision_is_no_half_precision_sum():
+    """40 x 50 cells of 100 add up to more than float16 has."""
+    x, extent = jnp.full((1, 40, 60, 2), 100, jnp.float16), jnp.array([[40, 50]])
+    found = layers.mean_inside(x, extent)
+    assert found.dtype == jnp.float16 and (found == 100).all()

@@ -264,6 +264,8 @@ CASES = [
     # modes
     case(modes.carry, real("n"), inputs=real("g")),
     case(modes.take, real("k4"), whole("r", 0, 3)),
+    case(modes.reshape, real("468"), (2, 2, 2, 3, -1, 1)),
+    case(modes.reshape, real("46223"), (24, -1)),
     case(modes.one_image, "f", boxes=(1.0, "")),
     # matching
     case(matching.match, box("n"), box("g"), flag("g"), flag("g", share=0.3), **MATCH),
@@ -441,6 +443,7 @@ CASES = [
 FORMULATIONS = {
     "extents.stride_of",  # of whole numbers
     "roi_cells.pair",
+    "roi_cells.within",
     "soft_nms.pick",
     "winograd.conv3x3",
     "winograd.kernel_gradient",

@@ -35,6 +35,7 @@ def total(out):
         for x in jax.tree.leaves(out)
         if is_float(x)
     ]
+    terms = [x.astype(jnp.float32) for x in terms]
     return sum(terms[1:], terms[0]) if terms else jnp.zeros(())
 
 
@@ -315,6 +316,16 @@ def strict_promotion(case):
     assert_same(found, plain(case)[0], case.tolerance)
 
 
+def strict_promotion_of_other_floats(case):
+    """bfloat16 and, with x64 on, float64 in place of float32: traced only."""
+    for dtype in (jnp.bfloat16, jnp.float64):
+        arrays = jax.tree.map(
+            lambda x, dtype=dtype: x.astype(dtype) if is_float(x) else x, case.draw()
+        )
+        with jax.enable_x64(dtype == jnp.float64), jax.numpy_dtype_promotion("strict"):
+            jax.eval_shape(derived(case), arrays)
+
+
 def debug_nans(case):
     with jax.debug_nans(True):
         found = jax.jit(derived(case))(on_device(case.draw()))
@@ -368,6 +379,7 @@ MODES = [
     explicit_mesh_of_one_argument,
     empty_axis,
     strict_promotion,
+    strict_promotion_of_other_floats,
     debug_nans,
     leaked_tracers,
     optimised,

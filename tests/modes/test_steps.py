@@ -15,8 +15,11 @@ from frcnn_jax import models
 from frcnn_jax.training.optimizer import trainable_mask
 from frcnn_jax.training.state import eval_variables, initial_state
 from frcnn_jax.training.step import predict_step, train_step
+from tests.models.test_extents import BACKBONES, SLOW
 from tests.modes.test_modes import assert_same
+from tests.test_cascade import config as cascade_config
 from tests.training import small
+from tests.training.test_step import fast_config, with_proposals
 
 KEY = jax.random.key(0)
 
@@ -161,3 +164,92 @@ def test_explicit_mesh():
         found = jax.jit(partial(step, axis_name=None))(state, rows, KEY)
         detections = jax.jit(predict)(eval_variables(state), rows)
     close((found, detections), plain())
+
+
+# -- Traced only: all backbones and algorithms -----------------------------------------
+
+
+def shapes(tree, sharding=None):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+
+def traced_on_an_explicit_mesh(f, shared, rows, *more):
+    """`rows` are sharded over the batch, `shared` is on each device of two axes."""
+    kind = (AxisType.Explicit, AxisType.Explicit)
+    mesh = jax.make_mesh((2, 1), ("batch", "other"), axis_types=kind)
+    shared = shapes(shared, NamedSharding(mesh, P()))
+    rows = shapes(rows, NamedSharding(mesh, P("batch")))
+    with jax.set_mesh(mesh):
+        return jax.eval_shape(jax.jit(f), shared, rows, *more)
+
+
+@pytest.mark.parametrize(
+    "name", [*BACKBONES, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)]
+)
+def test_explicit_mesh_takes_the_backbone(name):
+    backbone = (BACKBONES | SLOW)[name]()
+    images, extent = np.zeros((2, 64, 96, 3), np.float32), np.full((2, 2), 60, np.int32)
+    variables = jax.eval_shape(backbone.init, KEY, images)
+
+    def gradient(variables, rows):
+        def total(params):
+            maps = backbone.apply({**variables, "params": params}, *rows)
+            return sum(x.sum() for x in maps.values())
+
+        return jax.grad(total)(variables["params"])
+
+    found = traced_on_an_explicit_mesh(gradient, variables, (images, extent))
+    assert jax.tree.structure(found) == jax.tree.structure(variables["params"])
+
+
+def vit_config():
+    c = small.config().to_dict()
+    c["model"] |= dict(
+        backbone=dict(name="vit", depth=2, width=32, heads=2, window=2, relative=4),
+        fpn=dict(name="simple_pyramid", channels=8),
+    )
+    c["model"]["backbone"] |= dict(global_blocks=(1,), stochastic_depth=0.1)
+    return c
+
+
+CONFIGS = dict(cascade_rcnn=cascade_config, fast_rcnn=fast_config, vit=vit_config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_other_steps_are_traced(name):
+    """With Explicit axes, in a default `shard_map`, and with x64 and strict at once."""
+    c = CONFIGS[name]()
+    model = models.build_detector(num_classes=3, **c["model"])
+    options = dict(model=model, config=c)
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    start = partial(initial_state, model=model, optimizer=optimizer)
+    state = jax.eval_shape(partial(start, image_shape=(*small.CANVAS, 3)), KEY)
+    options |= dict(optimizer=optimizer, trainable=trainable_mask(state.params))
+    step, alone = (partial(train_step, **options, axis_name=a) for a in ("batch", None))
+    predict = partial(predict_step, model=model, config=c)
+    rows, seen = batch(), eval_variables(state)
+    if name == "fast_rcnn":
+        rows = with_proposals(rows)
+
+    traced_on_an_explicit_mesh(alone, state, rows, KEY)
+    traced_on_an_explicit_mesh(predict, seen, rows)
+
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
+    over = partial(jax.shard_map, mesh=mesh)
+    whole, split = P(), P("batch")
+    over_step = over(step, in_specs=(whole, split, whole), out_specs=(whole, whole))
+    jax.eval_shape(over_step, state, rows, KEY)
+    over_predict = over(predict, in_specs=(whole, split), out_specs=split)
+    jax.eval_shape(over_predict, seen, rows)
+
+    def both():
+        return jax.eval_shape(alone, state, rows, KEY), jax.eval_shape(
+            predict, seen, rows
+        )
+
+    expected = both()
+    with jax.enable_x64(), jax.numpy_dtype_promotion("strict"):
+        assert shapes(both()) == shapes(expected)

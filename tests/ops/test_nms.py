@@ -368,6 +368,23 @@ def test_soft_nms_equals_the_loop(rng):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-7)
 
 
+def test_soft_nms_takes_boxes_and_scores_of_any_two_dtypes(rng):
+    """The new scores are float32, or float64 where the scores are."""
+    boxes, scores = crowd(rng, 20)
+    expected = nms.soft_nms(jnp.asarray(boxes), jnp.asarray(scores))
+    half = jnp.asarray(scores, jnp.bfloat16)
+    for decayed in (nms.soft_nms, nms.soft_nms_linear):
+        found = decayed(jnp.asarray(boxes), half)
+        np.testing.assert_array_equal(
+            found, decayed(jnp.asarray(boxes), half.astype(jnp.float32))
+        )
+    with jax.enable_x64(True):
+        for a, b in ((np.float64, np.float32), (np.float32, np.float64)):
+            found = nms.soft_nms(jnp.asarray(boxes, a), jnp.asarray(scores, b))
+            assert found.dtype == b
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_soft_nms_by_hand():
     boxes = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 5], [20, 0, 30, 10]])
     scores = nms.soft_nms(boxes, jnp.array([0.5, 0.4, 0.9]), sigma=0.5)

@@ -434,11 +434,31 @@ def test_multilevel_extents_are_smaller_maps(rng):
     np.testing.assert_allclose(traced(extent), expected, atol=1e-6)
 
 
-def test_an_image_of_no_extent_is_zero():
-    for op in (ops.roi_align, roi_pool.roi_pool):
-        rois = jnp.array([[8.0, 8, 24, 24]])
-        out = op(jnp.ones((3, 4, 2)), rois, stride=8, extent=(0, 0))
-        assert np.isfinite(out).all()
+@pytest.mark.parametrize("samples", [2, 0, None])
+def test_an_image_of_no_extent_is_zero(samples):
+    op, options = roi_pool.roi_pool, dict(stride=8, output_size=3)
+    if samples is not None:
+        op, options = ops.roi_align, dict(options, sampling_ratio=samples)
+    rois = jnp.array([[-8.0, -8, 24, 24]])  # samples within a pixel of the corner
+    for extent in ((0, 0), (0, 4), (3, 0)):
+        assert not op(jnp.ones((3, 4, 2)), rois, extent=extent, **options).any()
+    assert op(jnp.ones((3, 4, 2)), rois, extent=(1, 1), **options).any()
+
+
+def test_an_extent_ends_with_the_map(rng):
+    """As a slice does: what is stored behind a map is not the map's."""
+    rois, large = jnp.asarray(some_rois(rng, 12, 40, 64)), (99, 99)
+    features = {
+        s: jnp.asarray(rng.normal(size=(40 // s, 64 // s, 3)), jnp.float32)
+        for s in (4, 8)
+    }
+    pool = functools.partial(roi_pool.roi_pool, stride=8, output_size=2)
+    found = pool(features[8], rois, extent=large)
+    np.testing.assert_array_equal(found, pool(features[8], rois))
+    align = functools.partial(
+        ops.multilevel_roi_align, features, rois, output_size=2, canonical_size=15.0
+    )
+    np.testing.assert_array_equal(align(extent={4: large, 8: large}), align())
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool_])

@@ -174,7 +174,7 @@ def counts(
     found = dict(
         sampled=rois.labels >= 0,
         positive=positive,
-        correct=positive & (class_logits.argmax(-1) == rois.labels),
+        correct=positive & (class_logits.argmax(-1).astype(jnp.int32) == rois.labels),
     )
     return {name: roi.sum(1, jnp.int32) for name, roi in found.items()}
 
