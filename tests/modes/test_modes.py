@@ -323,7 +323,7 @@ def strict_promotion_of_other_floats(case):
             lambda x, dtype=dtype: x.astype(dtype) if is_float(x) else x, case.draw()
         )
         with jax.enable_x64(dtype == jnp.float64), jax.numpy_dtype_promotion("strict"):
-            jax.eval_shape(derived(case), arrays)
+            jax.eval_shape(derived(case) if dtype == jnp.bfloat16 else case, arrays)
 
 
 def debug_nans(case):
