@@ -37,6 +37,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 from tests.parity.detections import (  # noqa: E402
     differing,
+    nearest_decision,
     ours_as_dict,
     picked,
 )
@@ -85,10 +86,15 @@ CONFIG = """MODEL:
 CLASSES = 80
 
 
+def settings(name: str) -> dict[str, Any]:
+    """Our configuration of the detector."""
+    return configs.from_json(zoo.settings(f"detectron2_{name}")).to_dict()
+
+
 @functools.cache
 def compiled(name: str):
     """Our model of the package's settings, its configuration, and its stages."""
-    config = configs.from_json(zoo.settings(f"detectron2_{name}")).to_dict()
+    config = settings(name)
     model = models.build_detector(num_classes=CLASSES, **config["model"])
 
     @jax.jit
@@ -222,7 +228,10 @@ def compare_seed(name: str, seed: int, size: tuple[int, int], peer: Peer) -> dic
     row["features"] = max(deviations)
     row["proposals"] = len(theirs["proposals"])
     row["detections"] = len(theirs["boxes"])
-    row["differing"] = differing(ours_as_dict(found), picked(theirs))
+    ours, other = ours_as_dict(found), picked(theirs)
+    row["differing"] = differing(ours, other)
+    if row["differing"]:
+        row["gaps"] = nearest_decision(ours, other, settings(name))
     return row
 
 
