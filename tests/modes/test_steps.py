@@ -2,6 +2,7 @@
 
 import functools
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +196,7 @@ def test_explicit_mesh_takes_the_backbone(name):
 
     def gradient(variables, rows):
         def total(params):
-            maps = backbone.apply({**variables, "params": params}, *rows)
+            maps: Any = backbone.apply({**variables, "params": params}, *rows)
             return sum(x.sum() for x in maps.values())
 
         return jax.grad(total)(variables["params"])
