@@ -32,7 +32,8 @@ test: $(VENV)/.installed  ## the tests
 # suite's few optimisations, but for the mode `optimised`, which has all. So have those
 # that tests/long.txt lists, which were part of it.
 COMPILING := tests/modes/test_modes.py tests/test_experiments.py tests/ops/test_nms.py \
-    tests/models/test_extents.py tests/models/test_swin.py tests/models/test_convnext.py
+    tests/models/test_extents.py tests/models/test_swin.py tests/models/test_convnext.py \
+    tests/test_backbone_experiments.py
 
 test-slow: $(VENV)/.installed  ## the slow tests
 	$(PYTEST) -m "long and not slow"

@@ -1,12 +1,18 @@
-"""The experiments of ConvNeXt, Swin and ViT: rates by layer, and their cascades."""
+"""The experiments of ConvNeXt, Swin and ViT, from the first step to exported files."""
+
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from frcnn_jax import models
+from frcnn_jax import detector, export, models
+from frcnn_jax.training import checkpoint, devices, loop
+from frcnn_jax.training import config as configs
 from frcnn_jax.training.optimizer import path_name, scale_by_layer
-from tests.test_experiments import get_config
+from tests.test_experiments import FOLDER, get_config
+from tests.training import small
+from tests.training.test_loop import assert_same_runs
 
 
 @pytest.mark.parametrize(
@@ -57,3 +63,94 @@ def test_cascades_of_the_newest_backbones_are_those_of_the_peers():
     assert vitdet["postprocess"]["stds"] == (1 / 30, 1 / 30, 1 / 15, 1 / 15)
     same = ("optimizer", "proposals", "data", "total_steps", "roi_targets")
     assert all(vitdet[group] == plain[group] for group in same)
+
+
+# Runs -------------------------------------------------------------------------------
+
+RUNS = {
+    "convnext": ("coco_convnext_t_fpn.py", "runlocal,cascade"),
+    "swin": ("coco_swin_t_fpn.py", "runlocal"),
+    "vitdet": ("coco_vitdet_b.py", "runlocal"),
+    "dinov2": ("coco_vitdet_b.py", "runlocal,dinov2,cascade"),
+}
+WIDTHS = dict(convnext=8, swin=32, vitdet=16, dinov2=16)
+SIDE = 96
+
+
+def tiny(name):
+    """The experiment on generated shapes of 96 pixels, a few channels wide.
+
+    Its optimizer, rates by layer, frozen parts, losses and jitter are its own.
+    """
+    file, arg = RUNS[name]
+    c: Any = configs.load_experiment(FOLDER / file).get_config(arg)
+    jitter = {k: v for k, v in c.data.augment.items() if k == "jitter"}
+    c.data = small.config().data
+    c.data.update(size=SIDE, short_side=SIDE, max_side=SIDE, canvas=(SIDE, SIDE))
+    c.data.augment = jitter
+    c.model.backbone.width = WIDTHS[name]
+    if "fpn" in c.model:
+        c.model.fpn.channels = 8
+    if "box_head" not in c.model:
+        c.model.box_head = {}
+    elif "convs" in c.model.box_head:
+        c.model.box_head.convs = (8,)
+    c.model.box_head.widths = (16,)
+    if "rpn" in c.model:
+        c.model.rpn.channels = 8
+    c.rpn_targets.num_samples = c.roi_targets.num_samples = 16
+    for part in c.proposals.values():
+        part.update(pre_nms=50, post_nms=20)
+    c.postprocess.update(score=0.0, max_detections=10)
+    c.optimizer.update(warmup_steps=0, reference_batch=0)
+    c.update(total_steps=4, eval_every=4, checkpoint_every=2, log_every=1)
+    return c
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def run(request, tmp_path_factory):
+    """Its configuration and the folder of four steps without an interruption."""
+    config = tiny(request.param)
+    workdir = tmp_path_factory.mktemp(request.param)
+    loop.train_and_evaluate(config, workdir)
+    return config, workdir
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
+    (config, whole), shard, calls = run, devices.shard, []
+
+    def interrupted(batch):
+        calls.append(batch)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return shard(batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(devices, "shard", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train_and_evaluate(config, tmp_path)
+    assert [p.name for p in checkpoint.folder(tmp_path).iterdir()] == ["2"]
+    loop.train_and_evaluate(config, tmp_path)
+    assert_same_runs(whole, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_exported_program_detects_what_the_checkpoint_does(run):
+    """Two images in a batch of StableHLO; the second has columns of padding."""
+    found = detector.load(run[1], batch_size=2)
+    rng = np.random.default_rng(0)
+    sizes = np.int32([(SIDE, SIDE), (SIDE, 70)])
+    image = rng.integers(0, 256, (2, 12, 12, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    image[1, :, 70:] = 0
+    expected = found([x[:h, :w] for x, (h, w) in zip(image, sizes, strict=True)])
+    assert (expected.valid.sum(1) > 3).all()
+    assert np.isfinite(expected.boxes).all() and (expected.boxes <= SIDE).all()
+    parts = found.model, found.variables, found.config.to_dict()
+    exported = export.export_batch(*parts, platforms=("cpu",))
+    program = jax.jit(jax.export.deserialize(exported.serialize()).call)
+    outputs = program(image, sizes)
+    np.testing.assert_array_equal(outputs["valid"], expected.valid)
+    np.testing.assert_array_equal(outputs["classes"], expected.classes)
+    np.testing.assert_allclose(outputs["scores"], expected.scores, atol=1e-5)
+    np.testing.assert_allclose(outputs["boxes"], expected.boxes, atol=5e-3)
