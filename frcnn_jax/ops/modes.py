@@ -56,7 +56,7 @@ def take(x: Shaped[Array, "n *d"], index: Int[Array, "*r"]) -> Shaped[Array, "..
     return x.at[index].get(out_sharding=NamedSharding(mesh, spec))
 
 
-def reshape(x: Shaped[Array, "*d"], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
+def reshape(x: Shaped[Array, "*d"], shape: tuple[Any, ...]) -> Shaped[Array, "..."]:
     """`x.reshape(shape)`, also where the first axis is sharded (Explicit mesh).
 
     There JAX reshapes only one axis into several, or several into one. Here the axes
