@@ -17,7 +17,8 @@ pixels wide at the median.
 Arguments: `:tiles` trains on tiles of 400 pixels, which overlap by a fifth, in place of
 whole photographs; `:runlocal` is for two CPU cores (stem to layer2 frozen). The rows of
 `sweep_views` are the whole photographs, whole and tiles, and tiles alone, merged by IoU
-and by the smaller area. Not run here yet.
+and by the smaller area. After `:tiles,runlocal` AP is 0.014 on whole photographs and
+0.081 on tiles, recall 0.146 and 0.646 (one run, 2026-11-30; docs/predict.md).
 """
 
 from collections.abc import Iterator
