@@ -69,9 +69,11 @@ def test_cascades_of_the_newest_backbones_are_those_of_the_peers():
 
 RUNS = {
     "convnext": ("coco_convnext_t_fpn.py", "runlocal,cascade"),
+    "swin": ("coco_swin_t_fpn.py", "runlocal"),
+    "vitdet": ("coco_vitdet_b.py", "runlocal"),
     "dinov2": ("coco_vitdet_b.py", "runlocal,dinov2,cascade"),
 }
-WIDTHS = dict(convnext=8, dinov2=16)
+WIDTHS = dict(convnext=8, swin=32, vitdet=16, dinov2=16)
 SIDE = 96
 
 
