@@ -1,7 +1,8 @@
 r"""The tests that took longest, for `tests/long.txt`.
 
     make test PYTEST_ADDOPTS=--junitxml=times.xml
-    python tests/longest.py times.xml 8 >> tests/long.txt
+    python tests/longest.py times.xml 8 | \
+        LC_ALL=C sort -uo tests/long.txt - tests/long.txt
 
 Prints the name of each test of a JUnit file over so many seconds, the longest first;
 on stderr how many they are and which share of the time they have. `make test` leaves

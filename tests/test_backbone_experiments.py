@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from frcnn_jax import detector, export, models
-from frcnn_jax.training import checkpoint, devices, loop
 from frcnn_jax.training import config as configs
+from frcnn_jax.training import loop
 from frcnn_jax.training.optimizer import path_name, scale_by_layer
 from tests.test_experiments import FOLDER, get_config
 from tests.training import small
-from tests.training.test_loop import assert_same_runs
+from tests.training.runs import assert_same_runs, interrupt
 
 
 @pytest.mark.parametrize(
@@ -118,19 +118,8 @@ def run(request, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
-    (config, whole), shard, calls = run, devices.shard, []
-
-    def interrupted(batch):
-        calls.append(batch)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return shard(batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(devices, "shard", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            loop.train_and_evaluate(config, tmp_path)
-    assert [p.name for p in checkpoint.folder(tmp_path).iterdir()] == ["2"]
+    config, whole = run
+    interrupt(monkeypatch, config, tmp_path, batch=4)
     loop.train_and_evaluate(config, tmp_path)
     assert_same_runs(whole, tmp_path)
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Num
 
+from frcnn_jax.ops.primitive import wide
 from frcnn_jax.types import Array
 
 # The smallest side (px) and area (px^2) that count as more than nothing.
@@ -28,8 +29,8 @@ ImageSize = Num[Array, "2"] | tuple[int | Array, int | Array]
 def as_float32(x: Num[Array, "..."]) -> Float[Array, "..."]:
     """`x` as floats of at least 32 bits: float64 stays, all else becomes float32."""
     x = jnp.asarray(x)
-    wide = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4
-    return x if wide else x.astype(jnp.float32)
+    dtype = wide(x.dtype)
+    return x if x.dtype == dtype else x.astype(dtype)
 
 
 def _split(boxes) -> tuple[Array, Array, Array, Array]:

@@ -16,6 +16,7 @@ from frcnn_jax import models
 from frcnn_jax.detector import predict_batch
 from frcnn_jax.models.cascade import CascadeRCNN
 from frcnn_jax.training import config as configs
+from tests.parity.random_weights import noise
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CLASSES = 20
@@ -99,9 +100,5 @@ def busy(module: str, arg: str = "") -> tuple[Any, Any, dict[str, Any]]:
 
 def picture(seed: int, size: tuple[int, int]) -> np.ndarray:
     """Noise of many scales, uint8 `[h, w, 3]`."""
-    rng, (h, w) = np.random.default_rng([seed, *size]), size
-    image = np.zeros((h, w, 3))
-    for cell in (4, 16, 64):
-        noise = rng.normal(size=(-(-h // cell), -(-w // cell), 3))
-        image += np.kron(noise, np.ones((cell, cell, 1)))[:h, :w]
+    image = noise(np.random.default_rng([seed, *size]), *size)
     return np.clip(127 + 60 * image, 0, 255).astype(np.uint8)

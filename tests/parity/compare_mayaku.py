@@ -8,9 +8,9 @@ r"""Ours against Detectron2's detectors as mayaku computes them: same file, same
 Each seed makes a Detectron2 .pkl of random weights in the zoo's scheme, under which the
 detector has something to do: scores and deltas are spread. Both sides read that file
 and get the same normalised tensor, padded to a multiple of 32; with --wider ours has a
-larger canvas, with noise around the image. Detections agree when
-their labels are the same, boxes within 0.01 pixels and scores within 1e-4. The last
-line on stdout is one JSON object.
+larger canvas, with noise around the image. Detections agree when their labels are the
+same, boxes within 0.01 pixels and scores within 1e-4. The last line on stdout is one
+JSON object.
 """
 
 import functools
@@ -37,6 +37,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 from tests.parity.detections import (  # noqa: E402
     differing,
+    features_apart,
     nearest_decision,
     ours_as_dict,
     picked,
@@ -198,12 +199,6 @@ class Peer:
             return {name: file[name] for name in file.files}
 
 
-def relative(ours: Any, theirs: np.ndarray) -> float:
-    """The largest difference, over the root mean square of the peer's."""
-    ours = np.asarray(ours, np.float64)
-    return float(np.abs(ours - theirs).max() / np.sqrt((theirs**2.0).mean()))
-
-
 def compare_seed(name: str, seed: int, size: tuple[int, int], peer: Peer) -> dict:
     """The features' deviation and the detections that differ, for one seed."""
     rpn, detect, post, _ = compiled(name)
@@ -220,12 +215,7 @@ def compare_seed(name: str, seed: int, size: tuple[int, int], peer: Peer) -> dic
     logits, deltas = detect(variables, out.features, props.boxes, hw)
     found = post(props.boxes, props.valid, logits[0], deltas[0], hw)
     row: dict[str, Any] = dict(seed=seed, size=size)
-    deviations = []
-    for i, stride in enumerate(sorted(out.features)):
-        there = theirs[f"features/{i}"]
-        here = out.features[stride][:, : there.shape[1], : there.shape[2]]
-        deviations.append(relative(here, there))
-    row["features"] = max(deviations)
+    row["features"] = features_apart(out.features, theirs)
     row["proposals"] = len(theirs["proposals"])
     row["detections"] = len(theirs["boxes"])
     ours, other = ours_as_dict(found), picked(theirs)

@@ -48,9 +48,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 from tests.parity.detections import (  # noqa: E402
     differing,
+    features_apart,
     nearest_decision,
     ours_as_dict,
     picked,
+    relative,
 )
 from tests.parity.random_weights import (  # noqa: E402
     on_canvas,
@@ -251,12 +253,6 @@ class Peer:
 # -- Detections ------------------------------------------------------------------------
 
 
-def relative(ours: Any, theirs: np.ndarray) -> float:
-    """The largest difference, over the root mean square of the peer's."""
-    ours = np.asarray(ours, np.float64).reshape(theirs.shape)
-    return float(np.abs(ours - theirs).max() / np.sqrt((theirs**2.0).mean()))
-
-
 def compare_seed(
     name: str, seed: int, size: tuple[int, int], peer: Peer
 ) -> dict[str, Any]:
@@ -278,12 +274,7 @@ def compare_seed(
     within = np.asarray(out.inside[0])
     row: dict[str, Any] = dict(seed=seed, size=size)
     row["anchors"] = relative(out.anchors[0][within], theirs["anchors"])
-    deviations = []
-    for i, stride in enumerate(sorted(out.features)):
-        there = theirs[f"features/{i}"]
-        here = out.features[stride][:, : there.shape[1], : there.shape[2]]
-        deviations.append(relative(here, there))
-    row["features"] = max(deviations)
+    row["features"] = features_apart(out.features, theirs)
     row["rpn_logits"] = relative(out.logits[:, within], theirs["rpn_logits"])
     row["rpn_deltas"] = relative(out.deltas[:, within], theirs["rpn_deltas"])
     # The second stage on the peer's proposals, so that its rows are the same.

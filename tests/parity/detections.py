@@ -1,8 +1,10 @@
 """Detections of two programs side by side, and what the unequal ones came near to.
 
 Equal are those of the same label, boxes within 0.01 pixels and scores within 1e-4.
+Features are compared by how far they are apart.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,6 +43,22 @@ def ours_as_dict(found: Any) -> dict[str, np.ndarray]:
         labels=np.asarray(found.classes)[n],
         scores=np.asarray(found.scores)[n],
     )
+
+
+def relative(ours: Any, theirs: np.ndarray) -> float:
+    """The largest difference, over the root mean square of the peer's."""
+    ours = np.asarray(ours, np.float64).reshape(theirs.shape)
+    return float(np.abs(ours - theirs).max() / np.sqrt((theirs**2.0).mean()))
+
+
+def features_apart(ours: Mapping[int, Any], theirs: Mapping[str, np.ndarray]) -> float:
+    """The worst of all maps; of a larger canvas the cells that the peer has, too."""
+    deviations = []
+    for i, stride in enumerate(sorted(ours)):
+        there = theirs[f"features/{i}"]
+        here = ours[stride][:, : there.shape[1], : there.shape[2]]
+        deviations.append(relative(here, there))
+    return max(deviations)
 
 
 def nearest_decision(

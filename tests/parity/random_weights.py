@@ -39,14 +39,19 @@ def random_weights(
 
 def random_image(seed: int, size: tuple[int, int]) -> np.ndarray:
     """Normalised noise of many scales `[1, h, w, 3]`, zero in the padding (to 32)."""
-    rng = np.random.default_rng([seed, *size])
     h, w = (-(-s // 32) * 32 for s in size)
-    image = np.zeros((h, w, 3))
-    for cell in (4, 16, 64):
-        noise = rng.normal(size=(-(-h // cell), -(-w // cell), 3))
-        image += np.kron(noise, np.ones((cell, cell, 1)))[:h, :w]
+    image = noise(np.random.default_rng([seed, *size]), h, w)
     image[size[0] :], image[:, size[1] :] = 0, 0
     return image[None].astype(np.float32)
+
+
+def noise(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """A picture `[h, w, 3]` with blobs of three sizes."""
+    image = np.zeros((h, w, 3))
+    for cell in (4, 16, 64):
+        blobs = rng.normal(size=(-(-h // cell), -(-w // cell), 3))
+        image += np.kron(blobs, np.ones((cell, cell, 1)))[:h, :w]
+    return image
 
 
 def on_canvas(image: np.ndarray, seed: int, wider: float) -> np.ndarray:

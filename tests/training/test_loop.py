@@ -16,9 +16,10 @@ from frcnn_jax.detector import Detector
 from frcnn_jax.evaluation import files
 from frcnn_jax.training import checkpoint, devices, evaluate, faults, loop, propose
 from frcnn_jax.training import config as configs
-from frcnn_jax.training.metrics import read, without_clock
+from frcnn_jax.training.metrics import read
 from frcnn_jax.types import Detections
 from tests.training import small
+from tests.training.runs import assert_same_runs, interrupt
 
 
 @pytest.fixture(scope="module")
@@ -62,34 +63,9 @@ PARTS = ("backbone", "fpn", "rpn_head", "box_head")
 
 
 def test_resumed_run_equals_the_uninterrupted_one(whole, config, tmp_path, monkeypatch):
-    shard, calls = devices.shard, []
-
-    def interrupted(batch):
-        calls.append(batch)
-        if batch.gt_valid.size and len(calls) == 6:  # evaluation takes batches too
-            raise KeyboardInterrupt
-        return shard(batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(devices, "shard", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            loop.train_and_evaluate(config, tmp_path)
-    assert [p.name for p in checkpoint.folder(tmp_path).iterdir()] == ["2"]
+    interrupt(monkeypatch, config, tmp_path, batch=6)
     loop.train_and_evaluate(config, tmp_path)
     assert_same_runs(whole[0], tmp_path)
-
-
-def assert_same_runs(a, b):
-    """Bit for bit: the last checkpoint, the best one and what was written."""
-    for name in ("model", "training"):
-        x, y = (
-            checkpoint.read_arrays(checkpoint.find(w / "last"), name) for w in (a, b)
-        )
-        small.assert_trees_equal(x, y)
-    x, y = (checkpoint.read_meta(checkpoint.find(w / "best")) for w in (a, b))
-    assert (x.step, x.metrics) == (y.step, y.metrics) and x.metrics
-    x, y = (without_clock(read(w / "metrics.jsonl")) for w in (a, b))
-    assert x == y
 
 
 @pytest.mark.parametrize(
