@@ -28,12 +28,18 @@ test: $(VENV)/.installed  ## the tests
 	$(PYTEST)
 
 # With all of XLA's optimisations, as a user has them (tests/conftest.py). Tests of
-# COMPILING do little else than compile, many small programs each: they have the default
-# suite's few optimisations, but for the mode `optimised`, which has all. So have those
-# that tests/long.txt lists, which were part of it.
+# COMPILING do little else than compile: many small programs, or the same small
+# experiment in many processes. They have the default suite's few optimisations, but for
+# the mode `optimised`, which has all. So have those that tests/long.txt lists, which
+# were part of it.
 COMPILING := tests/modes/test_modes.py tests/test_experiments.py tests/ops/test_nms.py \
     tests/models/test_extents.py tests/models/test_swin.py tests/models/test_convnext.py \
-    tests/test_backbone_experiments.py
+    tests/test_backbone_experiments.py tests/parity/test_kill_and_resume.py \
+    $(addprefix tests/training/test_,stochastic_depth.py buckets.py devices.py norms.py \
+        validation.py surroundings.py loop.py) \
+    $(addprefix tests/scripts/test_,sweep.py multihost.py report.py bad_images.py \
+        alternating.py output.py proposals.py any_data.py) \
+    $(addprefix tests/scripts/bench/test_,paper.py prediction.py)
 
 test-slow: $(VENV)/.installed  ## the slow tests
 	$(PYTEST) -m "long and not slow"

@@ -12,11 +12,16 @@ boxes (`frcnn_jax/training/recipe.py`), any flag overrides it, and `--config.min
 makes as many steps as that time holds. The log says what was found and chosen and why;
 the run records the values. The weights' conventions follow from their file.
 
-Measured (two cores of an Intel Xeon with AVX-512, 2026-11-29, ImageNet weights of
-Keras' ResNet50, other work of low priority beside it). BCCD, 205 photographs, one run:
-1025 steps in 21 min 41 s; val AP 0.601, AP50 0.902. raccoon by its tables, 160
-photographs and 40 to evaluate on, seeds 0, 1, 2: 800 steps in 18:57, 18:57 and 20:41
-minutes; AP 0.500, 0.533, 0.508 (mean 0.514), AP50 0.942, 0.947, 0.934 (mean 0.941).
+Arguments: `:cascade` for three box heads that refine one box a RoI.
+
+Measured (two cores of an Intel Xeon with AVX-512, ImageNet weights of Keras' ResNet50).
+BCCD, 205 photographs, seeds 0, 1, 2, alone, 2026-11-30: 794, 847 and 862 steps in 14.0,
+14.9 and 15.0 minutes; val AP 0.592, 0.594, 0.590, AP50 0.915, 0.909, 0.912; torchvision
+in nearly the same minutes: 0.566 (`scripts/bench/accuracy.py`). With other work of low
+priority beside it, 2026-11-29: BCCD, one run of 1025 steps in 21 min 41 s, AP 0.601,
+AP50 0.902; raccoon by its tables, 160 photographs and 40 to evaluate on, seeds 0, 1, 2:
+800 steps in 18:57, 18:57 and 20:41 minutes; AP 0.500, 0.533, 0.508 (mean 0.514), AP50
+0.942, 0.947, 0.934 (mean 0.941).
 """
 
 from typing import Any
@@ -28,7 +33,7 @@ from experiments import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    common.parse_arg(arg, runlocal=False)
+    args = common.parse_arg(arg, runlocal=False, cascade=False)
     c: Any = ml_collections.ConfigDict()
     c.update(common.run(batch_size=2, total_steps=1))
     for leaf in ("batch_size", "eval_batch_size", "total_steps"):
@@ -73,9 +78,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.roi_targets.num_samples = 128
     c.proposals.train.update(pre_nms=1000, post_nms=500)
     c.proposals.eval.update(pre_nms=1000, post_nms=300)
-    c.postprocess.score = (
-        0.01  # AP is an integral over recall: unlikely boxes add to it
-    )
+    c.postprocess.score = 0.01  # AP is over all recalls: unlikely boxes add to it
     c.optimizer = dict(  # training.optimizer.make_optimizer
         name="sgd",
         learning_rate=left_open(float),
@@ -85,4 +88,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         boundaries=(0.7, 0.9),
         warmup_steps=left_open(int),
     )
+    if args["cascade"]:
+        common.cascade(c)
     return c

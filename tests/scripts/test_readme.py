@@ -33,17 +33,26 @@ def test_files_that_the_commands_name_are_there(page):
                 assert (ROOT / path).exists(), (page, path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
-def test_the_commands_that_need_no_data_run(page, tmp_path):
-    """In a folder that shows the repository's; the experiment takes its small form."""
-    for name in ("scripts", "experiments", "examples"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    runs = [
+def shapes(page):
+    """The commands that need no data, but for the slow run."""
+    return [
         c
         for c in commands(page)
         if any("shapes" in word for word in c) and not any("slow" in word for word in c)
     ]
+
+
+def test_both_pages_tell_the_same_commands():
+    readme, quickstart = map(shapes, PAGES)
+    assert readme == quickstart
+
+
+@pytest.mark.slow
+def test_the_commands_that_need_no_data_run(tmp_path):
+    """In a folder that shows the repository's; the experiment takes its small form."""
+    for name in ("scripts", "experiments", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    runs = shapes(PAGES[0])
     assert [pathlib.Path(c[1]).stem for c in runs] == ["train", "evaluate", "predict"]
     for command in runs:
         command = [re.sub(r"(shapes_demo\.py)$", r"\1:runlocal", w) for w in command]
