@@ -38,7 +38,7 @@ COMPILING := tests/modes/test_modes.py tests/test_experiments.py tests/ops/test_
     $(addprefix tests/training/test_,stochastic_depth.py buckets.py devices.py norms.py \
         validation.py surroundings.py loop.py) \
     $(addprefix tests/scripts/test_,sweep.py multihost.py report.py bad_images.py \
-        alternating.py output.py proposals.py any_data.py) \
+        alternating.py output.py proposals.py) \
     $(addprefix tests/scripts/bench/test_,paper.py prediction.py)
 
 test-slow: $(VENV)/.installed  ## the slow tests
