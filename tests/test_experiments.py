@@ -34,6 +34,7 @@ NETWORKS = [
     ("coco_vitdet_b.py", "cascade"),
     ("coco_vitdet_b.py", "dinov2"),
     ("coco_vitdet_b.py", "dinov2,cascade"),
+    ("finetune.py", "cascade"),
 ]
 SMALL = [(name, "runlocal") for name in FILES]
 SMALL_NETWORKS = [(name, f"{arg},runlocal") for name, arg in NETWORKS]

@@ -87,10 +87,11 @@ def products_of_a_tpu(passes: int):
         jax.clear_caches()
 
 
-def outputs(model: Any, variables: Any, c: dict[str, Any], batch: Any, rois: Any):
-    """What the network says of a batch: features, and the outputs of both stages.
+def network(model: Any, c: dict[str, Any]):
+    """A compiled function of variables, a batch and RoIs: what the network says.
 
-    Without `rois` the second stage has its own proposals; they are returned, too.
+    It returns the features, the outputs of both stages, and the RoIs of the second one:
+    where None is given, its own proposals. Products are those of its first call.
     """
     algorithm = algorithms.of(c)
 
@@ -105,8 +106,7 @@ def outputs(model: Any, variables: Any, c: dict[str, Any], batch: Any, rois: Any
         found |= dict(rpn_logits=stage.rpn.logits, rpn_deltas=stage.rpn.deltas)
         return found | dict(class_logits=logits, class_deltas=deltas), rois
 
-    run = jax.jit(lambda v, b, r: model.apply(v, b, r, method=stages))
-    return run(variables, batch, rois)
+    return jax.jit(lambda v, b, r: model.apply(v, b, r, method=stages))
 
 
 def apart(exact: dict[str, Any], other: dict[str, Any], valid: Any) -> dict[str, float]:
@@ -142,8 +142,7 @@ def pairs(a: list[dict], b: list[dict], score: float) -> tuple[int, int, float]:
 
 
 def _corners(rows: list[dict]) -> Any:
-    x, y, w, h = np.array([d["bbox"] for d in rows], np.float32).T
-    return jnp.asarray(np.stack([x, y, x + w, y + h], 1))
+    return box_ops.from_xywh(np.array([d["bbox"] for d in rows], np.float32))
 
 
 def main(_):
@@ -159,11 +158,13 @@ def main(_):
             break
         batches.append(batch)
         seen += int(batch.valid.sum())
-    exact = [outputs(model, variables, c, batch, None) for batch in batches]
+    run = network(model, c)
+    exact = [run(variables, batch, None) for batch in batches]
     worst: dict[str, float] = {}
     with products_of_a_tpu(passes):
+        run = network(model, c)
         for batch, (values, rois) in zip(batches, exact, strict=True):
-            other, _ = outputs(model, variables, c, batch, rois)
+            other, _ = run(variables, batch, rois)
             for name, value in apart(values, other, rois.valid).items():
                 worst[name] = max(worst.get(name, 0.0), value)
     output = pathlib.Path(OUTPUT.value)
