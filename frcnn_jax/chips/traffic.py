@@ -17,18 +17,20 @@ def traffic(module: Module, step: Step) -> int:
     i, read = step.instruction, operands(module, step)
     if i.opcode in _FREE or i.opcode.endswith("-done"):
         return 0
-    if i.target == "ConcatBitcast":
+    if i.target in ("ConcatBitcast", "AllocateBuffer"):
         return 0
     if i.opcode in ("copy-start", "slice-start"):
         moved = i.results[0 if i.opcode == "copy-start" else 1]
         return moved.bytes * ((read[0].space == 0) + (moved.space == 0))
     if i.opcode == "dynamic-update-slice":
-        return 2 * _main(read[1])
+        return _main(read[1]) + read[1].bytes * (i.results[0].space == 0)
     if i.opcode == "scatter":
         third = len(read) // 2
-        return sum(map(_main, read[third:])) + sum(map(_main, read[third + 1 :]))
+        added = sum(b.bytes for b in read[third + 1 :])  # to rows that it reads
+        return sum(map(_main, read[third:])) + 2 * added * (i.results[0].space == 0)
     if i.opcode in _CUT:
-        return sum(map(_main, read[1:])) + 2 * sum(map(_main, i.results))
+        cut = sum(b.bytes for b in i.results) * (read[0].space == 0)
+        return sum(map(_main, read[1:])) + cut + sum(map(_main, i.results))
     if i.opcode != "fusion":
         return sum(map(_main, read)) + sum(map(_main, i.results))
     return _fused_traffic(module, i, read)
@@ -54,7 +56,9 @@ def _fused_traffic(module, i, read):
         cuts = _cuts(inner.name, users, written)
         total += whole if cuts is None else min(whole, cuts) if whole else 0
     if written:
-        return total + sum(size for _, size in written.values())
+        sizes = (size for _, size in written.values())
+        places = zip(sizes, i.results, strict=True)
+        return total + sum(size for size, result in places if result.space == 0)
     return total + sum(map(_main, i.results))
 
 

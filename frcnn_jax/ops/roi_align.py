@@ -41,6 +41,7 @@ from frcnn_jax.ops.roi_cells import Extent, Size, pair, within
 from frcnn_jax.types import Array
 
 MAX_SAMPLES = 16  # of the adaptive rule: what costs time is the number that is used
+ROIS, PIXELS = 128, 8192  # of a block: what a TPU computes in its on-chip memory
 
 
 def roi_align(
@@ -331,7 +332,7 @@ def _gather_rows(flat, y, x, y_weight, x_weight, *, loops):
         shape = (*y.shape[:2], x.shape[1], flat.shape[1])
         return (varying_as(flat, jnp.zeros(shape, flat.dtype)),)
     if not loops:
-        by_platform = dict(tpu=_gather_in_rows, default=_gather_written_out)
+        by_platform = dict(tpu=_gather_in_blocks, default=_gather_written_out)
         return (lax.platform_dependent(flat, *cells, **by_platform),)
     return (
         lax.platform_dependent(
@@ -345,12 +346,22 @@ def _gather_written_out(flat, *cells):
     return _rows_of_cells(flat, *cells).reshape(r, oh, ow, flat.shape[1])
 
 
-def _gather_in_rows(flat, *cells):
-    # A TPU's compiler would move the shape of the result onto each of the gathers and
-    # write every one of them to memory in it, in float32 and with 7 rows padded to 8.
-    (r, oh, _), (_, ow, _) = cells[0].shape, cells[1].shape
-    rows = lax.optimization_barrier(_rows_of_cells(flat, *cells))
-    return rows.reshape(r, oh, ow, flat.shape[1])
+def _gather_in_blocks(flat, *cells):
+    """Some RoIs at a time: what they gather stays in the on-chip memory of a TPU.
+
+    Its compiler would write each of the gathers of all RoIs to the main memory. And it
+    would move the shape of the result, 7 rows padded to 8, onto each: the barrier.
+    """
+    (r, oh, _), (_, ow, _), c = cells[0].shape, cells[1].shape, flat.shape[1]
+
+    def rows(cells):
+        return lax.optimization_barrier(_rows_of_cells(flat, *cells))
+
+    if not isinstance(r, int) or r <= ROIS:  # symbolic in an export
+        return rows(cells).reshape(r, oh, ow, c)
+    parts = [jnp.pad(x, ((0, -r % ROIS), (0, 0), (0, 0))) for x in cells]
+    parts = [x.reshape(-1, ROIS, *x.shape[1:]) for x in parts]
+    return lax.map(rows, parts).reshape(-1, oh, ow, c)[:r]
 
 
 def _rows_of_cells(flat, *cells):
@@ -387,16 +398,24 @@ def _scatter_rows(cotangent, y, x, y_weight, x_weight, *, loops, size, dtype):
     cells = y, x, y_weight, x_weight
     if size == 0:
         return (varying_as(y, jnp.zeros((0, cotangent.shape[-1]), dtype)),)
-    cotangent = cotangent.astype(y_weight.dtype)
-    # 0, but no constant: that XLA fills as the program starts, and keeps.
-    zero = jnp.min(y, initial=0).astype(y_weight.dtype)
-    grad = jnp.full((size, cotangent.shape[-1]), zero)
     if loops:
         by_platform = dict(cpu=_scatter_by_roi, default=_scatter_in_loops)
     else:
         by_platform = dict(cpu=_scatter_in_turn, default=_scatter_written_out)
-    grad = lax.platform_dependent(grad, cotangent, *cells, **by_platform)
-    return (grad.astype(dtype),)
+    forms = {k: functools.partial(_from_zero, add) for k, add in by_platform.items()}
+    if not loops and all(isinstance(n, int) and n for n in (size, *y.shape)):
+        forms["tpu"] = _scatter_sorted  # not of nothing, or an export's symbolic sizes
+    forms = {k: functools.partial(f, size=size, dtype=dtype) for k, f in forms.items()}
+    return (lax.platform_dependent(cotangent, *cells, **forms),)
+
+
+def _from_zero(add, cotangent, *cells, size, dtype):
+    """What `add` adds to zeros, in the dtype of the weights."""
+    y, summed = cells[0], cells[2].dtype
+    # 0, but no constant: that XLA fills as the program starts, and keeps.
+    zero = jnp.min(y, initial=0).astype(summed)
+    grad = jnp.full((size, cotangent.shape[-1]), zero)
+    return add(grad, cotangent.astype(summed), *cells).astype(dtype)
 
 
 def _scatter_written_out(grad, cotangent, *cells):
@@ -405,6 +424,47 @@ def _scatter_written_out(grad, cotangent, *cells):
     for k in range(index.shape[1]):
         grad = grad.at[index[:, k]].add(weight[:, k, None] * cotangent)
     return grad
+
+
+def _scatter_sorted(cotangent, *cells, size, dtype):
+    """Sorts all pixels once, and finishes one block of the result after the other.
+
+    A TPU's compiler would sort for each of the scatters, and add in the main memory; a
+    block is in the on-chip memory. The last one ends with the last row, so that it may
+    compute some rows of the one before again.
+    """
+    index, weight = lax.optimization_barrier(_all_pairs(*cells))
+    k, c, height = index.shape[1], cotangent.shape[-1], min(PIXELS, size)
+    cotangent = cotangent.reshape(-1, c)
+    index, place = lax.sort(
+        (index.reshape(-1), lax.iota(jnp.int32, index.size)), is_stable=False
+    )
+    blocks = -(-size // height)
+    start = jnp.minimum(height * jnp.arange(blocks, dtype=jnp.int32), size - height)
+    first, last = (
+        (index[:, None] < bound).sum(0, dtype=jnp.int32)
+        for bound in (start[None], start[None] + height)
+    )
+    index = jnp.pad(index, (0, PIXELS), constant_values=size)
+    place = jnp.pad(place, (0, PIXELS))
+
+    def finish(block, out):
+        def add(i, total):
+            from_here = (first[block] + PIXELS * i,)
+            at = lax.dynamic_slice(index, from_here, (PIXELS,)) - start[block]
+            cell, pair = jnp.divmod(lax.dynamic_slice(place, from_here, (PIXELS,)), k)
+            chosen = jnp.arange(k, dtype=jnp.int32)[None] == pair[:, None]
+            by = jnp.where(chosen, weight[cell], 0).sum(1, keepdims=True)
+            rows = by * cotangent[cell].astype(by.dtype)
+            return total.at[at].add(rows, indices_are_sorted=True, mode="drop")
+
+        trips = -(-(last[block] - first[block]) // PIXELS)
+        total = varying_as(cotangent, jnp.zeros((height, c), weight.dtype))
+        total = lax.fori_loop(0, trips, add, total).astype(dtype)
+        return lax.dynamic_update_slice(out, total, (start[block], 0))
+
+    out = varying_as(cotangent, lax.empty((size, c), dtype))
+    return lax.fori_loop(0, blocks, finish, out)
 
 
 def _scatter_in_turn(grad, cotangent, *cells):

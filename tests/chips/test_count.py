@@ -139,6 +139,41 @@ ENTRY %main (a: f32[900,4], i: s32[5,1], u: f32[5,4]) -> f32[900,4] {
     assert found.bytes == 80 + 20 + 2 * 80  # updates, indices, rows in and out
 
 
+OPERATIONS = {  # how often it writes, or reads and writes, what it changes
+    "dynamic-update-slice(%t, %g, %i, %i)": 1,
+    "scatter(%t, %n, %g), to_apply=%add": 2,
+    "fusion(%t, %g, %i), kind=kLoop, calls=%write": 1,
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("table", ["", ":S(1)"])
+@pytest.mark.parametrize("rows", ["", ":S(1)"])
+def test_rows_are_counted_where_they_are_read_and_written(operation, table, rows):
+    """Two rows of 20 bytes are gathered from a table and written into it.
+
+    S(1) is on-chip memory, which is free.
+    """
+    text = f"""HloModule f
+%write (t: f32[900,5], u: f32[2,5], i: s32[]) -> f32[900,5] {{
+  %t = f32[900,5]{{1,0}} parameter(0)
+  %u = f32[2,5]{{1,0}} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %w = f32[900,5]{{1,0}} dynamic-update-slice(%t, %u, %i, %i)
+}}
+ENTRY %main (t: f32[900,5], n: s32[2,1], i: s32[]) -> f32[900,5] {{
+  %t = f32[900,5]{{1,0{table}}} parameter(0)
+  %n = s32[2,1]{{1,0:S(1)}} parameter(1)
+  %i = s32[]{{:S(1)}} parameter(2)
+  %g = f32[2,5]{{1,0{rows}}} gather(%t, %n), offset_dims={{1}}
+  ROOT %o = f32[900,5]{{1,0{table}}} {operation}
+}}"""
+    in_table = 0 if table else 40
+    in_rows = 0 if rows else 40
+    expected = in_table + in_rows + in_rows + OPERATIONS[operation] * in_table
+    assert count.count(hlo.parse(text)).bytes == expected
+
+
 def compiled(f, *shapes):
     args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
     done = jax.jit(f).lower(*args).compile()

@@ -81,8 +81,6 @@ CASES = {  # function, shapes, what a CPU has, what others have; None: some
         {"convolution": 0, "while": 1, "multiply": 1}, {"convolution": 1, "while": 0}),
     "RoIAlign": (align, (MAP, ROIS), {"while": 0, "gather": 16},
         {"while": 0, "gather": 16}),
-    "RoIAlign, backward": (backward(align), (POOLED, MAP, ROIS),
-        {"while": 1, "scatter": 1}, {"while": 0, "scatter": 16}),
     "adaptive RoIAlign": (adaptive, (MAP, ROIS), {"while": 3}, {"while": 2}),
     "adaptive RoIAlign, backward": (backward(adaptive), (POOLED, MAP, ROIS),
         {"while": 3, "scatter": 4}, {"while": 2, "scatter": 4}),
@@ -107,17 +105,32 @@ def test_roi_align_on_a_tpu_sums_rows_before_it_shapes_them():
         assert found["optimization_barrier"] == (platform == "tpu")
 
 
-def test_roi_align_of_a_tpu_gives_what_the_others_give(rng):
+def test_roi_align_of_a_tpu_gives_what_the_others_give(rng, monkeypatch):
+    monkeypatch.setattr(roi_align, "ROIS", 2)
     flat = jnp.asarray(rng.normal(size=(60, 8)), jnp.bfloat16)
     y, x = (jnp.asarray(rng.integers(0, 30, (5, n, 4))) for n in (3, 7))
     weights = (jnp.asarray(rng.random(a.shape), jnp.float32) for a in (y, x))
     args = flat, y, x, *weights
     found, expected = (
         jax.jit(f)(*args)
-        for f in (roi_align._gather_in_rows, roi_align._gather_written_out)
+        for f in (roi_align._gather_in_blocks, roi_align._gather_written_out)
     )
     assert found.shape == (5, 3, 7, 8) and found.dtype == jnp.bfloat16
     assert jnp.array_equal(found, expected)
+
+
+def test_the_gradient_of_roi_align_sorts_once_on_a_tpu_and_never_elsewhere():
+    expected = {"cpu": (1, 1, 0), "cuda": (0, 16, 0), "tpu": (2, 1, 1)}
+    for platform in PLATFORMS:
+        found = operations(backward(align), platform, POOLED, MAP, ROIS)
+        counts = tuple(found[name] for name in ("while", "scatter", "sort"))
+        assert counts == expected[platform], platform
+
+
+def test_many_rois_are_aligned_in_blocks_on_a_tpu():
+    for platform in PLATFORMS:
+        found = operations(align, platform, MAP, (300, 4))
+        assert found["while"] == (platform == "tpu")
 
 
 def test_few_overlaps_are_matched_at_once_on_cuda():

@@ -152,7 +152,7 @@ def test_roi_align_backward_is_the_transpose(rng, samples):
 
 
 @pytest.mark.parametrize("pixels", [(4, 4), (6, 4), (2, 6)])
-def test_all_formulations_are_one_sum_and_its_transpose(rng, pixels):
+def test_all_formulations_are_one_sum_and_its_transpose(rng, pixels, monkeypatch):
     """Each platform's, on any pixels and weights, some of them zero."""
     r, p, c, sides = 5, 30, 3, (2, 3)
     cells = [rng.integers(0, 15, (r, o, t)) for o, t in zip(sides, pixels, strict=True)]
@@ -166,7 +166,12 @@ def test_all_formulations_are_one_sum_and_its_transpose(rng, pixels):
         expected[place[:3]] += weight[place] * flat[index[place]]
         expected_grad[index[place]] += weight[place] * g[place[:3]]
     arguments = [jnp.int32(x) for x in cells] + [jnp.float32(w) for w in weights]
-    for gather in (ops._gather_written_out, ops._gather_in_loops, ops._gather_by_roi):
+    monkeypatch.setattr(ops, "ROIS", 2)  # several blocks, the last one not whole
+    monkeypatch.setattr(ops, "PIXELS", 7)
+    for gather in (
+        *(ops._gather_written_out, ops._gather_in_blocks),
+        *(ops._gather_in_loops, ops._gather_by_roi),
+    ):
         found = jax.jit(gather)(jnp.float32(flat), *arguments)
         np.testing.assert_allclose(found, expected, atol=1e-5)
     for scatter in (
@@ -175,6 +180,12 @@ def test_all_formulations_are_one_sum_and_its_transpose(rng, pixels):
     ):
         found = jax.jit(scatter)(jnp.zeros((p, c)), jnp.float32(g), *arguments)
         np.testing.assert_allclose(found, expected_grad, atol=1e-5)
+    for size in (p, 28, 3):  # some blocks, no row twice, one block
+        kept = dict(size=size, dtype=jnp.float32)
+        found = jax.jit(functools.partial(ops._scatter_sorted, **kept))(
+            jnp.float32(g), *arguments
+        )
+        np.testing.assert_allclose(found, expected_grad[:size], atol=1e-5)
 
 
 def test_no_gradient_to_the_rois(rng):
