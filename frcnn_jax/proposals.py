@@ -69,7 +69,8 @@ def select_proposals(
         logits = jnp.where(inside, logits, -jnp.inf)
     sizes = (len(anchors),) if level_sizes is None else level_sizes
     index, level = _top_of_levels(logits, sizes, pre_nms)
-    logits, deltas, anchors = (modes.take(x, index) for x in (logits, deltas, anchors))
+    logits = modes.take(logits, index)
+    deltas, anchors = (modes.take_rows(x, index) for x in (deltas, anchors))
     decoded = box_ops.decode(deltas, anchors, stds=stds)
     candidates = box_ops.clip(decoded, image_size)
     usable = (logits > -jnp.inf) & (jax.nn.sigmoid(logits) >= score)

@@ -108,14 +108,16 @@ def grid(
     (h, w) = feature_size
     pair = stride if isinstance(stride, (tuple, list)) else (stride, stride)
     stride_y, stride_x = (jnp.asarray(s).astype(jnp.float32) for s in pair)
-    y, x = jnp.meshgrid(
-        (jnp.arange(h, dtype=jnp.float32) + offset) * stride_y,
-        (jnp.arange(w, dtype=jnp.float32) + offset) * stride_x,
-        indexing="ij",
-    )
-    shifts = jnp.stack([x, y, x, y], axis=-1)[:, :, None]
     boxes = as_float32(cells)[None, None]
-    return (shifts.astype(boxes.dtype) + boxes).reshape(-1, 4)
+    y = (jnp.arange(h, dtype=jnp.float32) + offset) * stride_y
+    x = (jnp.arange(w, dtype=jnp.float32) + offset) * stride_x
+    y, x = y.astype(boxes.dtype)[:, None, None], x.astype(boxes.dtype)[None, :, None]
+
+    def column(i):  # of all anchors: a TPU would pad rows of four to 128
+        at = jnp.broadcast_to((y if i % 2 else x) + boxes[..., i], (h, w, len(cells)))
+        return at.reshape(-1)
+
+    return jnp.stack([column(i) for i in range(4)], axis=-1)
 
 
 def pyramid(

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree, Shaped
 
@@ -54,6 +55,22 @@ def take(x: Shaped[Array, "n *d"], index: Int[Array, "*r"]) -> Shaped[Array, "..
         return take(x, index[None])[0]
     spec = PartitionSpec(*theirs.spec, *ours.spec[1:])
     return x.at[index].get(out_sharding=NamedSharding(mesh, spec))
+
+
+def take_rows(x: Shaped[Array, "n d"], index: Int[Array, " r"]) -> Shaped[Array, "r d"]:
+    """`take` for short rows, such as boxes; on a TPU column by column.
+
+    A TPU pads each row to 128 numbers before it gathers: of 268,569 boxes it would make
+    137 MB for a few thousand that are wanted.
+
+    >>> take_rows(jnp.array([[1, 2], [3, 4]]), jnp.array([1, 1])).tolist()
+    [[3, 4], [3, 4]]
+    """
+
+    def by_column(x, index):
+        return jnp.stack([take(x[:, i], index) for i in range(x.shape[1])], -1)
+
+    return lax.platform_dependent(x, index, tpu=by_column, default=take)
 
 
 def reshape(x: Shaped[Array, "*d"], shape: tuple[Any, ...]) -> Shaped[Array, "..."]:

@@ -13,7 +13,7 @@ ImageNet weights, each trial alone, one after the other:
 | --- | --- |
 | torchvision | its detector, trained `--steps` steps by the experiment's recipe |
 | same | ours by that recipe (`tests/parity/compare_training.py` trains both) |
-| finetune | `experiments/finetune.py`, in the minutes of torchvision with the seed |
+| finetune | ours by `--recipe`, in the minutes of torchvision with the seed |
 
 torchvision tries each of `--rates` with the first seed, and goes on with the better.
 Minutes are of the clock, from the start of the process to the metrics, compiling and
@@ -56,7 +56,10 @@ TRIED = flags.DEFINE_integer("tried", 1, "Recipes of ours that were tried before
 PEER = flags.DEFINE_string(
     "peer", str(ROOT / ".venv-peer/bin/python"), "A Python with torch and torchvision."
 )
-FINETUNE = flags.DEFINE_list("finetune", [], "LEAF=VALUE, ... of ours.")
+RECIPE = flags.DEFINE_string(
+    "recipe", "experiments/finetune.py", "Our recipe: an experiment that has `minutes`."
+)
+FINETUNE = flags.DEFINE_list("finetune", [], "LEAF=VALUE, ... of our recipe.")
 
 
 class Set(NamedTuple):
@@ -108,7 +111,7 @@ def recipe_command(chosen: Set, side: str, seed: int, rate: str, at: pathlib.Pat
 
 
 def finetune_command(chosen: Set, seed: int, minutes: float, at: pathlib.Path):
-    """Trains ours by `experiments/finetune.py`, on the same splits."""
+    """Trains ours by our recipe, on the same splits."""
     config = cli.load(chosen.experiment)
     configs.change(config, chosen.changes)
     data = config.data
@@ -117,7 +120,7 @@ def finetune_command(chosen: Set, seed: int, minutes: float, at: pathlib.Path):
     leaves += [f"minutes={minutes:.2f}", f"model.backbone.pretrained={WEIGHTS.value}"]
     return [
         *(sys.executable, ROOT / "scripts/train.py", f"--workdir={at}"),
-        f"--config={ROOT / 'experiments/finetune.py'}",
+        f"--config={ROOT / RECIPE.value}",
         *(f"--config.{leaf}" for leaf in (*leaves, *FINETUNE.value)),
     ]
 

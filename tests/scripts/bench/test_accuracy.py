@@ -123,6 +123,10 @@ def test_the_commands_name_the_data_as_the_experiment_reads_it(bench, tmp_path):
     for leaf in ("data.name=voc", f"data.root={tmp_path}", "data.train_split=train"):
         assert f"--config.{leaf}" in command
     assert {"--config.minutes=19.00", "--config.seed=3"} <= set(command)
+    assert f"--config={ROOT / 'experiments/finetune.py'}" in command
+    bench.flags.FLAGS.recipe = "experiments/finetune.py:cascade"
+    command = bench.finetune_command(chosen, 3, 19.0, tmp_path)
+    assert f"--config={ROOT / 'experiments/finetune.py:cascade'}" in command
     command = bench.recipe_command(chosen, "torchvision", 3, "0.01", tmp_path)
     assert "--only=torchvision" in command
     assert "--config.optimizer.learning_rate=0.01" in command
