@@ -187,7 +187,7 @@ def class_candidates(
     top, index = lax.top_k(probability, min(pre_nms, r * num_classes))
     roi, row = index // num_classes, index % num_classes
     place = index if class_deltas.shape[1] > 1 else roi
-    deltas = modes.take(class_deltas.reshape(-1, 4), place)
+    deltas = modes.take_rows(class_deltas.reshape(-1, 4), place)
     decoded = box_ops.decode(deltas, modes.take(rois, roi), stds=stds)
     boxes = box_ops.clip(decoded, image_size)
     real = top > -jnp.inf
