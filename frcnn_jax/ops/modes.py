@@ -57,6 +57,16 @@ def take(x: Shaped[Array, "n *d"], index: Int[Array, "*r"]) -> Shaped[Array, "..
     return x.at[index].get(out_sharding=NamedSharding(mesh, spec))
 
 
+def on_explicit_mesh(*arrays: Any) -> bool:
+    """Whether one of the arrays lies on a mesh that has an Explicit axis.
+
+    >>> on_explicit_mesh(jnp.zeros(2))
+    False
+    """
+    meshes = (jax.typeof(a).sharding.mesh for a in arrays)
+    return any(AxisType.Explicit in mesh.axis_types for mesh in meshes)
+
+
 def take_rows(x: Shaped[Array, "n d"], index: Int[Array, " r"]) -> Shaped[Array, "r d"]:
     """`take` for short rows, such as boxes; on a TPU column by column.
 
@@ -66,11 +76,13 @@ def take_rows(x: Shaped[Array, "n d"], index: Int[Array, " r"]) -> Shaped[Array,
     >>> take_rows(jnp.array([[1, 2], [3, 4]]), jnp.array([1, 1])).tolist()
     [[3, 4], [3, 4]]
     """
+    if on_explicit_mesh(x, index):  # there a choice between platforms is not lowered
+        return take(x, index)
+    return lax.platform_dependent(x, index, tpu=_take_columns, default=take)
 
-    def by_column(x, index):
-        return jnp.stack([take(x[:, i], index) for i in range(x.shape[1])], -1)
 
-    return lax.platform_dependent(x, index, tpu=by_column, default=take)
+def _take_columns(x, index):
+    return jnp.stack([take(x[:, i], index) for i in range(x.shape[1])], axis=-1)
 
 
 def reshape(x: Shaped[Array, "*d"], shape: tuple[Any, ...]) -> Shaped[Array, "..."]:
@@ -82,7 +94,7 @@ def reshape(x: Shaped[Array, "*d"], shape: tuple[Any, ...]) -> Shaped[Array, "..
     >>> reshape(jnp.zeros((2, 4, 6)), (2, 2, 2, 3, -1)).shape
     (2, 2, 2, 3, 2)
     """
-    explicit = AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+    explicit = on_explicit_mesh(x)
     if not explicit or 0 in x.shape:
         return x.reshape(shape)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)

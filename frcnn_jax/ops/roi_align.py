@@ -35,7 +35,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Int
 
-from frcnn_jax.ops.modes import take
+from frcnn_jax.ops.modes import on_explicit_mesh, take
 from frcnn_jax.ops.primitive import Operation, linear_pair, varying_as, wide
 from frcnn_jax.ops.roi_cells import Extent, Size, pair, within
 from frcnn_jax.types import Array
@@ -403,8 +403,9 @@ def _scatter_rows(cotangent, y, x, y_weight, x_weight, *, loops, size, dtype):
     else:
         by_platform = dict(cpu=_scatter_in_turn, default=_scatter_written_out)
     forms = {k: functools.partial(_from_zero, add) for k, add in by_platform.items()}
-    if not loops and all(isinstance(n, int) and n for n in (size, *y.shape)):
-        forms["tpu"] = _scatter_sorted  # not of nothing, or an export's symbolic sizes
+    static = all(isinstance(n, int) for n in (size, *y.shape))  # not in every export
+    if not loops and static and y.size and not on_explicit_mesh(cotangent, *cells):
+        forms["tpu"] = _scatter_sorted
     forms = {k: functools.partial(f, size=size, dtype=dtype) for k, f in forms.items()}
     return (lax.platform_dependent(cotangent, *cells, **forms),)
 
@@ -461,7 +462,7 @@ def _scatter_sorted(cotangent, *cells, size, dtype):
         trips = -(-(last[block] - first[block]) // PIXELS)
         total = varying_as(cotangent, jnp.zeros((height, c), weight.dtype))
         total = lax.fori_loop(0, trips, add, total).astype(dtype)
-        return lax.dynamic_update_slice(out, total, (start[block], 0))
+        return lax.dynamic_update_slice_in_dim(out, total, start[block], axis=0)
 
     out = varying_as(cotangent, lax.empty((size, c), dtype))
     return lax.fori_loop(0, blocks, finish, out)

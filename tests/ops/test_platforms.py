@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from frcnn_jax.models import rpn_head
-from frcnn_jax.ops import convolution, matching, roi_align, roi_pool
+from frcnn_jax.ops import convolution, matching, modes, roi_align, roi_pool
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -131,6 +131,18 @@ def test_many_rois_are_aligned_in_blocks_on_a_tpu():
     for platform in PLATFORMS:
         found = operations(align, platform, MAP, (300, 4))
         assert found["while"] == (platform == "tpu")
+
+
+def test_boxes_are_taken_column_by_column_on_a_tpu(rng):
+    def taken(x, index):
+        return modes.take_rows(x, index.astype(jnp.int32))
+
+    for platform in PLATFORMS:
+        found = operations(taken, platform, (90, 4), (7,))
+        assert found["gather"] == (4 if platform == "tpu" else 1)
+    boxes, index = rng.normal(size=(90, 4)), rng.integers(0, 90, (3, 7))
+    found = modes._take_columns(jnp.float32(boxes), jnp.int32(index[0]))
+    assert jnp.array_equal(found, jnp.float32(boxes[index[0]]))
 
 
 def test_few_overlaps_are_matched_at_once_on_cuda():
