@@ -16,7 +16,7 @@ EXPERIMENTS = ROOT / "experiments"
 SMALL = (
     *("total_steps=20", "eval_every=20", "checkpoint_every=20", "eval_batch_size=4"),
     *("data.short_side=48", "data.max_side=64", "data.canvas=(64, 64)"),
-    *("model.backbone.depth=18", "model.fpn.channels=16", "data.max_boxes=150"),
+    *("model.backbone.depth=10", "model.fpn.channels=16", "data.max_boxes=150"),
     "optimizer.learning_rate=1e-6",  # no weights, norms frozen: it would not be finite
     *("roi_targets.num_samples=16", "rpn_targets.num_samples=32"),
     *("proposals.train.pre_nms=50", "proposals.train.post_nms=20"),
