@@ -402,11 +402,14 @@ def _scatter_rows(cotangent, y, x, y_weight, x_weight, *, loops, size, dtype):
         by_platform = dict(cpu=_scatter_by_roi, default=_scatter_in_loops)
     else:
         by_platform = dict(cpu=_scatter_in_turn, default=_scatter_written_out)
-    forms = {k: functools.partial(_from_zero, add) for k, add in by_platform.items()}
+    kept = dict(size=size, dtype=dtype)
+    forms = {
+        platform: functools.partial(_from_zero, add, **kept)
+        for platform, add in by_platform.items()
+    }
     static = all(isinstance(n, int) for n in (size, *y.shape))  # not in every export
     if not loops and static and y.size and not on_explicit_mesh(cotangent, *cells):
-        forms["tpu"] = _scatter_sorted
-    forms = {k: functools.partial(f, size=size, dtype=dtype) for k, f in forms.items()}
+        forms["tpu"] = functools.partial(_scatter_sorted, **kept)
     return (lax.platform_dependent(cotangent, *cells, **forms),)
 
 
