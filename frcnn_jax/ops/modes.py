@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree, Shaped
 
+from frcnn_jax.ops.primitive import on_explicit_mesh
 from frcnn_jax.types import Array
 
 T = TypeVar("T")
@@ -57,16 +58,6 @@ def take(x: Shaped[Array, "n *d"], index: Int[Array, "*r"]) -> Shaped[Array, "..
     return x.at[index].get(out_sharding=NamedSharding(mesh, spec))
 
 
-def on_explicit_mesh(*arrays: Any) -> bool:
-    """Whether one of the arrays lies on a mesh that has an Explicit axis.
-
-    >>> on_explicit_mesh(jnp.zeros(2))
-    False
-    """
-    meshes = (jax.typeof(a).sharding.mesh for a in arrays)
-    return any(AxisType.Explicit in mesh.axis_types for mesh in meshes)
-
-
 def take_rows(x: Shaped[Array, "n d"], index: Int[Array, " r"]) -> Shaped[Array, "r d"]:
     """`take` for short rows, such as boxes; on a TPU column by column.
 
@@ -94,8 +85,7 @@ def reshape(x: Shaped[Array, "*d"], shape: tuple[Any, ...]) -> Shaped[Array, "..
     >>> reshape(jnp.zeros((2, 4, 6)), (2, 2, 2, 3, -1)).shape
     (2, 2, 2, 3, 2)
     """
-    explicit = on_explicit_mesh(x)
-    if not explicit or 0 in x.shape:
+    if not on_explicit_mesh(x) or 0 in x.shape:
         return x.reshape(shape)
     like = jax.ShapeDtypeStruct(x.shape, x.dtype)
     shape = jax.eval_shape(lambda x: x.reshape(shape), like).shape  # without -1

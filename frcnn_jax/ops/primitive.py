@@ -20,6 +20,7 @@ import jax
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType
 
 Rule = Callable[..., Any]
 
@@ -226,6 +227,16 @@ def wide(dtype: Any) -> Any:
 def varying_as(like: Any, x: Any) -> Any:
     """`x`, cast to vary over the axes of a `shard_map` over which `like` varies."""
     return vary_alike(x, like)[0]
+
+
+def on_explicit_mesh(*arrays: Any) -> bool:
+    """Whether one of the arrays lies on a mesh that has an Explicit axis.
+
+    >>> on_explicit_mesh(jax.numpy.zeros(2))
+    False
+    """
+    meshes = (jax.typeof(a).sharding.mesh for a in arrays)
+    return any(AxisType.Explicit in mesh.axis_types for mesh in meshes)
 
 
 def on_each_device(apply: Rule, batched: Sequence[bool], args: Sequence[Any]) -> Any:

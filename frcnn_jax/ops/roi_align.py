@@ -35,8 +35,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Int
 
-from frcnn_jax.ops.modes import on_explicit_mesh, take
-from frcnn_jax.ops.primitive import Operation, linear_pair, varying_as, wide
+from frcnn_jax.ops.modes import take
+from frcnn_jax.ops.primitive import (
+    Operation,
+    linear_pair,
+    on_explicit_mesh,
+    varying_as,
+    wide,
+)
 from frcnn_jax.ops.roi_cells import Extent, Size, pair, within
 from frcnn_jax.types import Array
 

@@ -266,6 +266,7 @@ CASES = [
     # modes
     case(modes.carry, real("n"), inputs=real("g")),
     case(modes.take, real("k4"), whole("r", 0, 3)),
+    case(modes.take_rows, real("k4"), whole("r", 0, 3)),
     case(modes.reshape, real("468"), (2, 2, 2, 3, -1, 1)),
     case(modes.reshape, real("46223"), (24, -1)),
     case(modes.one_image, "f", boxes=(1.0, "")),
