@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree, Shaped
 
 from frcnn_jax.ops.primitive import on_explicit_mesh
@@ -48,12 +48,12 @@ def take(x: Shaped[Array, "n *d"], index: Int[Array, "*r"]) -> Shaped[Array, "..
     """
     if len(x) == 0:
         return jnp.zeros((*index.shape, *x.shape[1:]), x.dtype)
-    ours, theirs = jax.typeof(x).sharding, jax.typeof(index).sharding
-    mesh = ours.mesh if theirs.mesh.empty else theirs.mesh
-    if AxisType.Explicit not in mesh.axis_types:
+    if not on_explicit_mesh(x, index):
         return x[index]
     if index.ndim == 0:  # a scalar index is a slice, which takes no sharding
         return take(x, index[None])[0]
+    ours, theirs = jax.typeof(x).sharding, jax.typeof(index).sharding
+    mesh = ours.mesh if theirs.mesh.empty else theirs.mesh
     spec = PartitionSpec(*theirs.spec, *ours.spec[1:])
     return x.at[index].get(out_sharding=NamedSharding(mesh, spec))
 

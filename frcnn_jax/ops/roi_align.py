@@ -21,7 +21,8 @@ of the RoIs (it is zero by definition here). There are two rules for the samples
 
 The samples of the second rule are at most a pixel apart, so that n of them read n + 1
 neighbours. A loop ends with the largest cell: on a CPU with that of each RoI, elsewhere
-with that of all RoIs.
+with that of all RoIs. On a TPU the first rule's sums are made block by block, each in
+the on-chip memory: of RoIs forward, of pixels, once sorted, backward.
 """
 
 import functools
