@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import pytest
 
 from frcnn_jax.models import rpn_head
-from frcnn_jax.ops import convolution, matching, modes, roi_align, roi_pool
+from frcnn_jax.ops import (
+    convolution,
+    matching,
+    modes,
+    roi_align,
+    roi_pool,
+    roi_sums,
+)
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -106,14 +113,14 @@ def test_roi_align_on_a_tpu_sums_rows_before_it_shapes_them():
 
 
 def test_roi_align_of_a_tpu_gives_what_the_others_give(rng, monkeypatch):
-    monkeypatch.setattr(roi_align, "ROIS", 2)
+    monkeypatch.setattr(roi_sums, "ROIS", 2)
     flat = jnp.asarray(rng.normal(size=(60, 8)), jnp.bfloat16)
     y, x = (jnp.asarray(rng.integers(0, 30, (5, n, 4))) for n in (3, 7))
     weights = (jnp.asarray(rng.random(a.shape), jnp.float32) for a in (y, x))
     args = flat, y, x, *weights
     found, expected = (
         jax.jit(f)(*args)
-        for f in (roi_align._gather_in_blocks, roi_align._gather_written_out)
+        for f in (roi_sums._gather_in_blocks, roi_sums._gather_written_out)
     )
     assert found.shape == (5, 3, 7, 8) and found.dtype == jnp.bfloat16
     assert jnp.array_equal(found, expected)

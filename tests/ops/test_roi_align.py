@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from frcnn_jax.ops import roi_align as ops
-from frcnn_jax.ops import roi_pool
+from frcnn_jax.ops import roi_pool, roi_sums
 
 
 def bilinear(features, y, x):
@@ -166,23 +166,23 @@ def test_all_formulations_are_one_sum_and_its_transpose(rng, pixels, monkeypatch
         expected[place[:3]] += weight[place] * flat[index[place]]
         expected_grad[index[place]] += weight[place] * g[place[:3]]
     arguments = [jnp.int32(x) for x in cells] + [jnp.float32(w) for w in weights]
-    monkeypatch.setattr(ops, "ROIS", 2)  # several blocks, the last one not whole
-    monkeypatch.setattr(ops, "PIXELS", 7)
+    monkeypatch.setattr(roi_sums, "ROIS", 2)  # several blocks, the last one not whole
+    monkeypatch.setattr(roi_sums, "PIXELS", 7)
     for gather in (
-        *(ops._gather_written_out, ops._gather_in_blocks),
-        *(ops._gather_in_loops, ops._gather_by_roi),
+        *(roi_sums._gather_written_out, roi_sums._gather_in_blocks),
+        *(roi_sums._gather_in_loops, roi_sums._gather_by_roi),
     ):
         found = jax.jit(gather)(jnp.float32(flat), *arguments)
         np.testing.assert_allclose(found, expected, atol=1e-5)
     for scatter in (
-        *(ops._scatter_written_out, ops._scatter_in_turn),
-        *(ops._scatter_in_loops, ops._scatter_by_roi),
+        *(roi_sums._scatter_written_out, roi_sums._scatter_in_turn),
+        *(roi_sums._scatter_in_loops, roi_sums._scatter_by_roi),
     ):
         found = jax.jit(scatter)(jnp.zeros((p, c)), jnp.float32(g), *arguments)
         np.testing.assert_allclose(found, expected_grad, atol=1e-5)
     for size in (p, 28, 3):  # some blocks, no row twice, one block
         kept = dict(size=size, dtype=jnp.float32)
-        found = jax.jit(functools.partial(ops._scatter_sorted, **kept))(
+        found = jax.jit(functools.partial(roi_sums._scatter_sorted, **kept))(
             jnp.float32(g), *arguments
         )
         np.testing.assert_allclose(found, expected_grad[:size], atol=1e-5)
