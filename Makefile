@@ -37,8 +37,8 @@ COMPILING := tests/modes/test_modes.py tests/test_experiments.py tests/ops/test_
     tests/test_backbone_experiments.py tests/parity/test_kill_and_resume.py \
     $(addprefix tests/training/test_,stochastic_depth.py buckets.py devices.py norms.py \
         validation.py surroundings.py loop.py) \
-    $(addprefix tests/scripts/test_,sweep.py multihost.py report.py bad_images.py \
-        alternating.py output.py proposals.py) \
+    $(addprefix tests/scripts/test_,any_data.py sweep.py multihost.py report.py \
+        bad_images.py alternating.py output.py proposals.py) \
     $(addprefix tests/scripts/bench/test_,paper.py prediction.py)
 
 test-slow: $(VENV)/.installed  ## the slow tests
