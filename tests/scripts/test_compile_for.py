@@ -13,7 +13,7 @@ from frcnn_jax.training import config as configs
 from tests.scripts import many
 from tests.scripts.test_scripts import ROOT
 
-PYTHON = ROOT / ".venv-chips" / "bin" / "python"
+CHIPS = ROOT / ".venv-chips"
 CONFIG = "--config=experiments/shapes_demo.py"
 SMALL = ("--dtype=bfloat16", "--classes=3", "--size=64x96")
 
@@ -68,10 +68,10 @@ def test_a_training_step_has_no_float64_no_callback_and_writes_over_its_state():
 
 
 def compile_for(*arguments):
-    if not PYTHON.exists():
-        pytest.skip(f"needs the compilers of `make chips`: there is no {PYTHON}")
+    if not (CHIPS / ".installed").exists():
+        pytest.skip(f"needs the compilers of `make chips`: {CHIPS} is not there")
     done = subprocess.run(
-        [PYTHON, "scripts/compile_for.py", CONFIG, *SMALL, *arguments],
+        [CHIPS / "bin" / "python", "scripts/compile_for.py", CONFIG, *SMALL, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
