@@ -32,14 +32,16 @@ test: $(VENV)/.installed  ## the tests
 # experiment in many processes. They have the default suite's few optimisations, but for
 # the mode `optimised`, which has all. So have those that tests/long.txt lists, which
 # were part of it.
-COMPILING := tests/modes/test_modes.py tests/test_experiments.py tests/ops/test_nms.py \
-    tests/models/test_extents.py tests/models/test_swin.py tests/models/test_convnext.py \
-    tests/test_backbone_experiments.py tests/parity/test_kill_and_resume.py \
+COMPILING := tests/test_experiments.py tests/test_backbone_experiments.py \
+    $(addprefix tests/modes/test_,modes.py steps.py) tests/ops/test_nms.py \
+    $(addprefix tests/models/test_,extents.py swin.py convnext.py) \
+    tests/parity/test_kill_and_resume.py tests/examples/test_own_parts.py \
     $(addprefix tests/training/test_,stochastic_depth.py buckets.py devices.py norms.py \
         validation.py surroundings.py loop.py) \
     $(addprefix tests/scripts/test_,any_data.py sweep.py multihost.py report.py \
-        bad_images.py alternating.py output.py proposals.py) \
-    $(addprefix tests/scripts/bench/test_,paper.py prediction.py)
+        bad_images.py alternating.py output.py proposals.py publish.py readme.py \
+        scripts.py) \
+    $(addprefix tests/scripts/bench/test_,paper.py prediction.py runtimes.py)
 
 test-slow: $(VENV)/.installed  ## the slow tests
 	$(PYTEST) -m "long and not slow"
