@@ -86,6 +86,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         learning_rate=left_open(float),
         momentum=0.9,
         weight_decay=1e-4,
+        clip_norm=10.0,  # of the gradient; BCCD has 3 to 8, but for the first steps
         schedule="step",
         boundaries=(0.7, 0.9),
         warmup_steps=left_open(int),

@@ -221,6 +221,7 @@ def _check_names(config: str, names: list[str]) -> None:
         group = any(leaf.startswith(f"{name}.") for leaf in there)
         # Looked at when the flag is parsed.
         source = name.startswith("data.") or configs.is_named(name)
+        source = source or configs.default_of(name) is not None
         if name not in there and not (group or source or "[" in name):
             near = difflib.get_close_matches(name, there, 1)
             raise app.UsageError(

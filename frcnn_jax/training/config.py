@@ -17,9 +17,10 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from frcnn_jax import ranges
+from frcnn_jax import losses, ranges, targets
 from frcnn_jax.data import recognise
 from frcnn_jax.training import algorithms, named, views
+from frcnn_jax.training.optimizer import make_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,14 @@ OPTIONAL: dict[str, Any] = {
 GROUPS = {
     *("data", "model", "optimizer", "rpn_targets", "roi_targets", "proposals"),
     *("rpn_loss", "detector_loss", "postprocess"),
+}
+# A flag may add what an experiment leaves to the default of the group's function.
+FUNCTIONS = {
+    "optimizer": make_optimizer,
+    "rpn_targets": targets.rpn_targets,
+    "roi_targets": targets.roi_targets,
+    "rpn_loss": losses.rpn_loss,
+    "detector_loss": losses.detector_loss,
 }
 
 
@@ -131,10 +140,11 @@ def source_name(config: ml_collections.ConfigDict) -> str:
 
 
 def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) -> None:
-    """Adds leaves that the experiment lacks and that its data's `source` takes.
+    """Adds leaves that the experiment lacks and that a function takes.
 
-    `names` are those to be changed, "data.annotations". ValueError for any other that
-    is not there, with the names there are.
+    The function is the data's `source` or one of `FUNCTIONS`. `names` are those to be
+    changed, "data.annotations". ValueError for any other that is not there, with the
+    names there are.
     """
     for name in names:
         if is_named(name):
@@ -148,6 +158,10 @@ def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) 
                 raise ValueError(f"config.{name}: the config has no group {parent!r}")
         if leaf in group:
             continue
+        if (default := default_of(name)) is not None:
+            with config.unlocked():
+                group[leaf] = default
+            continue
         if parents != ["data"]:
             there = ", ".join(sorted(group))
             raise ValueError(f"config.{name}: there is no {leaf!r} there, but {there}")
@@ -159,6 +173,17 @@ def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) 
             default = config_dict.placeholder(object)
         with config.unlocked():
             group[leaf] = default
+
+
+def default_of(name: str) -> Any:
+    """The default of "optimizer.clip_norm" and the like; None where there is none."""
+    group, _, leaf = name.partition(".")
+    if group not in FUNCTIONS:
+        return None
+    found = inspect.signature(FUNCTIONS[group]).parameters.get(leaf)
+    if found is None or found.kind is not found.KEYWORD_ONLY:
+        return None
+    return None if found.default is found.empty else found.default
 
 
 def is_named(name: str) -> bool:
@@ -197,8 +222,8 @@ def load_experiment(path: str | pathlib.Path) -> ModuleType:
 def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
     """Applies `data.root=DIR` and the like in place.
 
-    A leaf of `data` that its source takes need not be there. Raises ValueError for an
-    unknown key or a value of another type.
+    A leaf need not be there if the source of `data` takes it, or one of `FUNCTIONS`.
+    Raises ValueError for an unknown key or a value of another type.
     """
     changes = list(changes)
     source = source_name(config)
@@ -218,12 +243,13 @@ def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
             if not isinstance(group, ml_collections.ConfigDict):
                 raise ValueError(f"change {item!r}: the config has no group {parent!r}")
         if leaf not in group:
-            if parents != ["data"]:
+            if parents != ["data"] and default_of(name) is None:
                 raise ValueError(
                     f"change {item!r}: the config has no {leaf!r} there, but "
                     f"{sorted(group)}"
                 )
-            check_code(config, changes)  # its source is imported to ask it
+            if parents == ["data"]:
+                check_code(config, changes)  # its source is imported to ask it
             admit(config, [name], source)
         try:
             value = text if isinstance(group[leaf], str) else ast.literal_eval(text)

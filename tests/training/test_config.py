@@ -32,6 +32,24 @@ def test_change_sets_leaves_of_any_depth():
     assert (c.data.name, c.postprocess.score, c.batch_size) == ("voc", 0.2, 8)
 
 
+def test_keywords_that_an_experiment_leaves_to_their_defaults_can_be_changed():
+    c = small.config()
+    changes = ["optimizer.clip_norm=10.0", "rpn_targets.exclude_padding=False"]
+    changes += ["roi_targets.bg_lo=0.1", "rpn_targets.straddle=0.0"]
+    for group, leaf in (change.partition("=")[0].split(".") for change in changes):
+        assert leaf not in c[group]
+    configs.change(c, changes)
+    assert (c.optimizer.clip_norm, c.rpn_targets.exclude_padding) == (10.0, False)
+    assert (c.roi_targets.bg_lo, c.rpn_targets.straddle) == (0.1, 0.0)
+    configs.check(c)
+    del c.rpn_targets  # as Fast R-CNN
+    with pytest.raises(ValueError, match="rpn_targets.straddle: the config has no gro"):
+        configs.admit(c, ["rpn_targets.straddle"], "shapes")
+    for wrong in ("optimizer.clip", "rpn_loss.normalizer", "optimizer.total_steps"):
+        with pytest.raises(ValueError, match=f"config.{wrong}: there is no"):
+            configs.admit(c, [wrong], "shapes")
+
+
 def test_leaves_of_what_is_found_by_name_need_not_be_there():
     c = small.config()
     changes = ["postprocess.name=soft_nms", "postprocess.sigma=0.4", "views.tile=(3,4)"]
