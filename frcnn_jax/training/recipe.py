@@ -352,7 +352,8 @@ def _in_minutes(
     """Times compiled steps and fills `total_steps` and what follows it.
 
     The minutes count from `begun` on: reading the data and timing are part of them, and
-    so are compiling the step and the evaluation, and two evaluations.
+    so are compiling the step and the evaluation, and the evaluations: two, or as
+    `eval_every` has it.
     """
     trial = config.copy_and_resolve_references()
     chosen: dict[str, Any] = {}
@@ -371,10 +372,13 @@ def _in_minutes(
     spent = time.perf_counter() - begun
     slowest = devices.from_all((spent, compiling, step))  # the same number everywhere
     spent, compiling, step = (max(v) for v in zip(*slowest, strict=True))
+    left = 60 * float(config.minutes) - spent - 2 * compiling
+    times = 2  # of `schedule`
+    if "eval_every" not in names:
+        times = max(1, math.ceil(left / step / max(1, config.eval_every)))
     # A forward pass, and what it finds: 0.55 of a step (BCCD on two CPU cores).
-    evaluating = 2 * len(sources[1]) / config.batch_size * step * 0.55
-    left = 60 * float(config.minutes) - spent - 2 * compiling - evaluating
-    steps = max(10, int(left / step))
+    evaluating = times * len(sources[1]) / config.batch_size * step * 0.55
+    steps = max(10, int((left - evaluating) / step))
     why = (
         f"{config.minutes:g} minutes, of which {spent:.0f} s are spent, "
         f"{2 * compiling:.0f} s for compiling and about {evaluating:.0f} s for "
