@@ -319,6 +319,12 @@ def test_minutes_become_steps_once(monkeypatch, caplog):
     assert done.optimizer.learning_rate == pytest.approx(0.0025 * batch)
     assert "10 minutes, of which 100 s are spent, 60 s for" in caplog.text
     configs.check(done)
+    for every, times in ((100_000, 1), (100, 3)):  # 440 s are at most 294 steps
+        clock = iter((1000.0, 1100.0))
+        config.eval_every = every
+        done, _ = recipe.complete(config)
+        left = 600 - 100 - 60 - times * 6 / batch * 1.5 * 0.55
+        assert (done.total_steps, done.eval_every) == (int(left / 1.5), every)
     given = finetune.get_config()
     given.minutes, given.total_steps = 10.0, 5
     with pytest.raises(ValueError, match="config.minutes=10 and config.total_steps=5"):
