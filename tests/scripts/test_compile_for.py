@@ -70,8 +70,9 @@ def test_a_training_step_has_no_float64_no_callback_and_writes_over_its_state():
 def compile_for(*arguments):
     if not (CHIPS / ".installed").exists():
         pytest.skip(f"needs the compilers of `make chips`: {CHIPS} is not there")
+    python = CHIPS / "bin" / "python"
     done = subprocess.run(
-        [CHIPS / "bin" / "python", "scripts/compile_for.py", CONFIG, *SMALL, *arguments],
+        [python, "scripts/compile_for.py", CONFIG, *SMALL, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
