@@ -5,6 +5,7 @@ function names a misspelt key. The rest is checked here.
 """
 
 import ast
+import importlib
 import importlib.util
 import inspect
 import json
@@ -17,10 +18,9 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from frcnn_jax import losses, ranges, targets
+from frcnn_jax import ranges
 from frcnn_jax.data import recognise
 from frcnn_jax.training import algorithms, named, views
-from frcnn_jax.training.optimizer import make_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +41,24 @@ GROUPS = {
     *("data", "model", "optimizer", "rpn_targets", "roi_targets", "proposals"),
     *("rpn_loss", "detector_loss", "postprocess"),
 }
-# A flag may add what an experiment leaves to the default of the group's function.
-FUNCTIONS = {
-    "optimizer": make_optimizer,
-    "rpn_targets": targets.rpn_targets,
-    "roi_targets": targets.roi_targets,
-    "rpn_loss": losses.rpn_loss,
-    "detector_loss": losses.detector_loss,
+# The functions whose keyword arguments the groups are.
+OWNERS = {
+    "data": "frcnn_jax.data.pipeline.build",
+    "data.augment": "frcnn_jax.data.augment.augment",
+    "data.tiles": "frcnn_jax.data.tiles.cut_source",
+    "model": "frcnn_jax.models.build.build_detector",
+    "optimizer": "frcnn_jax.training.optimizer.make_optimizer",
+    "rpn_targets": "frcnn_jax.targets.rpn_targets",
+    "roi_targets": "frcnn_jax.targets.roi_targets",
+    "proposals.train": "frcnn_jax.proposals.select_proposals",
+    "proposals.eval": "frcnn_jax.proposals.select_proposals",
+    "rpn_loss": "frcnn_jax.losses.rpn_loss",
+    "detector_loss": "frcnn_jax.losses.detector_loss",
+    "cascade": "frcnn_jax.training.algorithms.cascade_rcnn.later_stages",
+    "postprocess": "frcnn_jax.proposals.postprocess",
 }
+# A flag may add what an experiment leaves to the default of the function of these.
+DEFAULTED = {"optimizer", "rpn_targets", "roi_targets", "rpn_loss", "detector_loss"}
 
 
 def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -142,9 +152,9 @@ def source_name(config: ml_collections.ConfigDict) -> str:
 def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) -> None:
     """Adds leaves that the experiment lacks and that a function takes.
 
-    The function is the data's `source` or one of `FUNCTIONS`. `names` are those to be
-    changed, "data.annotations". ValueError for any other that is not there, with the
-    names there are.
+    The function is the data's `source` or that of a group of `DEFAULTED`. `names` are
+    those to be changed, "data.annotations". ValueError for any other that is not there,
+    with the names there are.
     """
     for name in names:
         if is_named(name):
@@ -178,9 +188,11 @@ def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) 
 def default_of(name: str) -> Any:
     """The default of "optimizer.clip_norm" and the like; None where there is none."""
     group, _, leaf = name.partition(".")
-    if group not in FUNCTIONS:
+    if group not in DEFAULTED:
         return None
-    found = inspect.signature(FUNCTIONS[group]).parameters.get(leaf)
+    path, _, function = OWNERS[group].rpartition(".")
+    owner = getattr(importlib.import_module(path), function)
+    found = inspect.signature(owner).parameters.get(leaf)
     if found is None or found.kind is not found.KEYWORD_ONLY:
         return None
     return None if found.default is found.empty else found.default
@@ -222,7 +234,8 @@ def load_experiment(path: str | pathlib.Path) -> ModuleType:
 def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
     """Applies `data.root=DIR` and the like in place.
 
-    A leaf need not be there if the source of `data` takes it, or one of `FUNCTIONS`.
+    A leaf need not be there if the source of `data` takes it, or the function of a
+    group of `DEFAULTED`.
     Raises ValueError for an unknown key or a value of another type.
     """
     changes = list(changes)

@@ -17,23 +17,6 @@ from typing import Any
 
 from frcnn_jax.training import config as configs
 
-# The functions whose keyword arguments the groups are.
-OWNERS = {
-    "data": "frcnn_jax.data.pipeline.build",
-    "data.augment": "frcnn_jax.data.augment.augment",
-    "data.tiles": "frcnn_jax.data.tiles.cut_source",
-    "model": "frcnn_jax.models.build.build_detector",
-    "optimizer": "frcnn_jax.training.optimizer.make_optimizer",
-    "rpn_targets": "frcnn_jax.targets.rpn_targets",
-    "roi_targets": "frcnn_jax.targets.roi_targets",
-    "proposals.train": "frcnn_jax.proposals.select_proposals",
-    "proposals.eval": "frcnn_jax.proposals.select_proposals",
-    "rpn_loss": "frcnn_jax.losses.rpn_loss",
-    "detector_loss": "frcnn_jax.losses.detector_loss",
-    "cascade": "frcnn_jax.training.algorithms.cascade_rcnn.later_stages",
-    "postprocess": "frcnn_jax.proposals.postprocess",
-}
-
 
 def listed(root: pathlib.Path, wanted: str = "") -> str:
     """The experiments in `root/experiments` in a line, the likeliest first."""
@@ -61,7 +44,7 @@ def leaves(config: Mapping[str, Any], path: str | pathlib.Path) -> str:
     for name, value in sorted(rows, key=lambda row: row[0].rpartition(".")[::2]):
         parent, _, leaf = name.rpartition(".")
         if parent != group:
-            group, owner = parent, OWNERS.get(parent, "")
+            group, owner = parent, configs.OWNERS.get(parent, "")
             arguments = documented(owner) if owner else {}
             title = f"# {parent or 'the run'}"
             lines.append(f"\n{title}: {owner}" if owner else f"\n{title}")

@@ -44,7 +44,7 @@ def test_leaves_of_data_are_admitted_others_are_an_error_of_one_line(tmp_path):
         ["check_dataset", "--nodecode", f"--config={EXPERIMENTS / name}", root]
         for name in ("finetune.py", "shapes_demo.py")
     )
-    other.append("--config.optimizer.clip_norm=10")  # not in the file, as an error asks
+    clip = "--config.optimizer.clip_norm=10"  # not in the file, as an error asks
     table = ["name=csv", "annotations=boxes.tsv"]
     table += ["train_split=all[:80%]", "eval_split=all[80%:]"]
     said = {
@@ -62,8 +62,8 @@ def test_leaves_of_data_are_admitted_others_are_an_error_of_one_line(tmp_path):
     good, switched, mine, *wrong = many.run(
         [
             [*check, "--config.data.images=pictures"],
-            [*other, *(f"--config.data.{leaf}" for leaf in table)],
-            [*other[:-2], *(f"--config.data.{leaf}" for leaf in module)],
+            [*other, clip, *(f"--config.data.{leaf}" for leaf in table)],
+            [*other[:-1], *(f"--config.data.{leaf}" for leaf in module)],
             *([*check, f"--config.{leaf}"] for leaf in said),
         ]
     )
