@@ -11,18 +11,30 @@ import jax
 from frcnn_jax.training.metrics import duration
 
 log = logging.getLogger(__name__)
-_events: dict[str, int] = {}
+_events: dict[str, float] = {}
 
 
 def _count(event: str, **_: Any) -> None:
     _events[event] = _events.get(event, 0) + 1
 
 
+def _add(event: str, seconds: float, **_: Any) -> None:
+    if event == SPARED:
+        _events[event] = _events.get(event, 0) + seconds
+
+
+SPARED = "/jax/compilation_cache/compile_time_saved_sec"
 jax.monitoring.register_event_listener(_count)
+jax.monitoring.register_event_duration_secs_listener(_add)
 HITS, MISSES = (
     "/jax/compilation_cache/cache_hits",
     "/jax/compilation_cache/cache_misses",
 )
+
+
+def spared() -> float:
+    """Seconds of compiling that kept programs have spared this process so far."""
+    return _events.get(SPARED, 0.0)
 
 
 @contextlib.contextmanager

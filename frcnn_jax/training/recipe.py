@@ -302,9 +302,13 @@ def schedule(settle: Settle, steps: int, device: Device) -> None:
     settle("optimizer.learning_rate", rate, f"0.0025 an image, for batches of {batch}")
     warmup = int(np.clip(steps // 15, 1, 1000))
     settle("optimizer.warmup_steps", warmup, "a fifteenth of the steps")
-    times = 2 if device.is_cpu else 4
+    times = _evaluations(device)
     settle("eval_every", -(-steps // times), f"{times} evaluations")
     settle("checkpoint_every", -(-steps // (2 * times)), f"{2 * times} checkpoints")
+
+
+def _evaluations(device: Device) -> int:
+    return 2 if device.is_cpu else 4
 
 
 # ------------------------------------------------------------------------------- parts
@@ -352,8 +356,8 @@ def _in_minutes(
     """Times compiled steps and fills `total_steps` and what follows it.
 
     The minutes count from `begun` on: reading the data and timing are part of them, and
-    so are compiling the step and the evaluation, and the evaluations: two, or as
-    `eval_every` has it.
+    so are compiling the step and the evaluation, and the evaluations: those of
+    `schedule`, or as `eval_every` has it.
     """
     trial = config.copy_and_resolve_references()
     chosen: dict[str, Any] = {}
@@ -373,7 +377,7 @@ def _in_minutes(
     slowest = devices.from_all((spent, compiling, step))  # the same number everywhere
     spent, compiling, step = (max(v) for v in zip(*slowest, strict=True))
     left = 60 * float(config.minutes) - spent - 2 * compiling
-    times = 2  # of `schedule`
+    times = _evaluations(found)
     if "eval_every" not in names:
         times = max(1, math.ceil(left / step / max(1, config.eval_every)))
     # A forward pass, and what it finds: 0.55 of a step (BCCD on two CPU cores).
