@@ -21,7 +21,8 @@ demo: $(VENV)/.installed  ## train on generated shapes, evaluate, draw: runs/dem
 	$(BIN)/python scripts/evaluate.py --checkpoint=runs/demo --split=test --pictures=12
 	@# annotations_test.json, detections_test.json, pictures_test: 200 images never seen
 
-# Tests of one file share their compiled functions: one process for each file.
+# Tests of one file share their compiled functions: one process for each file. The slow
+# suite has few of these, and `worksteal` lets no process wait for the other's last file.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile -rs
 
 test: $(VENV)/.installed  ## the tests
@@ -33,20 +34,22 @@ test: $(VENV)/.installed  ## the tests
 # the mode `optimised`, which has all. So have those that tests/long.txt lists, which
 # were part of it.
 COMPILING := tests/test_experiments.py tests/test_backbone_experiments.py \
+    tests/test_cascade.py tests/models/test_vit.py tests/weights/test_vgg.py \
     $(addprefix tests/modes/test_,modes.py steps.py) tests/ops/test_nms.py \
     $(addprefix tests/models/test_,extents.py swin.py convnext.py) \
-    tests/parity/test_kill_and_resume.py tests/examples/test_own_parts.py \
+    $(addprefix tests/examples/test_,own_parts.py jax_programs.py) \
+    tests/parity/test_kill_and_resume.py \
     $(addprefix tests/training/test_,stochastic_depth.py buckets.py devices.py norms.py \
-        validation.py surroundings.py loop.py) \
+        validation.py surroundings.py loop.py step.py padding.py recipe.py values.py) \
     $(addprefix tests/scripts/test_,any_data.py sweep.py multihost.py report.py \
         bad_images.py alternating.py output.py proposals.py publish.py readme.py \
         scripts.py) \
     $(addprefix tests/scripts/bench/test_,paper.py prediction.py runtimes.py)
 
 test-slow: $(VENV)/.installed  ## the slow tests
-	$(PYTEST) -m "long and not slow"
+	$(PYTEST) --dist worksteal -m "long and not slow"
 	$(PYTEST) --dist worksteal -m slow $(COMPILING)
-	XLA_FLAGS= $(PYTEST) -m slow $(COMPILING:%=--ignore=%)
+	XLA_FLAGS= $(PYTEST) --dist worksteal -m slow $(COMPILING:%=--ignore=%)
 
 # TensorFlow in an environment of its own, on top of the other: nothing else may need it.
 test-prepare: .venv-prepare/.installed  ## the test that needs TensorFlow
@@ -62,7 +65,7 @@ test-tools: .venv-tools/.installed .venv-fiftyone/.installed  ## supervision, SA
 	test -x .venv-$*/bin/python || $(BIN)/python -m venv .venv-$*
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 	    "$$(.venv-$*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dev.pth"
-	.venv-$*/bin/python -m pip install --quiet $(PACKAGES_$*) $(OPTIONAL_$*)
+	.venv-$*/bin/python -m pip install --quiet --no-compile $(PACKAGES_$*) $(OPTIONAL_$*)
 	touch $@
 
 PACKAGES_tools := supervision==0.31.2 trackers==2.6.1 sahi==0.12.8 gradio openvino==2026.4.1

@@ -21,7 +21,7 @@ from frcnn_jax.evaluation import files as result_files
 from frcnn_jax.weights import files as weight_files
 from tests.data import layouts
 
-COUNT = 2000
+COUNT = 600
 TOKENS = (
     *(b"0", b"-1", b"1e999", b"NaN", b"1.5", b"99999999999999999999", b"null", b"true"),
     *(b"{}", b"[]", b'""', b"\x00", b"\xff", b"\xc3\x28", b"..", b"/", b"\\", b"\n"),
