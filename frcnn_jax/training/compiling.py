@@ -18,9 +18,9 @@ def _count(event: str, **_: Any) -> None:
     _events[event] = _events.get(event, 0) + 1
 
 
-def _add(event: str, seconds: float, **_: Any) -> None:
+def _add(event: str, duration_secs: float, **_: Any) -> None:
     if event == SPARED:
-        _events[event] = _events.get(event, 0) + seconds
+        _events[event] = _events.get(event, 0) + duration_secs
 
 
 SPARED = "/jax/compilation_cache/compile_time_saved_sec"
