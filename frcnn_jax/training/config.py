@@ -247,23 +247,13 @@ def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
         name, equals, text = item.partition("=")
         if not equals:
             raise ValueError(f"change {item!r}: expected NAME=VALUE, as data.root=DIR")
-        if is_named(name):
-            _admit_named(config, name)
-        group = config
-        *parents, leaf = name.split(".")
-        for parent in parents:
-            group = group[parent] if parent in group else None
-            if not isinstance(group, ml_collections.ConfigDict):
-                raise ValueError(f"change {item!r}: the config has no group {parent!r}")
-        if leaf not in group:
-            if parents != ["data"] and default_of(name) is None:
-                raise ValueError(
-                    f"change {item!r}: the config has no {leaf!r} there, but "
-                    f"{sorted(group)}"
-                )
-            if parents == ["data"]:
-                check_code(config, changes)  # its source is imported to ask it
-            admit(config, [name], source)
+        parent, _, leaf = name.rpartition(".")
+        if parent == "data" and parent in config and leaf not in config.data:
+            check_code(config, changes)  # its source is imported to ask it
+        admit(config, [name], source)
+        group: Any = config
+        for part in parent.split(".") if parent else ():
+            group = group[part]
         try:
             value = text if isinstance(group[leaf], str) else ast.literal_eval(text)
             group[leaf] = value
