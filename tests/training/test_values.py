@@ -128,13 +128,14 @@ def shipped(name, arg):
 def accepted(name, arg):
     """Nonsense that an experiment takes without a word; the leaves that were tried."""
     wrong: list[str] = []
-    plain = configs.leaves(shipped(name, arg).to_dict())
+    config = shipped(name, arg)
+    plain = configs.leaves(config.to_dict())
     tried = [n for n in plain if n.rpartition(".")[2] not in SOURCE]
     for leaf in tried:
         parts = leaf.split(".")
         group = parts[0] if parts[0] != "proposals" else ".".join(parts[:2])
         for value in nonsense(leaf, plain[leaf]):
-            c = shipped(name, arg)
+            c = config.copy_and_resolve_references()
             with c.ignore_type():
                 c.update_from_flattened_dict({leaf: value})
             try:
