@@ -23,10 +23,10 @@ demo: $(VENV)/.installed  ## train on generated shapes, evaluate, draw: runs/dem
 
 # Tests of one file share their compiled functions: one process for each file. The slow
 # suite has few of these, and `worksteal` lets no process wait for the other's last file.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile -rs
+PYTEST := $(BIN)/python -m pytest -n 2 -rs
 
 test: $(VENV)/.installed  ## the tests
-	$(PYTEST)
+	$(PYTEST) --dist loadfile
 
 # With all of XLA's optimisations, as a user has them (tests/conftest.py). Tests of
 # COMPILING do little else than compile: many small programs, or the same small

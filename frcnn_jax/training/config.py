@@ -157,21 +157,23 @@ def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) 
     with the names there are.
     """
     for name in names:
-        if is_named(name):
-            _admit_named(config, name)
-            continue
-        group: Any = config
-        *parents, leaf = name.split(".")
-        for parent in parents:
-            group = group[parent] if parent in group else None
-            if not isinstance(group, ml_collections.ConfigDict):
-                raise ValueError(f"config.{name}: the config has no group {parent!r}")
-        if leaf in group:
-            continue
-        if (default := default_of(name)) is not None:
-            with config.unlocked():
-                group[leaf] = default
-            continue
+        _admitted(config, name, source)
+
+
+def _admitted(config: ml_collections.ConfigDict, name: str, source: str) -> Any:
+    """The group that has the leaf `name`, which is added if it has to be; `admit`."""
+    if is_named(name):
+        return _admit_named(config, name)
+    group: Any = config
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        group = group[parent] if parent in group else None
+        if not isinstance(group, ml_collections.ConfigDict):
+            raise ValueError(f"config.{name}: the config has no group {parent!r}")
+    if leaf in group:
+        return group
+    default = default_of(name)
+    if default is None:
         if parents != ["data"]:
             there = ", ".join(sorted(group))
             raise ValueError(f"config.{name}: there is no {leaf!r} there, but {there}")
@@ -181,8 +183,9 @@ def admit(config: ml_collections.ConfigDict, names: Iterable[str], source: str) 
         default = known.get(leaf)
         if default is None or default is inspect.Parameter.empty:
             default = config_dict.placeholder(object)
-        with config.unlocked():
-            group[leaf] = default
+    with config.unlocked():
+        group[leaf] = default
+    return group
 
 
 def default_of(name: str) -> Any:
@@ -206,7 +209,7 @@ def is_named(name: str) -> bool:
     return group in named.HOMES and leaf in named.leaves(group)
 
 
-def _admit_named(config: ml_collections.ConfigDict, name: str) -> None:
+def _admit_named(config: ml_collections.ConfigDict, name: str) -> Any:
     """Adds `name` or a keyword argument to a group whose function is found by name."""
     parent, _, leaf = name.partition(".")
     with config.unlocked():
@@ -216,6 +219,7 @@ def _admit_named(config: ml_collections.ConfigDict, name: str) -> None:
         if leaf not in group:
             text = leaf == "name" or name == "views.merge"
             group[leaf] = "" if text else config_dict.placeholder(object)
+    return group
 
 
 def load_experiment(path: str | pathlib.Path) -> ModuleType:
@@ -250,10 +254,7 @@ def change(config: ml_collections.ConfigDict, changes: Iterable[str]) -> None:
         parent, _, leaf = name.rpartition(".")
         if parent == "data" and parent in config and leaf not in config.data:
             check_code(config, changes)  # its source is imported to ask it
-        admit(config, [name], source)
-        group: Any = config
-        for part in parent.split(".") if parent else ():
-            group = group[part]
+        group = _admitted(config, name, source)
         try:
             value = text if isinstance(group[leaf], str) else ast.literal_eval(text)
             group[leaf] = value

@@ -104,7 +104,7 @@ def test_no_line_without_a_beta_to_replace():
     [
         ("batch_size", "expected NAME=VALUE"),
         ("dta.name=voc", "no group 'dta'"),
-        ("postprocess.scor=0.1", "no 'scor' there, but .*score"),
+        ("postprocess.scor=0.1", r"no 'scor' there, but .*\bscore\b"),
         ("views.tiles=400", "no group 'views'|no 'tiles'"),
         ("roi_box_loss.betta=1.0", "no 'betta'"),
         ("batch_size=many", "expected a value like 2"),
