@@ -32,19 +32,22 @@ test: $(VENV)/.installed  ## the tests
 # COMPILING do little else than compile: many small programs, or the same small
 # experiment in many processes. They have the default suite's few optimisations, but for
 # the mode `optimised`, which has all. So have those that tests/long.txt lists, which
-# were part of it.
-COMPILING := tests/test_experiments.py tests/test_backbone_experiments.py \
-    tests/test_cascade.py tests/models/test_vit.py tests/weights/test_vgg.py \
-    $(addprefix tests/modes/test_,modes.py steps.py) tests/ops/test_nms.py \
-    $(addprefix tests/models/test_,extents.py swin.py convnext.py) \
+# were part of it. The longest stand first: a worker that has nothing left takes over
+# from the end.
+COMPILING := $(addprefix tests/scripts/test_,multihost.py any_data.py readme.py sweep.py) \
+    tests/examples/test_notebook.py tests/parity/test_kill_and_resume.py \
+    $(addprefix tests/scripts/test_,alternating.py proposals.py bad_images.py onnx.py \
+        report.py output.py publish.py scripts.py verify_zoo.py) \
+    $(addprefix tests/scripts/bench/test_,paper.py prediction.py runtimes.py) \
+    tests/test_backbone_experiments.py tests/test_experiments.py \
+    $(addprefix tests/training/test_,devices.py surroundings.py buckets.py \
+        stochastic_depth.py loop.py norms.py validation.py step.py padding.py recipe.py \
+        values.py) \
+    $(addprefix tests/models/test_,extents.py swin.py convnext.py vit.py) \
+    $(addprefix tests/weights/test_,backbone_goldens.py vgg.py zoo_of_a_wheel.py) \
+    tests/to_onnx/test_detector.py tests/test_cascade.py tests/ops/test_nms.py \
     $(addprefix tests/examples/test_,own_parts.py jax_programs.py) \
-    tests/parity/test_kill_and_resume.py \
-    $(addprefix tests/training/test_,stochastic_depth.py buckets.py devices.py norms.py \
-        validation.py surroundings.py loop.py step.py padding.py recipe.py values.py) \
-    $(addprefix tests/scripts/test_,any_data.py sweep.py multihost.py report.py \
-        bad_images.py alternating.py output.py proposals.py publish.py readme.py \
-        scripts.py) \
-    $(addprefix tests/scripts/bench/test_,paper.py prediction.py runtimes.py)
+    $(addprefix tests/modes/test_,steps.py modes.py)
 
 test-slow: $(VENV)/.installed  ## the slow tests
 	$(PYTEST) --dist worksteal -m "long and not slow"

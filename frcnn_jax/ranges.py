@@ -9,6 +9,7 @@ whole number fits 32 bits and any other float32, in which the network computes. 
 are not looked at: a traced value has no value yet.
 """
 
+import functools
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ def check(group: str, **values: tuple[Any, Rule]) -> None:
             raise ValueError(f"{group}.{name}={value!r}: expected {rule.says}")
 
 
+@functools.cache
 def number(
     least: float | int = -math.inf,
     most: float | int = math.inf,
@@ -74,6 +76,7 @@ def number(
     return Rule(" ".join([said, " and ".join(ends)]).strip(), holds)
 
 
+@functools.cache
 def several(rule: Rule, count: int | None = None, *, least: int = 1) -> Rule:
     """A sequence whose values all obey a rule: `count` of them, or at least `least`."""
 

@@ -17,6 +17,7 @@ from frcnn_jax.data import augment, named, pipeline, recognise
 from frcnn_jax.data.facts import Facts
 from frcnn_jax.data.images import canvases, check_canvas
 from frcnn_jax.data.sources import mix, records, shapes
+from frcnn_jax.models import resnet
 from frcnn_jax.training import config as configs
 from frcnn_jax.training import recipe
 from frcnn_jax.training.algorithms.faster_rcnn import rpn_proposals
@@ -160,7 +161,6 @@ def whole_and_small():
     for name in FILES:
         marks = [] if name in QUICK else [pytest.mark.slow]
         yield pytest.param(name, None, marks=marks)
-    # The small forms run in test_a_step_of_the_small_form_runs.
     for name, arg in NETWORKS + SMALL:
         yield pytest.param(name, arg, marks=pytest.mark.slow)
 
@@ -185,8 +185,13 @@ def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, arg", SMALL + SMALL_NETWORKS)
-def test_a_step_of_the_small_form_runs(name, arg, rng):
-    """On noise with two objects an image: finite losses, and something has moved."""
+def test_a_step_of_the_small_form_runs(name, arg, rng, monkeypatch):
+    """On noise with two objects an image: finite losses, and something has moved.
+
+    Blocks of a ResNet's stage are alike: one has two here, the others one each. The
+    test above traces all of them.
+    """
+    monkeypatch.setitem(resnet.STAGES, 50, ((2, 1, 1, 1), True))
     c, _, step, state, batch = prepare(name, arg)
 
     def draw(path, x):

@@ -30,7 +30,7 @@ def test_notebook_trains_and_shows(monkeypatch):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     # That the experiment learns is asserted in tests/test_learning.py.
     (cell,) = [c for c in notebook.cells if "checkpoint_every = 300" in c.source]
-    cell.source = cell.source.replace("every = 300", "every = 40")
+    cell.source = cell.source.replace("every = 300", "every = 20")
     cell.source = cell.source.replace("val[:60]", "val[:8]")
     client = NotebookClient(
         notebook,
@@ -43,7 +43,7 @@ def test_notebook_trains_and_shows(monkeypatch):
     kinds = [kind for o in outputs for kind in o.get("data", {})]
     assert kinds.count("image/jpeg") == 3 and kinds.count("image/svg+xml") == 1
     text = "".join(o.get("text", "") for o in outputs)
-    assert "step 40/40" in text and "'AP50'" in text
+    assert "step 20/20" in text and "'AP50'" in text
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import pytest
 from frcnn_jax.evaluation import files
 from frcnn_jax.training import checkpoint
 from frcnn_jax.training.metrics import read, without_clock
+from tests import once
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "scripts" / "small_experiment.py"
@@ -90,9 +91,8 @@ def result(workdir):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The run of one process with four devices."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    finish(start(workdir))
-    return result(workdir)
+    path = once.folder(tmp_path_factory, "alone", lambda p: finish(start(p / "run")))
+    return result(path / "run")
 
 
 @pytest.mark.slow
@@ -113,15 +113,17 @@ def test_two_processes_train_as_one_does(how, alone, tmp_path):
     assert "step 1/20" not in (tmp_path / "run.1.log").read_text()  # one speaks
 
 
-LONG = dict(total_steps=150, eval_every=50, checkpoint_every=10)
+LONG = dict(total_steps=45, eval_every=15, checkpoint_every=5)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """A longer run of two processes, without interruption."""
-    workdir = tmp_path_factory.mktemp("pair") / "run"
-    finish(start(workdir, processes=2, devices=2, **LONG))
-    return result(workdir)
+
+    def make(path):
+        finish(start(path / "run", processes=2, devices=2, **LONG))
+
+    return result(once.folder(tmp_path_factory, "pair", make) / "run")
 
 
 @pytest.mark.slow
@@ -130,7 +132,7 @@ def test_when_one_is_killed_the_other_ends_and_the_pair_resumes(victim, pair, tm
     workdir = tmp_path / "run"
     run = start(workdir, processes=2, devices=2, **LONG)
     try:
-        wait_for("step 33/150", run)
+        wait_for("step 13/45", run)
         run[victim][0].kill()
         killed = time.monotonic()
         other, log = run[1 - victim]
@@ -150,7 +152,7 @@ def test_sigterm_to_one_of_two_saves_and_ends_both(pair, tmp_path):
     workdir = tmp_path / "run"
     run = start(workdir, processes=2, devices=2, **LONG)
     try:
-        wait_for("step 33/150", run)
+        wait_for("step 13/45", run)
         run[1][0].send_signal(signal.SIGTERM)
         finish(run, code=143, timeout=60)
         assert "stopped by SIGTERM" in run[0][1].read_text()

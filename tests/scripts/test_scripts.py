@@ -14,6 +14,7 @@ import pytest
 from frcnn_jax.detector import Detector, load
 from frcnn_jax.evaluation import files
 from frcnn_jax.training import checkpoint
+from tests import once
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -34,9 +35,7 @@ def last_json(done):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("run")
+def train(path):
     config = ROOT / "tests" / "scripts" / "small_experiment.py"
     done = script(
         *("train", f"--config={config}", f"--workdir={path}"),
@@ -46,7 +45,11 @@ def workdir(tmp_path_factory):
     assert "step 1/2  loss" in done.stderr
     config = json.loads((path / "config.json").read_text())
     assert config["optimizer"]["learning_rate"] == 0.01
-    return path
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return once.folder(tmp_path_factory, "small_run", train)
 
 
 def test_evaluate_gives_the_same_for_checkpoint_and_files(workdir, tmp_path):
