@@ -93,9 +93,14 @@ def test_misspelt_data_keys_are_found():
         bind_data({**data, "augment": dict(jiter=1)})
 
 
-def prepare(name, arg):
-    """The configuration, its model, its step, and the shapes of a state and a batch."""
+def prepare(name, arg, rois=None):
+    """The configuration, its model, its step, and the shapes of a state and a batch.
+
+    `rois`: the second stage takes so many an image.
+    """
     c = get_config(name, arg)
+    if rois:
+        c["roi_targets"]["num_samples"] = rois
     model = models.build_detector(num_classes=4, **c["model"])
     optimizer, _ = make_optimizer(c["total_steps"], c["batch_size"], **c["optimizer"])
     canvas, *_ = canvases(c["data"]["canvas"])
@@ -157,19 +162,8 @@ def test_every_key_of_an_experiment_is_known(name, arg):
 QUICK = ("shapes_demo.py", "coco_r50_fpn.py", "voc07_vgg16_fast_rcnn.py")
 
 
-def whole_and_small():
-    for name in FILES:
-        marks = [] if name in QUICK else [pytest.mark.slow]
-        yield pytest.param(name, None, marks=marks)
-    for name, arg in NETWORKS + SMALL:
-        yield pytest.param(name, arg, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("name, arg", list(whole_and_small()))
-def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
-    c, model, step, state, batch = prepare(name, arg)
-    b = c["batch_size"]
-    after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
+def check_shapes(c, model, state, batch, after, metrics):
+    """A step keeps those of the state; a prediction has as many boxes as it may."""
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state
     )
@@ -180,7 +174,23 @@ def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
         batch,
     )
     n = c["postprocess"]["max_detections"]
-    assert found.boxes.shape == (b, n, 4)
+    assert found.boxes.shape == (c["batch_size"], n, 4)
+
+
+def whole():
+    for name in FILES:
+        marks = [] if name in QUICK else [pytest.mark.slow]
+        yield pytest.param(name, None, marks=marks)
+    # The small forms run in test_a_step_of_the_small_form_runs.
+    for name, arg in NETWORKS:
+        yield pytest.param(name, arg, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name, arg", list(whole()))
+def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
+    c, model, step, state, batch = prepare(name, arg)
+    after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
+    check_shapes(c, model, state, batch, after, metrics)
 
 
 @pytest.mark.slow
@@ -188,11 +198,11 @@ def test_experiment_builds_and_a_step_keeps_its_shapes(name, arg):
 def test_a_step_of_the_small_form_runs(name, arg, rng, monkeypatch):
     """On noise with two objects an image: finite losses, and something has moved.
 
-    Blocks of a ResNet's stage are alike: one has two here, the others one each. The
-    test above traces all of them.
+    Blocks of a ResNet's stage are alike: one stage has two here, the others one each.
+    The test above traces all of them, and with as many RoIs as the experiment has.
     """
     monkeypatch.setitem(resnet.STAGES, 50, ((2, 1, 1, 1), True))
-    c, _, step, state, batch = prepare(name, arg)
+    c, model, step, state, batch = prepare(name, arg, rois=32)
 
     def draw(path, x):
         if jnp.issubdtype(x.dtype, jnp.floating):
@@ -232,6 +242,7 @@ def test_a_step_of_the_small_form_runs(name, arg, rng, monkeypatch):
     )
     assert all(np.isfinite(m) for m in metrics.values())
     assert metrics["update_norm"] > 0 and after.step == 1
+    check_shapes(c, model, state, batch, after, metrics)
 
 
 @pytest.mark.parametrize("name", [f for f in FILES if f.startswith("voc07_")])

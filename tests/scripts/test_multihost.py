@@ -116,50 +116,40 @@ def test_two_processes_train_as_one_does(how, alone, tmp_path):
 LONG = dict(total_steps=45, eval_every=15, checkpoint_every=5)
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """A longer run of two processes, without interruption."""
-
-    def make(path):
-        finish(start(path / "run", processes=2, devices=2, **LONG))
-
-    return result(once.folder(tmp_path_factory, "pair", make) / "run")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_is_killed_the_other_ends_and_the_pair_resumes(victim, pair, tmp_path):
+def test_a_pair_goes_on_after_each_kind_of_end(tmp_path):
+    """One of two is killed, then the other, then one gets SIGTERM: nothing changes."""
+    pair = partial(start, processes=2, devices=2, **LONG)
+    finish(pair(tmp_path / "whole"))
     workdir = tmp_path / "run"
-    run = start(workdir, processes=2, devices=2, **LONG)
+    for victim, step in ((0, 13), (1, 23)):
+        run = pair(workdir)
+        try:
+            wait_for(f"step {step}/45", run)
+            resumed = "going on from step" in run[0][1].read_text()
+            assert resumed == (victim == 1)
+            run[victim][0].kill()
+            killed = time.monotonic()
+            other, log = run[1 - victim]
+            assert other.wait(60) not in (0, 143)
+            print(f"ended {time.monotonic() - killed:.1f} s later")
+            said = log.read_text()
+            died = "another process has died", "another task died"
+            assert any(words in said for words in died), said
+        finally:
+            end_all(run)
+    run = pair(workdir)
     try:
-        wait_for("step 13/45", run)
-        run[victim][0].kill()
-        killed = time.monotonic()
-        other, log = run[1 - victim]
-        assert other.wait(60) not in (0, 143)
-        print(f"ended {time.monotonic() - killed:.1f} s later")
-        said = log.read_text()
-        assert "another process has died" in said or "another task died" in said, said
-    finally:
-        end_all(run)
-    finish(start(workdir, processes=2, devices=2, **LONG))
-    assert "going on from step" in (tmp_path / "run.0.log").read_text()
-    assert_equal(result(workdir), pair)
-
-
-@pytest.mark.slow
-def test_sigterm_to_one_of_two_saves_and_ends_both(pair, tmp_path):
-    workdir = tmp_path / "run"
-    run = start(workdir, processes=2, devices=2, **LONG)
-    try:
-        wait_for("step 13/45", run)
+        wait_for("step 33/45", run)
+        assert "going on from step" in run[0][1].read_text()
         run[1][0].send_signal(signal.SIGTERM)
         finish(run, code=143, timeout=60)
         assert "stopped by SIGTERM" in run[0][1].read_text()
     finally:
         end_all(run)
-    finish(start(workdir, processes=2, devices=2, **LONG))
-    assert_equal(result(workdir), pair)
+    finish(pair(workdir))
+    assert "going on from step" in (tmp_path / "run.0.log").read_text()
+    assert_equal(result(workdir), result(tmp_path / "whole"))
 
 
 def assert_equal(a, b):
