@@ -86,7 +86,7 @@ def test_a_source_of_ones_own_is_trained_and_evaluated(tmp_path):
         ]
         layouts.text(folder / f"{split}.txt", "\n".join(lines) + "\n")
     layouts.text(folder / "classes.txt", "cat\ndog\n")
-    steps = ("total_steps", "eval_every", "checkpoint_every")
+    steps = ("total_steps", "eval_every", "checkpoint_every", "log_every")
     flags = [f"--config.{name}=4" for name in steps] + ["--config.batch_size=2"]
     flags += ["--config.data.name=examples.my_dataset", f"--config.data.root={folder}"]
     flags += ["--config.data.short_side=64", "--config.data.max_side=64"]
