@@ -36,7 +36,7 @@ test: $(VENV)/.installed  ## the tests
 # from the end.
 COMPILING := $(addprefix tests/scripts/test_,multihost.py any_data.py readme.py sweep.py) \
     tests/examples/test_notebook.py tests/parity/test_kill_and_resume.py \
-    $(addprefix tests/scripts/test_,alternating.py proposals.py bad_images.py onnx.py \
+    $(addprefix tests/scripts/test_,alternating.py proposals.py bad_images.py \
         report.py output.py publish.py scripts.py verify_zoo.py) \
     $(addprefix tests/scripts/bench/test_,paper.py prediction.py runtimes.py) \
     tests/test_backbone_experiments.py tests/test_experiments.py \
@@ -44,8 +44,8 @@ COMPILING := $(addprefix tests/scripts/test_,multihost.py any_data.py readme.py 
         stochastic_depth.py loop.py norms.py validation.py step.py padding.py recipe.py \
         values.py) \
     $(addprefix tests/models/test_,extents.py swin.py convnext.py vit.py) \
-    $(addprefix tests/weights/test_,backbone_goldens.py vgg.py zoo_of_a_wheel.py) \
-    tests/to_onnx/test_detector.py tests/test_cascade.py tests/ops/test_nms.py \
+    $(addprefix tests/weights/test_,vgg.py zoo_of_a_wheel.py) \
+    tests/test_cascade.py tests/ops/test_nms.py \
     $(addprefix tests/examples/test_,own_parts.py jax_programs.py) \
     $(addprefix tests/modes/test_,steps.py modes.py)
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -122,7 +123,7 @@ def test_a_pair_goes_on_after_each_kind_of_end(tmp_path):
     pair = partial(start, processes=2, devices=2, **LONG)
     finish(pair(tmp_path / "whole"))
     workdir = tmp_path / "run"
-    for victim, step in ((0, 13), (1, 23)):
+    for victim, step in ((0, 13), (1, 17)):
         run = pair(workdir)
         try:
             wait_for(f"step {step}/45", run)
@@ -134,21 +135,24 @@ def test_a_pair_goes_on_after_each_kind_of_end(tmp_path):
             assert other.wait(60) not in (0, 143)
             print(f"ended {time.monotonic() - killed:.1f} s later")
             said = log.read_text()
-            died = "another process has died", "another task died"
+            # Gloo may abort before JAX or we have seen it.
+            died = "another process has died", "another task died", "gloo::"
             assert any(words in said for words in died), said
         finally:
             end_all(run)
     run = pair(workdir)
     try:
-        wait_for("step 33/45", run)
+        wait_for("step 17/45", run)  # the last periodic checkpoint is of step 15
         assert "going on from step" in run[0][1].read_text()
         run[1][0].send_signal(signal.SIGTERM)
         finish(run, code=143, timeout=60)
-        assert "stopped by SIGTERM" in run[0][1].read_text()
+        said = run[0][1].read_text()
+        assert "stopped by SIGTERM" in said
     finally:
         end_all(run)
+    taken = re.findall(r"step (\d+)/45", said)[-1]
     finish(pair(workdir))
-    assert "going on from step" in (tmp_path / "run.0.log").read_text()
+    assert f"going on from step {taken} " in (tmp_path / "run.0.log").read_text()
     assert_equal(result(workdir), result(tmp_path / "whole"))
 
 
