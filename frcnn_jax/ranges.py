@@ -90,6 +90,7 @@ def several(rule: Rule, count: int | None = None, *, least: int = 1) -> Rule:
     return Rule(f"a tuple of {many}, each {rule.says}", holds)
 
 
+@functools.cache  # so that `several` of it is found again
 def either(first: Rule, second: Rule) -> Rule:
     """What one of two rules allows."""
     return Rule(
